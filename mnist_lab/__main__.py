@@ -1,0 +1,99 @@
+"""The command line: `python -m mnist_lab [verb] [hydra overrides]`. Imports nothing heavy; no verb means train."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from mnist_lab.errors import UserError
+
+STARTED = time.perf_counter()
+
+VERBS = ("train", "test", "articles")
+
+
+def main() -> None:
+    """Runs the verb that the command line names."""
+    from mnist_lab.errors import UserError, closest
+
+    words = sys.argv[1:]
+    verb = words.pop(0) if words and words[0] in VERBS else "train"
+    try:
+        if words and words[0].isidentifier():
+            raise UserError(f"{words[0]}: there is no such verb.{closest(words[0], VERBS)} The verbs are {', '.join(VERBS)}")
+        if verb == "train" or any(word in ("-h", "--help") for word in words):
+            train([sys.argv[0], *words])
+        elif verb == "test":
+            from mnist_lab.evaluate import evaluate
+
+            evaluate(words)
+        else:
+            from mnist_lab.articles import articles
+
+            articles(words)
+    except UserError as error:
+        fail(error)
+
+
+def train(argv: list[str]) -> None:
+    """Checks the command, and hands it to Hydra, which calls `job` once, or once for each job of a multirun."""
+    import hydra
+    from hydra._internal.utils import get_args_parser
+
+    from mnist_lab.config import CONF_DIR, check_command
+
+    sys.argv = argv
+    args = get_args_parser().parse_args(argv[1:])
+    if not (args.hydra_help or args.shell_completion or args.help):
+        check_command(args.overrides, args.config_dir, args.config_name or "config", args.multirun)
+    hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
+
+
+def job(cfg: DictConfig) -> None:
+    """One run in the folder that Hydra has made for it."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from mnist_lab.config import plain
+    from mnist_lab.errors import UserError
+
+    hydra_cfg = HydraConfig.get()
+    run_dir = Path(hydra_cfg.runtime.output_dir)
+    overrides = list(hydra_cfg.overrides.task)
+    alone = hydra_cfg.mode == RunMode.RUN
+    try:
+        from mnist_lab.run import run
+
+        run(plain(cfg), run_dir, overrides, sys.argv[1:] if alone else overrides, STARTED if alone else None)
+    except UserError as error:
+        leave_nothing(run_dir)
+        fail(error)
+
+
+def leave_nothing(run_dir: Path) -> None:
+    """Takes away what Hydra wrote for a run that never began, and the folders that this leaves empty."""
+    if (run_dir / "history.csv").exists():
+        return
+    for name in (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "run.log", "config.yaml"):
+        (run_dir / name).unlink(missing_ok=True)
+    for folder in (run_dir / ".hydra", run_dir, run_dir.parent):
+        if folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def fail(error: UserError) -> NoReturn:
+    """Ends the program with a mistake's message and exit status 2; HYDRA_FULL_ERROR=1 shows where it was found."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

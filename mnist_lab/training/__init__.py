@@ -1,0 +1,6 @@
+"""The LightningModule and the callbacks of a run."""
+
+from mnist_lab.training.callbacks import EpochProgress, History, LayerTable, NeuronForwardPass, show
+from mnist_lab.training.classifier import Classifier
+
+__all__ = ["Classifier", "EpochProgress", "History", "LayerTable", "NeuronForwardPass", "show"]

@@ -1,0 +1,200 @@
+"""What happens beside the training: a line and a row an epoch, a progress bar, the neuron's forward pass."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.utilities.model_summary import ModelSummary
+from rich import get_console
+from rich.console import RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from mnist_lab.files import write_whole
+from mnist_lab.models import Neuron
+from mnist_lab.training.classifier import Classifier
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("epoch", "train/loss", "train/acc", "val/loss", "val/acc", "lr", "seconds")
+
+
+def show(renderable: RenderableType) -> None:
+    """Shows a table or a frame on the terminal, and writes it as text to the run's log file."""
+    console = get_console()
+    console.print(renderable)
+    with console.capture() as captured:
+        console.print(renderable)
+    text = "\n".join(line.rstrip() for line in Text.from_ansi(captured.get()).plain.splitlines())
+    record = logging.LogRecord(log.name, logging.INFO, __file__, 0, "\n" + text, None, None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
+class History(Checkpoint):
+    """One line on the terminal and one row of history.csv for each epoch.
+
+    A Checkpoint, because Lightning calls those last: when the module has logged its epoch.
+
+    Args:
+        path: the CSV file; its columns are epoch (from 1), train/loss, train/acc, val/loss, val/acc, lr, seconds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float | int | None]] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Starts the epoch's clock."""
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Records the epoch; Lightning has validated by now."""
+        assert isinstance(pl_module, Classifier)
+        validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+        row: dict[str, float | int | None] = {
+            "epoch": trainer.current_epoch + 1,
+            **{k: pl_module.metrics.get(k) for k in ("train/loss", "train/acc")},
+            **{k: pl_module.metrics.get(k) if validated else None for k in ("val/loss", "val/acc")},
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "seconds": round(time.perf_counter() - self._start, 3),
+        }
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            log.info(self._line(row, trainer.max_epochs or 0))
+            text = io.StringIO()
+            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_whole(self.path, text.getvalue())
+
+    @staticmethod
+    def _line(row: dict[str, Any], epochs: int) -> str:
+        words = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"]
+        for stage in ("train", "val"):
+            if row[f"{stage}/loss"] is not None:
+                words.append(f"{stage} loss {row[f'{stage}/loss']:.4f}  acc {row[f'{stage}/acc']:7.2%}")
+        return "   ".join([*words, f"{row['seconds']:.1f} s"])
+
+
+class EpochProgress(ProgressBar):
+    """A bar that fills within each epoch and leaves nothing behind; `History` writes what stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def disable(self) -> None:
+        """Called by Lightning in all processes but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Shows the bar again."""
+        self._enabled = True
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Opens the epoch's bar."""
+        if not self._enabled or not get_console().is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("batches,"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=get_console(),
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=self.total_train_batches)
+        self._every = max(1, int(self.total_train_batches) // 100)
+        self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
+    ) -> None:
+        """Moves the bar, a hundred times an epoch."""
+        if self._bar is not None and (batch_idx + 1) % self._every == 0:
+            self._bar.update(self._task, completed=batch_idx + 1)
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        """Takes the bar away."""
+        self._close()
+
+    def on_exception(self, *_: Any) -> None:
+        """Leaves the terminal as it was."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class LayerTable(Callback):
+    """The network's layers with the shape of what each gives for one image, and its parameters, before training."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Shows the table."""
+        if not trainer.is_global_zero:
+            return
+        summary = ModelSummary(pl_module, max_depth=-1)
+        table = Table("layer", "gives", Column("parameters", justify="right"))
+        names = summary.layer_names
+        for name, kind, shape, count in zip(
+            names, summary.layer_types, summary.out_sizes, summary.param_nums, strict=True
+        ):
+            is_leaf = not any(other.startswith(name + ".") for other in names)
+            if is_leaf and name.startswith("net"):
+                gives = "×".join(map(str, shape[1:])) if isinstance(shape, list) else str(shape)
+                table.add_row(kind, gives, f"{max(count, 0):,}" if count else "")
+        table.add_section()
+        table.add_row("all", "", f"{summary.total_parameters:,}")
+        show(table)
+
+
+class NeuronForwardPass(Callback):
+    """Shows what one neuron computes, with all digits, before any training: article A1.
+
+    Args:
+        weights: of the neuron.
+        bias: of the neuron.
+        inputs: as many as weights.
+
+    Raises:
+        ValueError: inputs and weights differ in number.
+    """
+
+    def __init__(self, weights: Sequence[float], bias: float, inputs: Sequence[float]) -> None:
+        if len(weights) != len(inputs):
+            raise ValueError(f"a neuron with {len(weights)} weights can't take {len(inputs)} inputs")
+        self.weights, self.bias, self.inputs = list(weights), bias, list(inputs)
+        self.output = self._forward()
+        """The neuron's output, in (0, 1), in double precision."""
+
+    def _forward(self) -> float:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            neuron = Neuron([len(self.weights)]).double()
+            neuron.linear.weight.copy_(torch.tensor([self.weights]))
+            neuron.linear.bias.fill_(self.bias)
+            return neuron.probability(torch.tensor([self.inputs], dtype=torch.float64)).item()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Prints it."""
+        if trainer.is_global_zero:
+            log.info(
+                f"one neuron: weights {self.weights}, bias {self.bias}, inputs {self.inputs} → sigmoid gives {self.output!r}"
+            )
