@@ -26,7 +26,9 @@ def main() -> None:
     verb = words.pop(0) if words and words[0] in VERBS else "train"
     try:
         if words and words[0].isidentifier():
-            raise UserError(f"{words[0]}: there is no such verb.{closest(words[0], VERBS)} The verbs are {', '.join(VERBS)}")
+            raise UserError(
+                f"{words[0]}: there is no such verb.{closest(words[0], VERBS)} The verbs are {', '.join(VERBS)}"
+            )
         if verb == "train" or any(word in ("-h", "--help") for word in words):
             train([sys.argv[0], *words])
         elif verb == "test":
@@ -47,43 +49,48 @@ def train(argv: list[str]) -> None:
     from hydra._internal.utils import get_args_parser
 
     from mnist_lab.config import CONF_DIR, check_command
+    from mnist_lab.errors import UserError
+
+    def job(cfg: DictConfig) -> None:
+        """One run in the folder that Hydra has made for it."""
+        from hydra.core.hydra_config import HydraConfig
+
+        from mnist_lab.config import plain
+
+        hydra_cfg = HydraConfig.get()
+        run_dir = Path(hydra_cfg.runtime.output_dir)
+        overrides = list(hydra_cfg.overrides.task)
+        try:
+            from mnist_lab.run import run
+
+            if args.multirun:
+                run(plain(cfg), run_dir, overrides, command=overrides)
+            else:
+                run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
+        except UserError as error:
+            leave_nothing(run_dir, until=existing)
+            fail(error)
 
     sys.argv = argv
-    args = get_args_parser().parse_args(argv[1:])
+    parser = get_args_parser()
+    parser.error = lambda message: fail(UserError(message))  # type: ignore[method-assign]
+    args = parser.parse_args(argv[1:])
+    existing = Path.cwd()
     if not (args.hydra_help or args.shell_completion or args.help):
-        check_command(args.overrides, args.config_dir, args.config_name or "config", args.multirun)
+        existing = check_command(args.overrides, args.config_dir, args.config_name or "config", args.multirun)
     hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
 
 
-def job(cfg: DictConfig) -> None:
-    """One run in the folder that Hydra has made for it."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from mnist_lab.config import plain
-    from mnist_lab.errors import UserError
-
-    hydra_cfg = HydraConfig.get()
-    run_dir = Path(hydra_cfg.runtime.output_dir)
-    overrides = list(hydra_cfg.overrides.task)
-    alone = hydra_cfg.mode == RunMode.RUN
-    try:
-        from mnist_lab.run import run
-
-        run(plain(cfg), run_dir, overrides, sys.argv[1:] if alone else overrides, STARTED if alone else None)
-    except UserError as error:
-        leave_nothing(run_dir)
-        fail(error)
-
-
-def leave_nothing(run_dir: Path) -> None:
-    """Takes away what Hydra wrote for a run that never began, and the folders that this leaves empty."""
+def leave_nothing(run_dir: Path, until: Path) -> None:
+    """Takes away what Hydra wrote for a run that never began, and the folders that this leaves empty, below `until`."""
     if (run_dir / "history.csv").exists():
         return
     for name in (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "run.log", "config.yaml"):
         (run_dir / name).unlink(missing_ok=True)
-    for folder in (run_dir / ".hydra", run_dir, run_dir.parent):
-        if folder.is_dir() and folder != Path.cwd() and not any(folder.iterdir()):
+    for folder in (run_dir / ".hydra", run_dir, *run_dir.parents):
+        if folder == until or (folder.is_dir() and any(folder.iterdir())):
+            break
+        if folder.is_dir():
             folder.rmdir()
 
 

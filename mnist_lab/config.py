@@ -13,7 +13,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
@@ -41,7 +41,7 @@ def class_folders(folder: str) -> list[str]:
     inner = root / "train" if (root / "train").is_dir() else root
     names = sorted(d.name for d in inner.iterdir() if d.is_dir() and not d.name.startswith("."))
     if len(names) < 2:
-        raise UserError(f"data.root={folder}: {inner} has {len(names)} class folder(s): at least two are needed, each with its images")
+        raise UserError(f"data.root={folder}: {inner} has {len(names)} class folder(s), and at least two are needed")
     return names
 
 
@@ -58,9 +58,11 @@ class Rule:
     choices: tuple[str, ...] = ()
 
     def or_null(self) -> Rule:
+        """The same, with null allowed."""
         return Rule(f"{self.allowed}, or null", lambda v: v is None or self.holds(v), self.choices)
 
     def or_list(self) -> Rule:
+        """The same, with a list of such values allowed."""
         return Rule(
             f"{self.allowed}, or a list of them",
             lambda v: all(map(self.holds, v)) if isinstance(v, list) else self.holds(v),
@@ -75,12 +77,13 @@ def _is_integer(v: Any) -> bool:
     return isinstance(v, int) and not isinstance(v, bool)
 
 
-def integer(low: int, high: int | None = None) -> Rule:
+def _integer(low: int, high: int | None = None) -> Rule:
     words = f"a whole number from {low} to {high}" if high is not None else f"a whole number, {low} or more"
     return Rule(words, lambda v: _is_integer(v) and low <= v and (high is None or v <= high))
 
 
 def one_of(*choices: str) -> Rule:
+    """The rule that a value is one of these words."""
     return Rule("one of " + ", ".join(choices), lambda v: v in choices, choices)
 
 
@@ -105,7 +108,8 @@ batches = Rule(
     lambda v: (_is_integer(v) and v >= 0) or (isinstance(v, float) and 0 <= v <= 1),
 )
 betas = Rule(
-    "two numbers, each from 0 to below 1", lambda v: isinstance(v, list) and len(v) == 2 and all(map(below_one.holds, v))
+    "two numbers, each from 0 to below 1",
+    lambda v: isinstance(v, list) and len(v) == 2 and all(map(below_one.holds, v)),
 )
 image_shape = Rule(
     "three whole numbers, 1 or more: [channels, height, width]",
@@ -113,40 +117,42 @@ image_shape = Rule(
 )
 device_count = Rule(
     "a whole number, 1 or more, a list of device numbers, or auto",
-    lambda v: v == "auto"
-    or (_is_integer(v) and (v >= 1 or v == -1))
-    or (isinstance(v, list) and len(v) > 0 and all(map(_is_integer, v))),
+    lambda v: (
+        v == "auto"
+        or (_is_integer(v) and (v >= 1 or v == -1))
+        or (isinstance(v, list) and len(v) > 0 and all(map(_is_integer, v)))
+    ),
 )
 
 # Values are checked here rather than where they are used, so that a mistake is told before torch is imported. A rule
-# holds for a key of ours or of the libraries that we configure; a class of the user's own gives its keys its own meaning.
+# holds for a key of ours or of the libraries that we configure; the keys of a user's own class mean what that class says.
 RULES: dict[str, Rule] = {
     "name": text,
-    "seed": integer(0, 2**32 - 1),
+    "seed": _integer(0, 2**32 - 1),
     "test_checkpoint": one_of("last", "best"),
     "loss.label_smoothing": below_one,
     "data.root": text,
     "data.fallback": one_of("mnist_5k").or_null(),
-    "data.batch_size": integer(1),
-    "data.eval_batch_size": integer(1),
+    "data.batch_size": _integer(1),
+    "data.eval_batch_size": _integer(1),
     "data.val": one_of("random", "last", "test", "none"),
     "data.val_size": part,
     "data.train_size": share.or_null(),
     "data.scale": one_of("unit", "standard", "none"),
-    "data.one_vs_rest": integer(0).or_null(),
-    "data.seed": integer(0, 2**32 - 1),
+    "data.one_vs_rest": _integer(0).or_null(),
+    "data.seed": _integer(0, 2**32 - 1),
     "data.shape": image_shape,
-    "data.num_classes": integer(2),
+    "data.num_classes": _integer(2),
     "data.source.split": one_of(*EMNIST_CLASSES),
     "data.source.test_size": inside_one,
-    "model.hidden": integer(1).or_list(),
+    "model.hidden": _integer(1).or_list(),
     "model.activation": one_of(*ACTIVATIONS),
     "model.init": one_of(*INITS),
     "model.dropout": below_one,
-    "model.filters": integer(1),
-    "model.kernel_size": integer(1),
-    "model.pool": integer(1),
-    "model.digit": integer(0),
+    "model.filters": _integer(1),
+    "model.kernel_size": _integer(1),
+    "model.pool": _integer(1),
+    "model.digit": _integer(0),
     "optimizer.lr": positive,
     "optimizer.eps": positive,
     "optimizer.alpha": below_one,
@@ -155,20 +161,20 @@ RULES: dict[str, Rule] = {
     "optimizer.weight_decay": not_negative,
     "optimizer.nesterov": boolean,
     "optimizer.fused": boolean.or_null(),
-    "schedule.every": integer(1),
+    "schedule.every": _integer(1),
     "schedule.gamma": up_to_one,
     "schedule.warmup": below_one,
     "schedule.initial": up_to_one,
     "schedule.final": zero_to_one,
-    "trainer.max_epochs": integer(1),
+    "trainer.max_epochs": _integer(1),
     "trainer.accelerator": text,
     "trainer.devices": device_count,
-    "trainer.num_nodes": integer(1),
+    "trainer.num_nodes": _integer(1),
     "trainer.strategy": text,
     "trainer.precision": one_of(*PRECISIONS),
     "trainer.gradient_clip_val": positive.or_null(),
-    "trainer.accumulate_grad_batches": integer(1),
-    "trainer.check_val_every_n_epoch": integer(1),
+    "trainer.accumulate_grad_batches": _integer(1),
+    "trainer.check_val_every_n_epoch": _integer(1),
     "trainer.limit_train_batches": batches,
     "trainer.limit_val_batches": batches,
     "trainer.limit_test_batches": batches,
@@ -176,7 +182,7 @@ RULES: dict[str, Rule] = {
     "trainer.detect_anomaly": boolean,
     "callbacks.early_stopping.monitor": one_of("val/loss", "val/acc", "train/loss", "train/acc"),
     "callbacks.early_stopping.mode": one_of("min", "max"),
-    "callbacks.early_stopping.patience": integer(1),
+    "callbacks.early_stopping.patience": _integer(1),
     "callbacks.early_stopping.min_delta": not_negative,
 }
 
@@ -207,6 +213,8 @@ def compose_config(overrides: list[str], config_dir: str | None = None, config_n
             raise UserError(_unknown_option(error)) from error
         except ConfigCompositionException as error:
             raise UserError(_unknown_key(error, overrides + search, config_name)) from error
+        except OverrideParseException as error:
+            raise UserError(f"{error.override}: not understood, {_one_line(error)}") from error
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(_one_line(error)) from error
         except yaml.YAMLError as error:
@@ -217,7 +225,7 @@ def compose_config(overrides: list[str], config_dir: str | None = None, config_n
 
 
 def _one_line(error: Exception) -> str:
-    words = str(error) or str(error.__cause__)
+    words = re.sub(r"^Error parsing override '.*'", "", str(error)) or str(error.__cause__)
     return " ".join(re.sub(r"See https?://\S+.*", "", words).split())[:1000]
 
 
@@ -259,11 +267,11 @@ def unknown_key_hint(key: str, cfg: DictConfig) -> str:
 
 
 def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in cfg:
-        yield f"{prefix}{key}"
-        node = cfg._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() and not node._is_interpolation():
-            yield from _keys(node, f"{prefix}{key}.")
+    for name in map(str, cfg):
+        yield prefix + name
+        node = cfg._get_node(name)
+        if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
+            yield from _keys(node, f"{prefix}{name}.")
 
 
 def check(cfg: DictConfig) -> None:
@@ -281,7 +289,7 @@ def check(cfg: DictConfig) -> None:
         except InterpolationResolutionError as error:
             # OmegaConf keeps of the resolver's own error only its text, in its first line.
             message = str(error).splitlines()[0].rpartition("while resolving interpolation: ")[2]
-            raise UserError(message if message.startswith("data.") else f"{key}: {message}") from None
+            raise UserError(message if message.startswith("data.") else f"{key}: {message!s}") from None
         except OmegaConfBaseException as error:
             raise UserError(f"{key}: " + _one_line(error)) from error
         rule = RULES.get(key)
@@ -312,7 +320,9 @@ def _check_together(cfg: DictConfig) -> None:
 
     if get("data.val") == "none":
         if cfg.test_checkpoint == "best":
-            raise UserError("test_checkpoint=best needs validation data, and data.val=none gives none: use data.val=random")
+            raise UserError(
+                "test_checkpoint=best needs validation data, and data.val=none gives none: use data.val=random"
+            )
         if str(get("callbacks.early_stopping.monitor")).startswith("val/"):
             raise UserError("early stopping watches validation data, and data.val=none gives none: use data.val=random")
     digit, classes = get("data.one_vs_rest"), get("data.num_classes")
@@ -322,25 +332,29 @@ def _check_together(cfg: DictConfig) -> None:
     if get("optimizer.nesterov") and not get("optimizer.momentum"):
         raise UserError("optimizer.nesterov=true needs momentum: add optimizer.momentum=0.9")
     if get("schedule.initial") is not None and get("schedule.warmup") == 0:
-        raise UserError("schedule.warmup=0 is not allowed with schedule=one_cycle: it must be a number above 0 and below 1")
+        raise UserError(
+            "schedule.warmup=0 is not allowed with schedule=one_cycle: it must be a number above 0 and below 1"
+        )
 
 
-def check_command(overrides: list[str], config_dir: str | None, config_name: str, multirun: bool) -> None:
+def check_command(overrides: list[str], config_dir: str | None, config_name: str, multirun: bool) -> Path:
     """Checks everything that a command asks for, before anything is imported or written for it.
 
     A sweep is checked value by value: each value of each swept key once, with the first values of the others.
+
+    Returns:
+        The deepest folder on the way to the command's own that exists already.
 
     Raises:
         UserError: with the first mistake found.
     """
     if not multirun:
         cfg = compose_config(overrides, config_dir, config_name)
-        _check_writable(Path(cfg.hydra.run.dir))
-        return
+        return _check_writable(Path(cfg.hydra.run.dir))
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise UserError(_one_line(error)) from error
+    except OverrideParseException as error:
+        raise UserError(f"{error.override}: not understood, {_one_line(error)}") from error
     axes: list[list[str]] = []
     for override in parsed:
         if override.is_sweep_override():
@@ -355,13 +369,14 @@ def check_command(overrides: list[str], config_dir: str | None, config_name: str
             raise UserError(f"{overrides[n]}: an empty range, there is nothing to sweep over")
     first = [axis[0] for axis in axes]
     cfg = compose_config(first, config_dir, config_name)
-    _check_writable(Path(cfg.hydra.sweep.dir))
+    existing = _check_writable(Path(cfg.hydra.sweep.dir))
     for n, axis in enumerate(axes):
         for value in axis[1:]:
             compose_config([*first[:n], value, *first[n + 1 :]], config_dir, config_name)
+    return existing
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(folder: Path) -> Path:
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -369,6 +384,7 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"{folder} cannot be made: {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{folder} cannot be made: {existing} is not writable. Choose another with hydra.run.dir=DIR")
+    return existing
 
 
 def plain(cfg: DictConfig) -> DictConfig:

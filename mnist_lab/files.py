@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -26,10 +27,8 @@ def sha256(path: Path) -> str:
         return str(known[key])
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
+    with suppress(OSError):  # a home that can't be written to costs time, nothing else
         write_whole(cache, json.dumps({**known, key: digest}, indent=0))
-    except OSError:
-        pass  # a home that can't be written to costs time, nothing else
     return digest
 
 
@@ -42,8 +41,8 @@ def write_whole(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -77,7 +77,9 @@ class Result:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values["schema_version"] != SCHEMA_VERSION:
-                raise UserError(f"{path} has schema version {values['schema_version']}; this program reads {SCHEMA_VERSION}")
+                raise UserError(
+                    f"{path} has schema version {values['schema_version']}; this program reads {SCHEMA_VERSION}"
+                )
             return Result(**{field.name: values[field.name] for field in fields(Result)})
         except FileNotFoundError:
             raise UserError(f"{run_dir} is no finished run: it has no result.json") from None
@@ -91,7 +93,9 @@ def code_state() -> dict[str, Any]:
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True)
+            done = subprocess.run(
+                ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()

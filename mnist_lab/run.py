@@ -8,7 +8,7 @@ import platform
 import shlex
 import time
 import warnings
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
 warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # scalars are logged by epoch
 warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
 
 
@@ -68,7 +69,9 @@ def run(
     data.prepare_data()
     data.setup()
     check_fit(cfg, net, data)
-    module = Classifier(net, loss, build(cfg, "optimizer"), build(cfg, "schedule") or None)
+    optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule") or None
+    check_optimizer(net, optimizer, schedule)
+    module = Classifier(net, loss, optimizer, schedule)
     module.example_input_array = torch.zeros(1, *data.shape)
 
     if trainer.is_global_zero:
@@ -114,11 +117,7 @@ def run(
             "test": round(test_end - fit_end, 3),
         },
         notes=notes(cfg, data),
-        extras={
-            "forward_pass": callback.output
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
-            if isinstance(callback, NeuronForwardPass)
-        },
+        extras=extras(trainer),
     )
     result.save(run_dir)
     log_hyperparameters(trainer.logger, result)
@@ -147,7 +146,8 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
     check_fit(cfg, net, data)
     load_weights(net, checkpoint)
     module = Classifier(net, build(cfg, "loss"), build(cfg, "optimizer"))
-    trainer = build_trainer(OmegaConf.merge(cfg, {"logger": {}}), run_dir, [])
+    cfg.logger = {}
+    trainer = build_trainer(cfg, run_dir, [])
     trainer.test(module, datamodule=data, verbose=False)
     found = module.metrics
     if trainer.is_global_zero:
@@ -173,7 +173,7 @@ def load_weights(net: nn.Module, checkpoint: Path) -> None:
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         weights = {key.removeprefix("net."): value for key, value in saved.items() if key.startswith("net.")}
     except Exception as error:  # torch raises what its unpickler and its zip reader raise
-        raise UserError(f"{checkpoint} can't be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{checkpoint} can't be read as a checkpoint: {_brief(error)}") from error
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
@@ -191,11 +191,12 @@ def build(cfg: DictConfig, section: str) -> Any:
         return instantiate(cfg[section], _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
-        mistake = cause is None or isinstance(cause, TypeError | ValueError | ImportError | AttributeError | RuntimeError)
+        mistake = cause is None or isinstance(
+            cause, TypeError | ValueError | ImportError | AttributeError | RuntimeError
+        )
         if not mistake:
             raise
-        message = str(cause or error).strip().splitlines()[0]
-        raise UserError(f"{section}: {cfg[section].get('_target_')} can't be made: {message}") from error
+        raise UserError(f"{section}: {cfg[section].get('_target_')} can't be made: {_brief(cause or error)}") from error
 
 
 def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
@@ -228,11 +229,13 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> 
         )
     except InstantiationException as error:
         cause = error.__cause__ or error
-        if not isinstance(cause, MisconfigurationException | ValueError | TypeError | RuntimeError | InstantiationException):
+        if not isinstance(
+            cause, MisconfigurationException | ValueError | TypeError | RuntimeError | InstantiationException
+        ):
             raise
-        hint = " Use trainer=cpu, or trainer=auto for the best there is" if cfg.trainer.accelerator != "cpu" else ""
-        message = str(cause).strip().splitlines()[0]
-        raise UserError(f"trainer.accelerator={cfg.trainer.accelerator}, devices={cfg.trainer.devices}: {message}{hint}") from error
+        asked = cfg.trainer.accelerator
+        hint = f" trainer.accelerator={asked}: use trainer=cpu, or auto" if asked not in ("auto", "cpu") else ""
+        raise UserError(f"trainer: {_brief(cause)}{hint}") from error
     return trainer
 
 
@@ -251,13 +254,27 @@ def check_fit(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> None:
         with torch.no_grad():
             logits = net(images)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise UserError(
-            f"{what}: it doesn't take images of the shape {list(data.shape)} ({str(error).strip().splitlines()[0]})"
-        ) from error
+        raise UserError(f"{what}: it doesn't take images of the shape {list(data.shape)} ({_brief(error)})") from error
     finally:
         net.train(training)
     if tuple(logits.shape) != (2, classes):
         raise UserError(f"{what}: for two images it gives {list(logits.shape)}, where {[2, classes]} is needed")
+
+
+def check_optimizer(net: nn.Module, optimizer: Any, schedule: Any) -> None:
+    """Makes both once, for nothing: Lightning makes them only when the training begins.
+
+    Raises:
+        UserError: one of them doesn't take what the config gives it.
+    """
+    section = "optimizer"
+    try:
+        made = optimizer(net.parameters())
+        section = "schedule"
+        if schedule is not None:
+            schedule(made, total_steps=100, epochs=1)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{section}: {_brief(error)}") from error
 
 
 def notes(cfg: DictConfig, data: ImageDataModule) -> list[str]:
@@ -266,8 +283,8 @@ def notes(cfg: DictConfig, data: ImageDataModule) -> list[str]:
     if data.fallback_reason is not None:
         assert data.images is not None
         found.append(
-            f"NOT {data.name.upper()}: {data.images.name} stands in for it, with {len(data.train_index):,} training and "
-            f"{len(data.images.test_labels):,} test images. {data.fallback_reason}."
+            f"NOT {data.data_name.upper()}: {data.images.name} stands in for it, with {len(data.train_index):,} training "
+            f"and {len(data.images.test_labels):,} test images. {data.fallback_reason}."
         )
     if data.val == "test":
         found.append("The test set was looked at while training: it was the validation set (data.val=test).")
@@ -282,7 +299,7 @@ def announce(cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: L.
         parts.append(f"{data.val_count:,} val")
     parts.append(f"{len(data.images.test_labels):,} test images")
     log.info(
-        f"{cfg.name}: {cfg.model._target_.rpartition('.')[2]}, {sum(p.numel() for p in net.parameters()):,} parameters, "
+        f"{cfg.name}: {type(net).__name__}, {sum(p.numel() for p in net.parameters()):,} parameters, "
         f"on {data.images.name} ({', '.join(parts)}), seed {cfg.seed}, {trainer.strategy.root_device.type}"
     )
     log.info(f"in {_relative(run_dir)}")
@@ -316,7 +333,7 @@ def data_facts(cfg: DictConfig, data: ImageDataModule) -> dict[str, Any]:
     assert images is not None
     digest = hashlib.sha256("".join(f"{name}:{images.files[name]}\n" for name in sorted(images.files)).encode())
     return {
-        "requested": data.name,
+        "requested": data.data_name,
         "name": images.name,
         "fallback": data.fallback_reason,
         "digest": digest.hexdigest(),
@@ -327,6 +344,12 @@ def data_facts(cfg: DictConfig, data: ImageDataModule) -> dict[str, Any]:
         "test": len(images.test_labels),
         "val_from": cfg.data.val,
     }
+
+
+def extras(trainer: L.Trainer) -> dict[str, Any]:
+    """What only some networks have: the output of the article's neuron."""
+    passes = [c for c in trainer.callbacks if isinstance(c, NeuronForwardPass)]  # type: ignore[attr-defined]
+    return {"forward_pass": passes[0].output} if passes else {}
 
 
 def log_hyperparameters(logger: Logger | None, result: Result) -> None:
@@ -365,7 +388,9 @@ def show_result(result: Result, run_dir: Path) -> None:
     rows = [("train, last epoch", last.get("train/loss"), last.get("train/acc"))]
     if last.get("val/acc") is not None:
         rows.append(("validation, last epoch", last["val/loss"], last["val/acc"]))
-    rows.append((f"test, {result.test['n']:,} images of {result.data['name']}", result.test["loss"], result.test["acc"]))
+    rows.append(
+        (f"test, {result.test['n']:,} images of {result.data['name']}", result.test["loss"], result.test["acc"])
+    )
     for name, loss, acc in rows:
         if acc is not None:
             table.add_row(name, f"{loss:.4f}", f"{acc:.2%}")
@@ -375,11 +400,15 @@ def show_result(result: Result, run_dir: Path) -> None:
     warn(result.notes)
     folder = _relative(run_dir)
     log.info(
-        f"{result.seconds['start']:.1f} s to start, {result.seconds['train']:.1f} s to train, {result.seconds['test']:.1f} s to test\n"
-        f"all of it    {folder}\n"
+        "{start:.1f} s to start, {train:.1f} s to train, {test:.1f} s to test\n".format(**result.seconds)
+        + f"all of it    {folder}\n"
         f"curves       tensorboard --logdir {folder.parent}\n"
         f"test again   python -m mnist_lab test run={folder}"
     )
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _relative(folder: Path) -> Path:

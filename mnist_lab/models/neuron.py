@@ -37,4 +37,5 @@ class Neuron(nn.Module):
 
     def probability(self, inputs: Tensor) -> Tensor:
         """The neuron's output sigmoid(z), (B,), in (0, 1), of inputs, float (B, *input_shape)."""
-        return self(inputs).softmax(1)[:, 1]
+        logits: Tensor = self(inputs)
+        return logits.softmax(1)[:, 1]

@@ -2,5 +2,6 @@
 
 from mnist_lab.training.callbacks import EpochProgress, History, LayerTable, NeuronForwardPass, show
 from mnist_lab.training.classifier import Classifier
+from mnist_lab.training.optimizers import RMSprop
 
-__all__ = ["Classifier", "EpochProgress", "History", "LayerTable", "NeuronForwardPass", "show"]
+__all__ = ["Classifier", "EpochProgress", "History", "LayerTable", "NeuronForwardPass", "RMSprop", "show"]

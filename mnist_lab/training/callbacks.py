@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
-from lightning.pytorch.utilities.model_summary import ModelSummary
+from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
 from rich import get_console
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -55,7 +55,7 @@ class History(Checkpoint):
         self.path = path
         self.rows: list[dict[str, float | int | None]] = []
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the epoch's clock."""
         self._start = time.perf_counter()
 
@@ -124,7 +124,12 @@ class EpochProgress(ProgressBar):
         self._bar.start()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Moves the bar, a hundred times an epoch."""
         if self._bar is not None and (batch_idx + 1) % self._every == 0:
@@ -192,9 +197,9 @@ class NeuronForwardPass(Callback):
             neuron.linear.bias.fill_(self.bias)
             return neuron.probability(torch.tensor([self.inputs], dtype=torch.float64)).item()
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prints it."""
         if trainer.is_global_zero:
             log.info(
-                f"one neuron: weights {self.weights}, bias {self.bias}, inputs {self.inputs} → sigmoid gives {self.output!r}"
+                f"one neuron: weights {self.weights}, bias {self.bias}, inputs {self.inputs} → sigmoid {self.output!r}"
             )

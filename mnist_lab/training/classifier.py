@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler
 class Classifier(L.LightningModule):
     """Trains any network that turns images into one logit a class.
 
-    Loss and accuracy are those of every image of the epoch: sums over images, kept as tensors on the device, read once
-    when the epoch ends. `train/` values are taken during the epoch, with dropout on and weights changing, as Keras does.
+    Loss and accuracy are sums over the images of an epoch, kept as tensors on the device and read once when it ends.
+    Those of `train/` are taken during the epoch, with dropout on and weights changing, as Keras does.
 
     Args:
         net: float32 (B, C, H, W) → logits (B, num_classes).
@@ -39,7 +39,7 @@ class Classifier(L.LightningModule):
         self.make_optimizer = optimizer
         self.make_schedule = schedule
         self.metrics: dict[str, float] = {}
-        """The latest of train/loss, train/acc, val/loss, val/acc, test/loss and test/acc, and test/n, exactly counted."""
+        """The latest of train/loss, train/acc, val/loss, val/acc, test/loss, test/acc and test/n."""
         self._sums: dict[str, Tensor] = {}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -47,15 +47,15 @@ class Classifier(L.LightningModule):
         logits: Tensor = self.net(images)
         return logits
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch: (images float32 (B, C, H, W), labels int64 (B,)) → scalar."""
         return self._measure("train", batch)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Counts one batch of validation images."""
         self._measure("val", batch)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: ARG002
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Counts one batch of test images."""
         self._measure("test", batch)
 

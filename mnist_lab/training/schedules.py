@@ -25,7 +25,7 @@ def step(optimizer: Optimizer, total_steps: int, epochs: int, every: int, gamma:
     return StepLR(optimizer, step_size=max(1, every * total_steps // epochs), gamma=gamma)
 
 
-def cosine(optimizer: Optimizer, total_steps: int, epochs: int, warmup: float, final: float) -> LRScheduler:  # noqa: ARG001
+def cosine(optimizer: Optimizer, total_steps: int, epochs: int, warmup: float, final: float) -> LRScheduler:
     """A linear rise, then half a cosine down (Loshchilov, Hutter 2016, eq. 5, without restarts).
 
     Args:
@@ -47,7 +47,12 @@ def cosine(optimizer: Optimizer, total_steps: int, epochs: int, warmup: float, f
 
 
 def one_cycle(
-    optimizer: Optimizer, total_steps: int, epochs: int, warmup: float, initial: float, final: float  # noqa: ARG001
+    optimizer: Optimizer,
+    total_steps: int,
+    epochs: int,
+    warmup: float,
+    initial: float,
+    final: float,
 ) -> LRScheduler:
     """Up to the optimiser's rate and down to almost nothing, along half cosines (Smith, Topin 2017).
 

@@ -1,0 +1,148 @@
+"""The verb `articles`: every experiment over several seeds, beside what its article and Keras report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from mnist_lab.config import CONF_DIR, compose_config, plain
+from mnist_lab.errors import UserError, closest
+from mnist_lab.files import write_whole
+from mnist_lab.result import Result
+
+USAGE = "use: python -m mnist_lab articles [seeds=5] [experiments=NAME,NAME] [dir=outputs/articles] [overrides ...]"
+
+
+def articles(words: list[str]) -> None:
+    """Runs what isn't there yet, then prints the table and writes it to DIR/table.md.
+
+    Args:
+        words: `seeds=N` (5), `experiments=NAME,NAME` (all), `dir=DIR` (outputs/articles), and Hydra overrides for all
+            runs. A run whose result is there, from the same config, is not run again.
+
+    Raises:
+        UserError: there is no such experiment, or a word is not understood.
+    """
+    from omegaconf import OmegaConf
+
+    from mnist_lab.__main__ import train
+
+    own = {"seeds": "5", "experiments": "", "dir": "outputs/articles"}
+    overrides = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"{word}: not understood\n{USAGE}")
+        if key in own:
+            own[key] = value
+        else:
+            overrides.append(word)
+    known = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
+    chosen = [name for name in own["experiments"].split(",") if name] or known
+    for name in chosen:
+        if name not in known:
+            raise UserError(
+                f"experiments={name}: there is no such experiment.{closest(name, known)}\nThey are: {', '.join(known)}"
+            )
+    if not own["seeds"].isdigit() or int(own["seeds"]) < 1:
+        raise UserError(f"seeds={own['seeds']} is not allowed: it must be a whole number, 1 or more")
+
+    folder = Path(own["dir"])
+    for name in chosen:
+        missing = []
+        for seed in range(int(own["seeds"])):
+            run_dir = folder / name / f"seed={seed}"
+            wanted = plain(compose_config([*overrides, f"experiment={name}", f"seed={seed}"]))
+            if not (run_dir / "result.json").exists() or Result.load(run_dir).config != OmegaConf.to_container(wanted):
+                missing.append(str(seed))
+        if missing:
+            sweep = [f"hydra.sweep.dir='{folder / name}'", "hydra.sweep.subdir='seed=${seed}'"]
+            train([sys.argv[0], "-m", *overrides, f"experiment={name}", f"seed={','.join(missing)}", *sweep])
+
+    found = [results for name in known if (results := _results(folder / name))]
+    text = markdown(found)
+    write_whole(folder / "table.md", text)
+    _print(found)
+    print(f"table    {folder / 'table.md'}")
+
+
+def _results(folder: Path) -> list[Result]:
+    paths = sorted(folder.glob("seed=*/result.json"), key=lambda path: int(path.parent.name.partition("=")[2]))
+    return [Result.load(path.parent) for path in paths]
+
+
+HEADER = ("experiment", "", "article says", "Keras gives", "we get", "n")
+
+
+def _rows(results: Sequence[Result]) -> list[list[str]]:
+    """One experiment's rows, a metric each, with the cells of HEADER."""
+    first, n = results[0], str(len(results))
+    reported = first.config.get("reported", {})
+    article, keras = reported.get("article", {}), reported.get("keras", {})
+    if "output" in article:
+        outputs = {repr(result.extras["forward_pass"]) for result in results}
+        return [[first.name, "output", repr(article["output"]), "", ", ".join(sorted(outputs)), n]]
+    ours = {
+        "test_acc": [result.test["acc"] for result in results],
+        "test_loss": [result.test["loss"] for result in results],
+        "train_acc": [result.history[-1]["train/acc"] for result in results],
+    }
+    rows = []
+    for metric, values in ours.items():
+        show = percent if metric.endswith("acc") else number
+        says = show(article[metric], None) if metric in article else ""
+        gives = f"{show(*keras[metric])} (n = {keras['n']})" if metric in keras else ""
+        spread = stdev(values) if len(values) > 1 else None
+        rows.append(["", metric.replace("_", " "), says, gives, show(fmean(values), spread), n])
+    rows[0][0] = first.name
+    rows[0][2] = rows[0][2] or article.get("claim", "")
+    return rows
+
+
+def percent(mean: float, spread: float | None) -> str:
+    """`98.02 ± 0.17 %`, of fractions; without a spread `98.02 %`."""
+    return f"{100 * mean:.2f} %" if spread is None else f"{100 * mean:.2f} ± {100 * spread:.2f} %"
+
+
+def number(mean: float, spread: float | None) -> str:
+    """`0.0623 ± 0.0026`; without a spread `0.0623`."""
+    return f"{mean:.4f}" if spread is None else f"{mean:.4f} ± {spread:.4f}"
+
+
+def markdown(experiments: Sequence[Sequence[Result]]) -> str:
+    """The table, and each curve that an article gives beside ours.
+
+    Args:
+        experiments: the results of each experiment, one a seed.
+    """
+    lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for results in experiments for row in _rows(results)]
+    lines += ["", "Mean ± sample standard deviation over n seeds. Train accuracy is the last epoch's, dropout on.", ""]
+    for results in experiments:
+        article: dict[str, Any] = results[0].config.get("reported", {}).get("article", {})
+        for key, metric in (("train_acc_by_epoch", "train/acc"), ("train_loss_by_epoch", "train/loss")):
+            if key in article:
+                ours = [fmean(r.history[e][metric] for r in results) for e in range(len(results[0].history))]
+                lines.append(
+                    f"{results[0].name}, {metric} by epoch: article {' '.join(f'{v:.4f}' for v in article[key])}; "
+                    f"ours {' '.join(f'{v:.4f}' for v in ours)}  "
+                )
+    notes = {f"- {results[0].name}: {note}" for results in experiments for r in results for note in r.notes}
+    return "\n".join([*lines, *sorted(notes)]).rstrip() + "\n"
+
+
+def _print(experiments: Sequence[Sequence[Result]]) -> None:
+    from rich import get_console
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*HEADER, box=SIMPLE_HEAD)
+    for results in experiments:
+        for row in _rows(results):
+            table.add_row(*row)
+        table.add_section()
+    Console(width=max(110, get_console().width)).print(table)

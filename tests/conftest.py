@@ -1,0 +1,43 @@
+"""What the tests share: the command as a user types it, and data that is always here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mnist_lab.result import Result
+
+ROOT = Path(__file__).parent.parent
+Command = Callable[..., subprocess.CompletedProcess[str]]
+needs_mnist = pytest.mark.skipif(
+    not (Path(os.environ.get("MNIST_LAB_DATA", "/nowhere")) / "MNIST/raw").is_dir(),
+    reason="the full MNIST is not in MNIST_LAB_DATA",
+)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Command:
+    """Runs `python -m mnist_lab WORDS` in an empty folder, without a terminal."""
+
+    def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mnist_lab", *words],
+            cwd=tmp_path,
+            env={**os.environ, "COLUMNS": "120", **environment},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    return command
+
+
+def result_in(folder: Path) -> Result:
+    """The one result below `folder`."""
+    (path,) = folder.rglob("result.json")
+    return Result.load(path.parent)
