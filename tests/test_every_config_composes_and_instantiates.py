@@ -1,0 +1,111 @@
+"""Configs are documentation: each one is composed, checked and made into what it describes."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from mnist_lab.config import ACTIVATIONS, CONF_DIR, EMNIST_CLASSES, RULES, _keys, compose_config, plain
+from mnist_lab.data import ImageDataModule
+from mnist_lab.models import layers
+from mnist_lab.training import Classifier
+
+OPTIONS = sorted(
+    (path.parent.name, path.stem)
+    for path in CONF_DIR.glob("*/*.yaml")
+    if path.parent.name not in ("help", "job_logging")
+)
+
+
+def test_there_are_options_in_every_group() -> None:
+    groups = {group for group, _ in OPTIONS}
+    assert groups == {"model", "data", "optimizer", "schedule", "trainer", "logger", "callbacks", "experiment"}
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_an_option_makes_what_it_describes(group: str, option: str, tmp_path: Path) -> None:
+    words = [f"{group}={option}"]
+    if option == "image_folder":
+        for name in ("cat", "dog"):
+            (tmp_path / name).mkdir()
+        words.append(f"data.root={tmp_path}")
+    if option in ("gpu", "ddp"):
+        words += ["trainer.accelerator=cpu"]
+    if option == "early_stopping":
+        words += ["data.val=random"]
+    cfg = plain(compose_config(words))
+    shape, classes = cfg.data.shape, 2 if cfg.data.one_vs_rest is not None else cfg.data.num_classes
+    net = instantiate(cfg.model, _convert_="all")
+    assert net(torch.zeros(2, *shape)).shape == (2, classes)
+    assert isinstance(instantiate(cfg.data, _convert_="all"), ImageDataModule)
+    optimizer = instantiate(cfg.optimizer, _convert_="all")(net.parameters())
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    if cfg.schedule:
+        schedule = instantiate(cfg.schedule)(optimizer, total_steps=100, epochs=5)
+        assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
+    logger = instantiate(cfg.logger, save_dir=tmp_path) if cfg.logger else False
+    callbacks = list(instantiate(cfg.callbacks, _convert_="all").values())
+    trainer = instantiate(cfg.trainer, logger=logger, callbacks=callbacks, _convert_="all")
+    assert isinstance(trainer, lightning.Trainer)
+    loss = instantiate(cfg.loss)
+    assert Classifier(net, loss, instantiate(cfg.optimizer)).loss(torch.zeros(1, 3), torch.tensor([0])) > 0
+
+
+def test_each_rule_is_about_an_option_that_exists() -> None:
+    known: set[str] = set()
+    for group, option in OPTIONS:
+        extra = ["data.root=/"] if option == "image_folder" else []
+        extra += ["data.val=random"] if option == "early_stopping" else []
+        known |= set(_keys(compose_config([f"{group}={option}", *extra])))
+    assert set(RULES) <= known
+
+
+@pytest.mark.parametrize("model", [option for group, option in OPTIONS if group == "model"])
+@pytest.mark.parametrize("data", ["mnist", "cifar10"])
+def test_networks_take_the_shape_from_the_data_alone(model: str, data: str) -> None:
+    cfg = plain(compose_config([f"model={model}", f"data={data}"]))
+    assert instantiate(cfg.model, _convert_="all")(torch.zeros(1, *cfg.data.shape)).shape[0] == 1
+
+
+def test_the_command_line_wins_over_the_model_and_the_experiment() -> None:
+    words = ["optimizer=sgd", "data.batch_size=7", "trainer.max_epochs=2", "data.val=none"]
+    for choice in ("model=mlp", "experiment=a3_dropout_mlp"):
+        cfg: Any = compose_config([choice, *words])
+        assert cfg.optimizer._target_ == "torch.optim.SGD"
+        assert (cfg.data.batch_size, cfg.trainer.max_epochs, cfg.data.val) == (7, 2, "none")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "optimizer", "lr", "batch_size", "epochs", "val"),
+    [
+        ("a2_mlp_1000", "torch.optim.Adam", 0.001, 128, 5, "none"),
+        ("a3_dropout_mlp", "mnist_lab.training.RMSprop", 0.001, 128, 4, "test"),
+        ("b_cnn", "torch.optim.Adam", 0.001, 128, 10, "none"),
+        ("c_mlp_784_32", "torch.optim.SGD", 0.01, 500, 20, "last"),
+        ("d_mlp_512", "torch.optim.Adam", 0.001, 64, 5, "none"),
+    ],
+)
+def test_an_experiment_is_its_article(
+    experiment: str, optimizer: str, lr: float, batch_size: int, epochs: int, val: str
+) -> None:
+    cfg: Any = compose_config([f"experiment={experiment}"])
+    assert (cfg.optimizer._target_, cfg.optimizer.lr) == (optimizer, lr)
+    assert (cfg.data.batch_size, cfg.trainer.max_epochs, cfg.data.val) == (batch_size, epochs, val)
+    assert cfg.data.fallback is None
+    assert cfg.reported
+
+
+def test_debug_shortens_every_model() -> None:
+    cfg: Any = compose_config(["model=mlp_784_32", "trainer=debug"])
+    assert cfg.trainer.max_epochs == 1
+
+
+def test_names_known_without_torch_are_those_that_torch_knows() -> None:
+    from torchvision.datasets import EMNIST
+
+    assert tuple(layers.ACTIVATIONS) == ACTIVATIONS
+    counts = {split: len([c for c in names if c != "N/A"]) for split, names in EMNIST.classes_split_dict.items()}
+    assert counts == EMNIST_CLASSES

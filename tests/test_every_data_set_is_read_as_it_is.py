@@ -1,0 +1,284 @@
+"""Each data set in its true format, made small; damage of every kind is found and named."""
+
+import gzip
+import hashlib
+import http.server
+import pickle
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import needs_mnist
+from PIL import Image
+from torchvision import datasets
+
+from mnist_lab.config import compose_config
+from mnist_lab.data import DataUnavailableError, ImageDataModule, sources
+from mnist_lab.errors import UserError
+
+rng = np.random.default_rng(0)
+
+
+def write_idx(path: Path, array: np.ndarray[Any, Any]) -> None:
+    code = {"uint8": 0x08, ">i4": 0x0C}[array.dtype.str if array.dtype.str == ">i4" else str(array.dtype)]
+    header = struct.pack(f">4B{array.ndim}I", 0, 0, code, array.ndim, *array.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(header + array.tobytes())
+
+
+def write_mnist_like(folder: Path, train: int = 30, test: int = 20) -> None:
+    for prefix, n in (("train", train), ("t10k", test)):
+        write_idx(folder / f"{prefix}-images-idx3-ubyte", rng.integers(0, 256, (n, 28, 28), dtype=np.uint8))
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte", (np.arange(n) % 10).astype(np.uint8))
+
+
+def test_kmnist(tmp_path: Path) -> None:
+    write_mnist_like(tmp_path / "KMNIST/raw")
+    found = sources.kmnist(tmp_path, False)
+    assert found.train_images.shape == (30, 1, 28, 28) and found.train_images.dtype == torch.uint8
+    assert found.test_labels.tolist() == [i % 10 for i in range(20)]
+    assert len(found.files) == 4 and len(found.classes) == 10
+
+
+@pytest.mark.parametrize("split", ["balanced", "byclass", "bymerge", "letters", "digits", "mnist"])
+def test_emnist_is_upright_and_counts_labels_from_zero(split: str, tmp_path: Path) -> None:
+    first, images = int(split == "letters"), np.zeros((6, 28, 28), np.uint8)
+    images[:, 2, 20] = 200  # as stored: transposed
+    for part in ("train", "test"):
+        prefix = tmp_path / f"EMNIST/raw/emnist-{split}-{part}"
+        write_idx(Path(f"{prefix}-images-idx3-ubyte"), images)
+        write_idx(Path(f"{prefix}-labels-idx1-ubyte"), np.arange(6, dtype=np.uint8) + first)
+    found = sources.emnist(tmp_path, False, split)
+    assert found.train_labels.tolist() == list(range(6))
+    assert found.train_images[0, 0, 20, 2] == 200
+    cfg: Any = compose_config(["data=emnist", f"data.source.split={split}"])
+    assert len(found.classes) == cfg.data.num_classes
+
+
+def test_qmnist(tmp_path: Path) -> None:
+    for part, n in (("train", 12), ("test", 8)):
+        labels = np.zeros((n, 8), ">i4")
+        labels[:, 0] = np.arange(n) % 10
+        labels[:, 1] = 99
+        write_idx(tmp_path / f"QMNIST/raw/qmnist-{part}-images-idx3-ubyte", np.zeros((n, 28, 28), np.uint8))
+        write_idx(tmp_path / f"QMNIST/raw/qmnist-{part}-labels-idx2-int", labels)
+    found = sources.qmnist(tmp_path, False)
+    assert found.train_labels.tolist() == [i % 10 for i in range(12)]
+    assert found.test_images.shape == (8, 1, 28, 28)
+
+
+def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    digests = {}
+    for n, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch", "batches.meta"]):
+        pixels = np.arange(2 * 3072, dtype=np.int64).reshape(2, 3072).astype(np.uint8)
+        content = {"data": pixels, "labels": [n % 10, 3]} if n < 6 else {"label_names": list("abcdefghij")}
+        (folder / name).write_bytes(pickle.dumps(content))
+        digests[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    monkeypatch.setattr(
+        datasets.CIFAR10, "train_list", [[f"data_batch_{i}", digests[f"data_batch_{i}"]] for i in range(1, 6)]
+    )
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", digests["test_batch"]]])
+    monkeypatch.setattr(
+        datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": digests["batches.meta"]}
+    )
+
+
+def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar(tmp_path, monkeypatch)
+    found = sources.cifar10(tmp_path, False)
+    assert found.train_images.shape == (10, 3, 32, 32) and found.test_images.shape == (2, 3, 32, 32)
+    assert found.train_images[0, 1, 0, 5] == (1024 + 5) % 256  # the file holds channel after channel
+    assert found.train_labels.tolist() == [0, 3, 1, 3, 2, 3, 3, 3, 4, 3]
+
+
+def test_a_damaged_cifar_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar(tmp_path, monkeypatch)
+    (tmp_path / "cifar-10-batches-py/data_batch_3").write_bytes(b"not it")
+    with pytest.raises(UserError, match="data_batch_3 is damaged"):
+        sources.cifar10(tmp_path, False)
+
+
+def test_mnist_5k_is_real_mnist_with_the_classes_taking_turns() -> None:
+    found = sources.mnist_5k(Path(), False)
+    assert found.train_images.shape == (4000, 1, 28, 28)
+    assert torch.bincount(found.train_labels).tolist() == [400] * 10
+    assert torch.bincount(found.test_labels).tolist() == [100] * 10
+    assert torch.bincount(found.train_labels[-400:]).tolist() == [40] * 10
+
+
+@needs_mnist
+def test_mnist_5k_are_images_of_mnists_training_set() -> None:
+    import os
+
+    mnist = sources.mnist(Path(os.environ["MNIST_LAB_DATA"]), False)
+    known = {image.numpy().tobytes() for image in mnist.train_images}
+    few = sources.mnist_5k(Path(), False)
+    assert all(image.numpy().tobytes() in known for image in few.test_images)
+
+
+@needs_mnist
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_the_full_data_sets(name: str) -> None:
+    import os
+
+    found = getattr(sources, name)(Path(os.environ["MNIST_LAB_DATA"]), False)
+    assert found.train_images.shape == (60_000, 1, 28, 28) and found.test_images.shape == (10_000, 1, 28, 28)
+
+
+DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "cut": (lambda b: b[:-100], "its header promises 23,536 bytes .30×28×28., it has 23,436"),
+    "longer": (lambda b: b + b"x", "its header promises"),
+    "lying header": (lambda b: b[:4] + struct.pack(">I", 31) + b[8:], "its header promises 24,320 bytes"),
+    "no header": (lambda b: b"\x1f\x8b" + b[2:], "does not begin as an IDX file"),
+    "only a header": (lambda b: b[:9], "ends in its header"),
+    "empty": (lambda _: b"", "does not begin as an IDX file"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_idx_file_is_named_and_never_a_reason_to_fall_back(kind: str, tmp_path: Path) -> None:
+    write_mnist_like(tmp_path / "MNIST/raw")
+    path = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
+    damage, message = DAMAGE[kind]
+    path.write_bytes(damage(path.read_bytes()))
+    data = ImageDataModule("mnist", sources.mnist, str(tmp_path), (1, 28, 28), 10, fallback="mnist_5k")
+    with pytest.raises(UserError, match=f"train-images-idx3-ubyte is damaged: .*{message}"):
+        data.prepare_data()
+
+
+def test_mnist_with_other_content_is_refused_by_its_digest(tmp_path: Path) -> None:
+    write_mnist_like(tmp_path / "MNIST/raw")
+    with pytest.raises(UserError, match="its digest is not the published one"):
+        sources.mnist(tmp_path, False)
+
+
+def test_as_many_labels_as_images(tmp_path: Path) -> None:
+    write_mnist_like(tmp_path / "KMNIST/raw")
+    write_idx(tmp_path / "KMNIST/raw/train-labels-idx1-ubyte", np.zeros(29, np.uint8))
+    with pytest.raises(UserError, match="has 30 images, train-labels-idx1-ubyte 29 labels"):
+        sources.kmnist(tmp_path, False)
+
+
+def test_a_digest_is_computed_once_and_again_when_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mnist_lab import files
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    assert files.sha256(path) == hashlib.sha256(b"one").hexdigest()
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+        assert files.sha256(path) == hashlib.sha256(b"one").hexdigest()
+    path.write_bytes(b"two")
+    assert files.sha256(path) == hashlib.sha256(b"two").hexdigest()
+
+
+@contextmanager
+def mirror(folder: Path) -> Iterator[str]:
+    """Serves a folder on this machine alone."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A mirror with a small KMNIST, as its authors would serve it."""
+    folder = tmp_path / "mirror"
+    write_mnist_like(folder)
+    resources = []
+    for path in sorted(folder.iterdir()):
+        packed = path.with_name(path.name + ".gz")
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+        resources.append((packed.name, hashlib.md5(packed.read_bytes()).hexdigest()))
+    monkeypatch.setattr(datasets.KMNIST, "resources", resources)
+    for variable in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    with mirror(folder) as address:
+        monkeypatch.setattr(datasets.KMNIST, "mirrors", [address])
+        yield folder
+
+
+@pytest.mark.usefixtures("served")
+def test_missing_files_are_downloaded(tmp_path: Path) -> None:
+    assert sources.kmnist(tmp_path / "data", True).train_images.shape == (30, 1, 28, 28)
+    assert sources.kmnist(tmp_path / "data", False).test_images.shape == (20, 1, 28, 28)
+
+
+def test_a_damaged_download_is_an_error_not_a_reason_to_fall_back(served: Path, tmp_path: Path) -> None:
+    path = served / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-50])
+    data = ImageDataModule("kmnist", sources.kmnist, str(tmp_path / "data"), (1, 28, 28), 10, fallback="mnist_5k")
+    with pytest.raises(UserError, match="the download of kmnist is damaged"):
+        data.prepare_data()
+
+
+def test_a_file_that_no_mirror_has_is_missing(served: Path, tmp_path: Path) -> None:
+    for path in served.iterdir():
+        path.unlink()
+    with pytest.raises(DataUnavailableError, match="404"):
+        sources.kmnist(tmp_path / "data", True)
+    assert not (tmp_path / "data").exists()
+
+
+def save_images(folder: Path, count: int, color: tuple[int, int, int]) -> None:
+    folder.mkdir(parents=True)
+    for n in range(count):
+        Image.new("RGB", (40, 30), color).save(folder / f"{n}.png")
+
+
+def test_a_folder_of_class_folders(tmp_path: Path) -> None:
+    save_images(tmp_path / "red", 10, (255, 0, 0))
+    save_images(tmp_path / "blue", 20, (0, 0, 255))
+    found = sources.image_folder(tmp_path, False, (3, 16, 16), 0.2)
+    assert found.classes == ("blue", "red")
+    assert torch.bincount(found.test_labels).tolist() == [4, 2]
+    assert torch.bincount(found.train_labels).tolist() == [16, 8]
+    red = found.train_images[found.train_labels == 1]
+    assert red.shape == (8, 3, 16, 16) and (red[:, 0] == 255).all() and (red[:, 1:] == 0).all()
+    grey = sources.image_folder(tmp_path, False, (1, 16, 16), 0.2)
+    assert grey.train_images.shape == (24, 1, 16, 16)
+
+
+def test_a_folder_that_is_divided_already(tmp_path: Path) -> None:
+    for part, count in (("train", 3), ("test", 2)):
+        save_images(tmp_path / part / "a", count, (0, 0, 0))
+        save_images(tmp_path / part / "b", count, (9, 9, 9))
+    found = sources.image_folder(tmp_path, False, (1, 8, 8), 0.5)
+    assert (len(found.train_labels), len(found.test_labels)) == (6, 4)
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+    save_images(tmp_path / "a", 2, (0, 0, 0))
+    save_images(tmp_path / "b", 2, (0, 0, 0))
+    (tmp_path / "b/1.png").write_text("no image")
+    with pytest.raises(UserError, match=r"1\.png can't be read as an image"):
+        sources.image_folder(tmp_path, False, (1, 8, 8), 0.5)
+
+
+def test_a_class_without_images_is_named(tmp_path: Path) -> None:
+    save_images(tmp_path / "a", 2, (0, 0, 0))
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UserError, match="b has no images"):
+        sources.image_folder(tmp_path, False, (1, 8, 8), 0.5)

@@ -1,0 +1,157 @@
+"""A user's mistake: one or two lines, exit status 2, no traceback, nothing left behind, torch not even imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Command
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mnist_lab.config import check_command
+from mnist_lab.errors import UserError
+
+MISTAKES = {
+    "model=mlpp": "Did you mean mlp?",
+    "data=mnits": "Did you mean mnist?",
+    "experiment=d_mlp": "The options of experiment are",
+    "optimizer.lrr=1": "Did you mean optimizer.lr?",
+    "lr=0.1": "Did you mean optimizer.lr?",
+    "modle=mlp": "Did you mean model?",
+    "optimizer.lr=0": "a number above 0",
+    "optimizer.lr=-0.1": "a number above 0",
+    "optimizer.lr=fast": "a number above 0",
+    "data.batch_size=0": "a whole number, 1 or more",
+    "data.batch_size=many": "a whole number, 1 or more",
+    "model.dropout=1": "from 0 to below 1",
+    "model.dropout=-0.1": "from 0 to below 1",
+    "model.activation=rleu": "Did you mean relu?",
+    "model.hidden=[512,x]": "a whole number",
+    "trainer.max_epochs=0": "a whole number, 1 or more",
+    "trainer.precision=8": "one of 32-true",
+    "seed=-1": "from 0 to 4294967295",
+    "data.val=lst": "Did you mean last?",
+    "data.val_size=1.5": "a fraction",
+    "data=image_folder": "data.root must be given",
+    "data=image_folder data.root=/nowhere": "there is no such folder",
+    "model=neuron model.digit=10": "classes 0 to 9",
+    "data.val=none test_checkpoint=best": "needs validation data",
+    "data.val=none callbacks=early_stopping": "watches validation data",
+    "optimizer=sgd optimizer.nesterov=true": "needs momentum",
+    "model=mlp,cnn": "--multirun",
+    "model=[mlp": "not understood",
+    "-m model=mlp,mlpp": "Did you mean mlp?",
+    "-m optimizer.lr=0.1,0": "a number above 0",
+    "-m seed=range(3,3)": "empty range",
+    "tset": "Did you mean test?",
+    "--config-dir /nowhere": "there is no such folder",
+    "--cfgg job": "unrecognized arguments",
+    "hydra.run.dir=/dev/null/run": "/dev/null is a file",
+    "test": "which run?",
+    "test run=nowhere": "there is no such folder",
+    "articles experiments=e": "there is no such experiment",
+    "articles seeds=0": "a whole number, 1 or more",
+}
+
+# As `python -m mnist_lab` does it, and then says on stdout whether torch was imported on the way.
+PROBE = """
+import atexit, runpy, sys
+atexit.register(lambda: print("torch" if "torch" in sys.modules else "light"))
+runpy.run_module("mnist_lab", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_in_the_words_is_told_before_torch_is_imported(words: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.strip() == "light"
+    assert MISTAKES[words] in done.stderr
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", ["--help", "test --help", "--cfg job", "--info defaults", "--cfg job --resolve"])
+def test_questions_are_answered_without_torch(words: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "light"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_verbs_groups_and_examples(lab: Command) -> None:
+    shown = lab("--help").stdout
+    for line in (
+        "train ",
+        "test ",
+        "articles ",
+        "model: cnn, mlp, mlp_1000, mlp_512, mlp_784_32, neuron",
+        "optimizer: adam",
+    ):
+        assert line in shown
+    assert shown.count("  python -m mnist_lab") == 3
+
+
+NEEDS_TORCH = {
+    "data=mnist_5k trainer=gpu": "use trainer=cpu",
+    "data=mnist_5k data.val=last data.val_size=4000": "at least one must be left",
+    "data=mnist_5k data.val=random data.train_size=3501": "there are 3,500 images after 500",
+    "data=mnist_5k model.input_shape=[3,32,32]": "doesn't take images of the shape [1, 28, 28]",
+    "data=mnist_5k model=cnn model.kernel_size=29": "Kernel size",
+    "data=mnist_5k data.shape=[1,32,32]": "images of the shape [1, 28, 28]",
+    "data=mnist_5k model.num_classes=5": "[2, 10] is needed",
+    "data=mnist_5k +optimizer.speed=1": "unexpected keyword argument 'speed'",
+    "data=mnist_5k +trainer.speed=1": "unexpected keyword argument 'speed'",
+    "data=mnist_5k model._target_=nowhere.Net": "No module named 'nowhere'",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", NEEDS_TORCH)
+def test_a_mistake_that_only_the_libraries_can_see_leaves_nothing_either(
+    words: str, lab: Command, tmp_path: Path
+) -> None:
+    if "gpu" in words:
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+    done = lab(*words.split())
+    assert done.returncode == 2, done.stderr
+    assert NEEDS_TORCH[words] in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_failed_run_did_not_make_stays(lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("keep me")
+    done = lab("data=mnist_5k", "model.num_classes=5", "hydra.run.dir=mine")
+    assert done.returncode == 2
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["mine", "notes.txt", "outputs"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    key=st.sampled_from(
+        ["model", "optimizer.lr", "data.batch_size", "seed", "+x", "~trainer", "trainer.devices", "", "a.b"]
+    ),
+    value=st.text(max_size=12),
+)
+def test_no_word_ends_in_a_traceback(key: str, value: str) -> None:
+    try:
+        check_command([f"{key}={value}"], None, "config", multirun=False)
+    except UserError as error:
+        assert str(error)
+
+
+def test_hydra_full_error_shows_where_it_was_found(lab: Command) -> None:
+    done = lab("optimizer.lr=0", HYDRA_FULL_ERROR="1")
+    assert "Traceback" in done.stderr and "a number above 0" in done.stderr

@@ -1,0 +1,94 @@
+"""Layers, parameter counts and first weights are the articles' and Keras'."""
+
+import math
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import binary_cross_entropy, cross_entropy
+
+from mnist_lab.config import compose_config, plain
+from mnist_lab.models import CNN, MLP, Neuron
+from mnist_lab.training import NeuronForwardPass
+
+PARAMETERS = {
+    "neuron": 785,
+    "mlp": 669_706,
+    "mlp_784_32": 640_890,
+    "mlp_512": 407_050,
+    "mlp_1000": 795_010,
+    "cnn": 555_158,
+}
+
+
+@pytest.mark.parametrize("model", PARAMETERS)
+def test_parameters_are_as_many_as_the_article_counts(model: str) -> None:
+    net = instantiate(plain(compose_config([f"model={model}"])).model, _convert_="all")
+    assert sum(p.numel() for p in net.parameters()) == PARAMETERS[model]
+
+
+def test_the_cnn_has_the_layers_of_its_article() -> None:
+    net = instantiate(plain(compose_config(["model=cnn"])).model, _convert_="all")
+    names = [type(layer).__name__ for layer in net.layers]
+    assert names == ["Conv2d", "ReLU", "MaxPool2d", "Dropout", "Flatten", "Linear", "ReLU", "Linear"]
+
+
+def test_the_neuron_of_the_article_gives_all_its_digits() -> None:
+    assert repr(NeuronForwardPass([1.0, 2.0], 0.0, [1.0, 1.0]).output) == "0.9525741268224334"
+
+
+def test_a_neuron_refuses_inputs_of_another_number() -> None:
+    with pytest.raises(ValueError, match="2 weights can't take 1 inputs"):
+        NeuronForwardPass([1.0, 2.0], 0.0, [1.0])
+
+
+@given(st.integers(0, 2**31))
+def test_the_neurons_two_logits_are_a_sigmoid_and_its_binary_cross_entropy(seed: int) -> None:
+    torch.manual_seed(seed)
+    neuron = Neuron([1, 3, 3]).double()
+    images, labels = torch.randn(5, 1, 3, 3, dtype=torch.double), torch.randint(2, (5,))
+    output = torch.sigmoid(neuron.linear(images.flatten(1))[:, 0])
+    torch.testing.assert_close(neuron.probability(images), output)
+    torch.testing.assert_close(cross_entropy(neuron(images), labels), binary_cross_entropy(output, labels.double()))
+
+
+@pytest.mark.parametrize("net", [MLP([1, 28, 28], 10, [512]), CNN([1, 28, 28], 10), Neuron([1, 28, 28])])
+def test_weights_begin_as_in_keras(net: nn.Module) -> None:
+    layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    assert layers
+    for layer in layers:
+        area = layer.weight[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1
+        bound = math.sqrt(6 / (area * (layer.weight.shape[0] + layer.weight.shape[1])))
+        assert 0.9 * bound < layer.weight.abs().max() <= bound
+        assert layer.bias is not None and not layer.bias.any()
+
+
+def test_weights_can_begin_as_in_pytorch() -> None:
+    torch.manual_seed(0)
+    ours = MLP([1, 28, 28], 10, [32], init="pytorch")
+    torch.manual_seed(0)
+    theirs = [nn.Linear(784, 32), nn.Linear(32, 10)]
+    for layer, other in zip([m for m in ours.modules() if isinstance(m, nn.Linear)], theirs, strict=True):
+        assert torch.equal(layer.weight, other.weight) and torch.equal(layer.bias, other.bias)
+
+
+def test_an_unknown_way_to_begin_is_refused() -> None:
+    with pytest.raises(ValueError, match="glorot_uniform or pytorch"):
+        MLP([1, 28, 28], 10, [32], init="zeros")
+
+
+@given(
+    hidden=st.lists(st.integers(1, 40), max_size=3),
+    dropout=st.sampled_from([0.0, 0.5]),
+    activation=st.sampled_from(["relu", "tanh", "gelu"]),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
+)
+def test_every_size_activation_and_dropout_is_an_option(
+    hidden: list[int], dropout: float, activation: str, shape: tuple[int, int, int]
+) -> None:
+    net = MLP(shape, 7, hidden, activation, dropout)
+    assert net(torch.zeros(3, *shape)).shape == (3, 7)
+    assert sum(isinstance(m, nn.Dropout) for m in net.modules()) == (len(hidden) if dropout else 0)

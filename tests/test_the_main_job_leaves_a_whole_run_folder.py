@@ -1,0 +1,128 @@
+"""One command trains, tests and leaves a folder that holds everything about the run."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Command, result_in
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+
+RUN = ("model=mlp_512", "data=mnist_5k", "data.val=random", "trainer.max_epochs=2", "trainer=cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import subprocess
+    import sys
+
+    path = tmp_path_factory.mktemp("run")
+    words = [sys.executable, "-m", "mnist_lab", *RUN]
+    done = subprocess.run(words, cwd=path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    (path / "stdout").write_text(done.stdout)
+    (path / "stderr").write_text(done.stderr)
+    return path
+
+
+def run_dir(folder: Path) -> Path:
+    (path,) = folder.glob("outputs/mlp_512-mnist_5k/*")
+    return path
+
+
+def test_nothing_is_on_stderr(folder: Path) -> None:
+    assert (folder / "stderr").read_text() == ""
+
+
+def test_the_terminal_shows_a_line_an_epoch_and_the_table(folder: Path) -> None:
+    shown = (folder / "stdout").read_text()
+    assert "407,050" in shown
+    assert "epoch 1/2   train loss" in shown
+    assert "epoch 2/2   train loss" in shown
+    assert "gap, train − test" in shown
+    assert "test again   python -m mnist_lab test run=outputs/mlp_512-mnist_5k/" in shown
+    assert (run_dir(folder) / "run.log").read_text().count("epoch ") >= 2
+
+
+def test_result_json_names_everything(folder: Path) -> None:
+    result = result_in(folder)
+    assert result.schema_version == 1
+    assert result.command == "python -m mnist_lab " + " ".join(RUN)
+    assert result.overrides == list(RUN)
+    assert result.seed == 0
+    assert result.model["parameters"] == 407_050
+    assert result.data["name"] == result.data["requested"] == "mnist_5k"
+    assert (result.data["train"], result.data["val"], result.data["test"]) == (3500, 500, 1000)
+    assert len(result.data["digest"]) == 64
+    assert result.packages["torch"] and result.machine["cores"] >= 1
+    assert [row["epoch"] for row in result.history] == [1, 2]
+    assert result.test["n"] == 1000
+    assert result.test["acc"] == result.test["correct"] / 1000 > 0.8
+    assert set(result.seconds) == {"start", "train", "test"} and min(result.seconds.values()) >= 0
+    assert result.notes == []
+
+
+def test_the_configs_and_the_overrides_are_there(folder: Path) -> None:
+    cfg = OmegaConf.load(run_dir(folder) / "config.yaml")
+    assert cfg.model.hidden == [512]
+    assert cfg == OmegaConf.create(result_in(folder).config)
+    assert OmegaConf.load(run_dir(folder) / ".hydra/overrides.yaml") == list(RUN)
+
+
+def test_history_csv_has_a_row_an_epoch(folder: Path) -> None:
+    with (run_dir(folder) / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["train/loss"]) < float(rows[0]["train/loss"])
+    assert float(rows[1]["val/acc"]) == result_in(folder).history[1]["val/acc"]
+    assert float(rows[0]["lr"]) == 0.001
+
+
+def test_tensorboard_reads_scalars_hyperparameters_and_the_config(folder: Path) -> None:
+    events = EventAccumulator(str(run_dir(folder) / "tensorboard")).Reload()
+    scalars = events.Tags()["scalars"]
+    assert {"train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc", "lr"} <= set(scalars)
+    history = result_in(folder).history
+    assert [e.value for e in events.Scalars("val/acc")] == pytest.approx([row["val/acc"] for row in history])
+    assert [e.value for e in events.Scalars("test/acc")] == pytest.approx([result_in(folder).test["acc"]])
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    text = make_ndarray(events.Tensors("config/text_summary")[0].tensor_proto).item().decode()
+    assert "mnist_lab.models.MLP" in text
+
+
+def test_the_checkpoints_hold_no_code(folder: Path) -> None:
+    import torch
+
+    for name in ("best", "last"):
+        saved = torch.load(run_dir(folder) / f"checkpoints/{name}.ckpt", weights_only=True)
+        assert saved["state_dict"]["net.layers.1.weight"].shape == (512, 784)
+
+
+def test_test_again_gives_the_recorded_numbers(folder: Path) -> None:
+    import subprocess
+    import sys
+
+    words = [sys.executable, "-m", "mnist_lab", "test", f"run={run_dir(folder)}"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    recorded = result_in(folder).test
+    row = f"{recorded['loss']:.4f} │   {recorded['acc']:.2%}"
+    assert done.stdout.count(row) == 2, done.stdout
+
+
+def test_the_same_command_gives_the_same_numbers(folder: Path, lab: Command, tmp_path: Path) -> None:
+    assert lab(*RUN).returncode == 0
+    again, first = result_in(tmp_path), result_in(folder)
+    assert again.test == first.test
+
+    def numbers(rows: list[dict[str, object]]) -> str:
+        return json.dumps([{k: v for k, v in row.items() if k != "seconds"} for row in rows])
+
+    assert numbers(again.history) == numbers(first.history)
+
+
+def test_another_seed_gives_other_numbers(folder: Path, lab: Command, tmp_path: Path) -> None:
+    assert lab(*RUN, "seed=1").returncode == 0
+    assert result_in(tmp_path).history[0]["train/loss"] != result_in(folder).history[0]["train/loss"]

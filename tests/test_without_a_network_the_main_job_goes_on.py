@@ -1,0 +1,43 @@
+"""No files, no network: mnist_5k stands in, in a way that nobody can miss, or it is an error."""
+
+from pathlib import Path
+
+from conftest import Command, result_in
+
+# An address of this machine where nothing listens: every download fails, whatever network there is.
+OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+
+
+def test_mnist_5k_stands_in_and_says_so_at_the_start_and_beside_the_result(lab: Command, tmp_path: Path) -> None:
+    done = lab("trainer=debug", MNIST_LAB_DATA=str(tmp_path / "data"), **OFFLINE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("NOT MNIST: mnist_5k stands in for it") == 2
+    assert "images of mnist_5k" in done.stdout
+    result = result_in(tmp_path)
+    assert (result.data["requested"], result.data["name"]) == ("mnist", "mnist_5k")
+    assert "can't be downloaded" in result.data["fallback"]
+    assert "NOT MNIST" in result.notes[0]
+    assert not (tmp_path / "data").exists()
+
+
+def test_without_a_fallback_it_is_an_error_with_three_ways_out(lab: Command, tmp_path: Path) -> None:
+    done = lab("data.fallback=null", MNIST_LAB_DATA=str(tmp_path / "data"), **OFFLINE)
+    assert done.returncode == 2
+    assert "Three ways out" in done.stderr and "data=mnist_5k" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_experiments_that_compare_with_a_published_number_never_fall_back(lab: Command, tmp_path: Path) -> None:
+    done = lab("experiment=d_mlp_512", MNIST_LAB_DATA=str(tmp_path / "data"), **OFFLINE)
+    assert done.returncode == 2
+    assert "can't be downloaded" in done.stderr
+
+
+def test_incomplete_files_are_an_error_that_names_what_is_missing(lab: Command, tmp_path: Path) -> None:
+    raw = tmp_path / "data/MNIST/raw"
+    raw.mkdir(parents=True)
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(b"")
+    done = lab(MNIST_LAB_DATA=str(tmp_path / "data"), **OFFLINE)
+    assert done.returncode == 2
+    assert "train-images-idx3-ubyte is missing" in done.stderr
+    assert not (tmp_path / "outputs").exists()
