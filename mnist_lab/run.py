@@ -38,6 +38,7 @@ warnings.filterwarnings("ignore", ".*does not have many workers.*")
 warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # scalars are logged by epoch
 warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist.*")  # sums are over all processes
+warnings.filterwarnings("ignore", ".*but have no logger configured.*")  # logger=none is a choice
 warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
 
 
@@ -74,7 +75,7 @@ def run(
     optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule") or None
     check_optimizer(net, optimizer, schedule)
     module = Classifier(net, loss, optimizer, schedule)
-    module.example_input_array = torch.zeros(1, *data.shape)
+    module.example_input_array = trainer.precision_plugin.convert_input(torch.zeros(1, *data.shape))
 
     if trainer.is_global_zero:
         OmegaConf.save(cfg, run_dir / "config.yaml")

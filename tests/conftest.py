@@ -20,6 +20,12 @@ needs_mnist = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_trace_in_the_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Digests and the default data folder go to a folder of the tests' own."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Command:
     """Runs `python -m mnist_lab WORDS` in an empty folder, without a terminal."""

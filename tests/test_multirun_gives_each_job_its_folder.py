@@ -1,0 +1,25 @@
+"""Hydra's multirun: each combination once, each in a folder of its own, in one process."""
+
+from pathlib import Path
+
+from conftest import Command
+
+from mnist_lab.result import Result
+
+
+def test_a_grid(lab: Command, tmp_path: Path) -> None:
+    done = lab("-m", "model=mlp_512,cnn", "seed=range(0,2)", "data=mnist_5k", "trainer=debug")
+    assert done.returncode == 0, done.stderr
+    results = [Result.load(path.parent) for path in tmp_path.rglob("result.json")]
+    assert {(result.name, result.seed) for result in results} == {
+        (f"{model}-mnist_5k", seed) for model in ("mlp_512", "cnn") for seed in (0, 1)
+    }
+    assert len({tuple(row["train/loss"] for row in result.history) for result in results}) == 4
+
+
+def test_a_job_of_a_sweep_gives_what_the_same_run_gives_alone(lab: Command, tmp_path: Path) -> None:
+    words = ("model=mlp", "data=mnist_5k", "trainer=debug")
+    assert lab("-m", *words, "seed=3,4").returncode == 0
+    assert lab(*words, "seed=4", "hydra.run.dir=alone").returncode == 0
+    (swept,) = (r for r in (Result.load(p.parent) for p in tmp_path.glob("outputs/**/result.json")) if r.seed == 4)
+    assert Result.load(tmp_path / "alone").test == swept.test

@@ -1,0 +1,242 @@
+"""Optimisers, schedules, the exact counting of loss and accuracy, early stopping, clipping, checkpoints."""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from conftest import Command, result_in
+from hydra.utils import instantiate
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from mnist_lab.config import compose_config, plain
+from mnist_lab.data import ImageDataModule, mnist_5k
+from mnist_lab.models import MLP
+from mnist_lab.training import Classifier, RMSprop, schedules
+
+
+def keras_rmsprop(
+    w: np.ndarray[Any, Any], gradients: list[np.ndarray[Any, Any]], lr: float, rho: float, eps: float, momentum: float
+) -> np.ndarray[Any, Any]:
+    """Keras' RMSprop, from the formulas of its documentation."""
+    square, speed = np.zeros_like(w), np.zeros_like(w)
+    for g in gradients:
+        square = rho * square + (1 - rho) * g * g
+        step = lr * g / np.sqrt(square + eps)
+        speed = momentum * speed + step
+        w = w - (speed if momentum else step)
+    return w
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    lr=st.floats(1e-4, 1e-1),
+    rho=st.floats(0, 0.99),
+    momentum=st.sampled_from([0.0, 0.9]),
+    eps=st.sampled_from([1e-7, 1e-3]),
+)
+def test_rmsprop_is_that_of_keras(seed: int, lr: float, rho: float, momentum: float, eps: float) -> None:
+    rng = np.random.default_rng(seed)
+    start, gradients = rng.normal(size=5), [rng.normal(size=5) * 10.0 ** rng.integers(-5, 1) for _ in range(4)]
+    weight = nn.Parameter(torch.from_numpy(start.copy()))
+    optimizer = RMSprop([weight], lr, rho, eps, momentum)
+    for gradient in gradients:
+        weight.grad = torch.from_numpy(gradient)
+        optimizer.step()
+    expected = keras_rmsprop(start, gradients, lr, rho, eps, momentum)
+    np.testing.assert_allclose(weight.detach().numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_rmsprop_shrinks_weights_apart_from_the_gradient() -> None:
+    weight = nn.Parameter(torch.tensor([2.0]))
+    weight.grad = torch.zeros(1)
+    RMSprop([weight], lr=0.1, weight_decay=0.5).step()
+    assert weight.item() == pytest.approx(2.0 * (1 - 0.05))
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("adam", {"lr": 0.001, "betas": (0.9, 0.999), "eps": 1e-7}),
+        ("adamw", {"lr": 0.001, "betas": (0.9, 0.999), "eps": 1e-7, "weight_decay": 0.004}),
+        ("rmsprop", {"lr": 0.001, "alpha": 0.9, "eps": 1e-7, "momentum": 0.0}),
+        ("sgd", {"lr": 0.01, "momentum": 0.0, "nesterov": False}),
+    ],
+)
+def test_optimisers_have_keras_defaults(option: str, expected: dict[str, Any]) -> None:
+    cfg = plain(compose_config([f"optimizer={option}"]))
+    optimizer = instantiate(cfg.optimizer, _convert_="all")([nn.Parameter(torch.zeros(1))])
+    group = optimizer.param_groups[0]
+    assert {key: tuple(group[key]) if key == "betas" else group[key] for key in expected} == expected
+
+
+def rates(schedule: Any, steps: int, **options: Any) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    made = schedule(optimizer, total_steps=steps, epochs=5, **options)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        made.step()
+    return found
+
+
+def test_step_schedule_falls_after_every_so_many_epochs() -> None:
+    assert rates(schedules.step, 10, every=2, gamma=0.1) == pytest.approx([2.0] * 4 + [0.2] * 4 + [0.02] * 2)
+
+
+@given(steps=st.integers(3, 200), warmup=st.floats(0, 0.9), final=st.floats(0, 1))
+def test_cosine_schedule_rises_and_falls_to_its_final_rate(steps: int, warmup: float, final: float) -> None:
+    found = rates(schedules.cosine, steps, warmup=warmup, final=final)
+    rising = round(warmup * steps)
+    assert all(0 < rate <= 2.0 + 1e-12 for rate in found[: steps - 1])
+    assert all(a < b for a, b in pairwise(found[:rising]))
+    assert all(a >= b - 1e-12 for a, b in pairwise(found[rising:]))
+    if steps - rising > 1:
+        assert found[rising] == pytest.approx(2.0)
+        assert found[-1] == pytest.approx(2.0 * final)
+
+
+def test_one_cycle_goes_up_to_the_rate_and_down_to_almost_nothing() -> None:
+    found = rates(schedules.one_cycle, 101, warmup=0.3, initial=0.04, final=4e-6)
+    assert found[0] == pytest.approx(2.0 * 0.04)
+    assert max(found) == pytest.approx(2.0, rel=1e-3)
+    assert found[-1] == pytest.approx(2.0 * 4e-6)
+
+
+class Recorder(L.Callback):
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.norms: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        assert trainer.lightning_module is not None
+        self.norms.append(
+            math.sqrt(
+                sum(float((p.grad**2).sum()) for p in trainer.lightning_module.parameters() if p.grad is not None)
+            )
+        )
+
+
+def fit(tmp_path: Path, overrides: list[str]) -> tuple[L.Trainer, Recorder]:
+    """A real run of mnist_lab.run on 700 real digits, with a recorder in it."""
+    from mnist_lab import run as run_module
+
+    recorder = Recorder()
+    words = [
+        "data=mnist_5k",
+        "data.val=random",
+        "data.train_size=700",
+        "model=mlp_784_32",
+        "trainer=cpu",
+        "logger=none",
+    ]
+    cfg = plain(compose_config([*words, *overrides]))
+    trainer = run_module.build_trainer(cfg, tmp_path, [recorder])
+    data = instantiate(cfg.data, _convert_="all")
+    schedule = instantiate(cfg.schedule) or None
+    net = instantiate(cfg.model, _convert_="all")
+    module = Classifier(net, instantiate(cfg.loss), instantiate(cfg.optimizer), schedule)
+    module.example_input_array = torch.zeros(1, 1, 28, 28)
+    trainer.fit(module, datamodule=data)
+    return trainer, recorder
+
+
+def test_the_schedule_moves_step_by_step_through_the_whole_run(tmp_path: Path) -> None:
+    _, recorder = fit(tmp_path, ["schedule=cosine", "data.batch_size=100", "trainer.max_epochs=2"])
+    assert len(recorder.rates) == 14
+    assert recorder.rates == sorted(recorder.rates, reverse=True) and recorder.rates[0] == 0.01
+    assert recorder.rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_gradients_are_clipped_by_their_norm(tmp_path: Path) -> None:
+    class After(Recorder):
+        def on_before_zero_grad(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+            squares = [float((p.grad**2).sum()) for p in module.parameters() if p.grad is not None]
+            self.norms.append(math.sqrt(sum(squares)))
+
+        def on_before_optimizer_step(self, *_: Any) -> None:
+            pass
+
+    from mnist_lab import run as run_module
+
+    cfg = plain(
+        compose_config(
+            ["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.gradient_clip_val=0.01", "trainer.max_epochs=1"]
+        )
+    )
+    after = After()
+    trainer = run_module.build_trainer(cfg, tmp_path, [after])
+    net = instantiate(cfg.model, _convert_="all")
+    module = Classifier(net, instantiate(cfg.loss), instantiate(cfg.optimizer))
+    module.example_input_array = torch.zeros(1, 1, 28, 28)
+    trainer.fit(module, datamodule=instantiate(cfg.data, _convert_="all"))
+    assert 0 < max(after.norms) <= 0.01 + 1e-6
+
+
+def test_loss_and_accuracy_are_over_images_not_over_batches(tmp_path: Path) -> None:
+    data = ImageDataModule("mnist_5k", mnist_5k, "/", (1, 28, 28), 10, eval_batch_size=999, val="none")
+    net = MLP([1, 28, 28], 10, [16])
+    module = Classifier(net, nn.CrossEntropyLoss(), torch.optim.Adam)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert data.images is not None
+    with torch.no_grad():
+        logits = net(data.images.test_images / 255)
+    assert module.metrics["test/acc"] == (logits.argmax(1) == data.images.test_labels).sum().item() / 1000
+    expected = nn.functional.cross_entropy(logits, data.images.test_labels).item()
+    assert module.metrics["test/loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_training_stops_early_and_the_best_weights_can_be_tested(lab: Command, tmp_path: Path) -> None:
+    done = lab(
+        "model=mlp_512", "data=mnist_5k", "data.train_size=300", "callbacks=early_stopping", "trainer.max_epochs=60",
+        "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=0.02", "test_checkpoint=best",
+        "data.val=random", "optimizer.lr=0.01",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = result_in(tmp_path)
+    assert 2 <= len(result.history) < 60
+    assert result.test["checkpoint"] == "best"
+    (checkpoint,) = tmp_path.rglob("best.ckpt")
+    epoch = torch.load(checkpoint, weights_only=True)["epoch"]
+    best = max(row["val/acc"] for row in result.history)
+    assert result.history[epoch]["val/acc"] == best
+
+
+def test_label_smoothing_reaches_the_loss(lab: Command, tmp_path: Path) -> None:
+    assert lab("data=mnist_5k", "trainer=debug", "loss.label_smoothing=0.5").returncode == 0
+    smoothed = result_in(tmp_path).test["loss"]
+    assert smoothed > 1.5  # the entropy of a half-smoothed target alone
+
+
+def test_a_run_that_looked_at_the_test_set_says_so(lab: Command, tmp_path: Path) -> None:
+    done = lab("data=mnist_5k", "model=mlp", "trainer=debug")
+    assert done.stdout.count("The test set was looked at while training") == 2
+    result = result_in(tmp_path)
+    assert result.data["val_from"] == "test" and "test set was looked at" in result.notes[0]
+    assert result.history[0]["val/acc"] == result.test["acc"]
+
+
+def test_the_neuron_shows_its_forward_pass_and_learns_its_digit(lab: Command, tmp_path: Path) -> None:
+    done = lab("data=mnist_5k", "model=neuron", "model.digit=0", "trainer.max_epochs=3")
+    assert "sigmoid 0.9525741268224334" in done.stdout
+    result = result_in(tmp_path)
+    assert result.extras == {"forward_pass": 0.9525741268224334}
+    assert result.data["classes"] == ["not 0", "0"]
+    assert result.model["parameters"] == 785
+    assert result.test["acc"] > 0.95  # saying "not 0" always gives 0.90
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_precision_is_the_trainers(precision: str, lab: Command, tmp_path: Path) -> None:
+    done = lab("data=mnist_5k", "model=mlp_512", "trainer=debug", f"trainer.precision={precision}")
+    assert done.returncode == 0, done.stderr
+    assert result_in(tmp_path).test["acc"] > 0.3
