@@ -104,8 +104,8 @@ share = Rule(
     lambda v: (_is_integer(v) and v >= 1) or (isinstance(v, float) and 0 < v <= 1),
 )
 batches = Rule(
-    "a number of batches, 0 or more, or a fraction from 0 to 1",
-    lambda v: (_is_integer(v) and v >= 0) or (isinstance(v, float) and 0 <= v <= 1),
+    "a number of batches, 1 or more, or a fraction above 0, at most 1",
+    lambda v: (_is_integer(v) and v >= 1) or (isinstance(v, float) and 0 < v <= 1),
 )
 betas = Rule(
     "two numbers, each from 0 to below 1",
@@ -176,7 +176,7 @@ RULES: dict[str, Rule] = {
     "trainer.accumulate_grad_batches": _integer(1),
     "trainer.check_val_every_n_epoch": _integer(1),
     "trainer.limit_train_batches": batches,
-    "trainer.limit_val_batches": batches,
+    "trainer.limit_val_batches": Rule("0, " + batches.allowed, lambda v: v == 0 or batches.holds(v)),
     "trainer.limit_test_batches": batches,
     "trainer.deterministic": boolean,
     "trainer.detect_anomaly": boolean,
@@ -318,13 +318,16 @@ def _check_together(cfg: DictConfig) -> None:
     def get(key: str) -> Any:
         return OmegaConf.select(cfg, key)
 
-    if get("data.val") == "none":
+    without = next(
+        (f"{k}={v}" for k, v in (("data.val", "none"), ("trainer.limit_val_batches", 0)) if get(k) == v), None
+    )
+    if without is not None:
         if cfg.test_checkpoint == "best":
             raise UserError(
-                "test_checkpoint=best needs validation data, and data.val=none gives none: use data.val=random"
+                f"test_checkpoint=best needs validation data, and {without} gives none: use data.val=random"
             )
         if str(get("callbacks.early_stopping.monitor")).startswith("val/"):
-            raise UserError("early stopping watches validation data, and data.val=none gives none: use data.val=random")
+            raise UserError(f"early stopping watches validation data, and {without} gives none: use data.val=random")
     digit, classes = get("data.one_vs_rest"), get("data.num_classes")
     if digit is not None and digit >= classes:
         key = "model.digit" if get("model.digit") is not None else "data.one_vs_rest"

@@ -84,6 +84,8 @@ def run(
     trainer.fit(module, datamodule=data)
     fit_end = time.perf_counter()
     best = run_dir / "checkpoints" / "best.ckpt"
+    if cfg.test_checkpoint == "best" and not best.exists():
+        raise UserError("test_checkpoint=best: no epoch was validated, see trainer.check_val_every_n_epoch")
     trainer.test(module, datamodule=data, ckpt_path=best if cfg.test_checkpoint == "best" else None, verbose=False)
     test_end = time.perf_counter()
     if not trainer.is_global_zero:

@@ -165,3 +165,5 @@ def test_images_are_in_memory_once_as_bytes() -> None:
     assert data.images is not None
     assert batches.images.data_ptr() == data.images.train_images.data_ptr()
     assert batches.images.dtype == torch.uint8
+    validation = data.val_dataloader()
+    assert isinstance(validation, Batches) and validation.images is batches.images

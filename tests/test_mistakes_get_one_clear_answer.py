@@ -155,3 +155,10 @@ def test_no_word_ends_in_a_traceback(key: str, value: str) -> None:
 def test_hydra_full_error_shows_where_it_was_found(lab: Command) -> None:
     done = lab("optimizer.lr=0", HYDRA_FULL_ERROR="1")
     assert "Traceback" in done.stderr and "a number above 0" in done.stderr
+
+
+def test_tab_completion_offers_groups_and_keys(lab: Command) -> None:
+    line = "mnist_lab model=mlp_"
+    shown = lab("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line))).stdout.split()
+    assert shown == ["model=mlp_1000", "model=mlp_512", "model=mlp_784_32"]
+    assert "complete -o nospace" in lab("-sc", "install=bash").stdout

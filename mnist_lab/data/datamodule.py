@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
 import torch
@@ -67,6 +68,7 @@ class ImageDataModule(L.LightningDataModule):
         self.fallback = fallback
         self.seed = seed
         self.images: ImageSet | None = None
+        self._placed: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
         self.fallback_reason: str | None = None
         """Why the fallback stands in, or None where the data is what was asked for."""
 
@@ -118,43 +120,45 @@ class ImageDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         """Shuffled batches of the training part."""
-        assert self.images is not None
         order = EpochOrder(self.train_index, self.seed)
-        return self._batches(self.images.train_images, self.images.train_labels, order, self.batch_size)
+        return self._batches("train", order, self.batch_size)
 
     def val_dataloader(self) -> Batches | list[Batches]:
         """Batches of the validation part, in order; an empty list where there is none."""
-        assert self.images is not None
         if self.val == "test":
             return self.test_dataloader()
         if self.val == "none":
             return []
         order = EpochOrder(self.val_index, None)
-        return self._batches(self.images.train_images, self.images.train_labels, order, self.eval_batch_size)
+        return self._batches("train", order, self.eval_batch_size)
 
     def test_dataloader(self) -> Batches:
         """Batches of the test set, in order."""
         assert self.images is not None
         order = EpochOrder(torch.arange(len(self.images.test_labels)), None)
-        return self._batches(self.images.test_images, self.images.test_labels, order, self.eval_batch_size)
+        return self._batches("test", order, self.eval_batch_size)
 
-    def _batches(self, images: Tensor, labels: Tensor, order: EpochOrder, batch_size: int) -> Batches:
-        if self.one_vs_rest is not None:
-            labels = (labels == self.one_vs_rest).long()
+    def _batches(self, part: Literal["train", "test"], order: EpochOrder, batch_size: int) -> Batches:
         device, rank, world_size = torch.device("cpu"), 0, 1
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return Batches(
-            images.to(device),
-            labels.to(device),
-            order,
-            batch_size,
-            self.shift.to(device),
-            self.divisor.to(device),
-            rank,
-            world_size,
-        )
+        images, labels = self._place(part, device)
+        shift, divisor = self.shift.to(device), self.divisor.to(device)
+        return Batches(images, labels, order, batch_size, shift, divisor, rank, world_size)
+
+    def _place(self, part: Literal["train", "test"], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images and labels of a part on a device, moved there once however many loaders ask for them."""
+        if (part, device) not in self._placed:
+            found = self.images
+            assert found is not None
+            images, labels = (
+                (found.train_images, found.train_labels) if part == "train" else (found.test_images, found.test_labels)
+            )
+            if self.one_vs_rest is not None:
+                labels = (labels == self.one_vs_rest).long()
+            self._placed[part, device] = (images.to(device), labels.to(device))
+        return self._placed[part, device]
 
     def _fall_back(self, error: DataUnavailableError) -> None:
         if self.fallback is None:

@@ -1,0 +1,135 @@
+"""The README's commands, read from the README and run: shortened by trainer=debug, on the digits that come along."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+README = (ROOT / "README.md").read_text()
+LINES = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.strip() and not line.startswith("#")
+]
+SHORT = ["trainer.limit_train_batches=4", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
+SHORT += ["trainer.max_epochs=1", "data.fallback=mnist_5k"]
+
+
+def commands(kind: str) -> list[str]:
+    return [line for line in LINES if kind in line]
+
+
+def test_the_readme_says_how_to_set_up_run_and_test() -> None:
+    assert "pip install -e . && python -m mnist_lab model=mlp trainer.max_epochs=4" in LINES
+    assert 'pip install -e ".[dev]" && pytest' in LINES  # what CI runs
+    assert 'pip install -e ".[dev]"' in (ROOT / ".ci/run").read_text()
+
+
+def test_every_command_is_of_a_kind_that_is_run_here() -> None:
+    for line in LINES:
+        assert "python -m mnist_lab" in line or line.startswith(("tensorboard ", "pip install ")), line
+
+
+def examples(folder: Path) -> None:
+    """What the README's text has the user make before the commands that need it."""
+    (python,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (config,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    (folder / "own.py").write_text(python)
+    (folder / "my_conf/model").mkdir(parents=True)
+    (folder / "my_conf/model/mine.yaml").write_text(config)
+    for name in ("cat", "dog"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for n in range(10):
+            Image.new("RGB", (50, 40), (n, 0, 0)).save(folder / "photos" / name / f"{n}.jpg")
+
+
+def run(line: str, folder: Path, more: list[str]) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(line)
+    environment = {**os.environ, "MNIST_LAB_DATA": str(folder / "no-data"), "COLUMNS": "100"}
+    if words[0].startswith("PYTHONPATH="):
+        environment["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+        words.pop(0)
+    assert words[:3] == ["python", "-m", "mnist_lab"]
+    return subprocess.run(
+        [sys.executable, *words[1:], *more], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in commands("python -m mnist_lab") if "run=RUN" not in line])
+def test_a_command_runs(line: str, tmp_path: Path) -> None:
+    examples(tmp_path)
+    line = line.rpartition("&& ")[2]
+    more = list(SHORT)
+    if "--help" in line or "--cfg" in line:
+        more = []
+    if "mnist_lab articles" in line:
+        more = [*SHORT, "seeds=1"] if "seeds=" not in line else SHORT
+    if "trainer=gpu" in line:
+        import torch
+
+        if not torch.cuda.is_available():
+            done = run(line, tmp_path, more)
+            assert done.returncode == 2 and "use trainer=cpu" in done.stderr
+            return
+    if "data=" in line and "fashion_mnist" in line:
+        more.append("data=mnist_5k")  # Fashion-MNIST can't be had without a network
+    done = run(line, tmp_path, more)
+    assert done.returncode == 0, done.stderr
+    if more:
+        assert list(tmp_path.rglob("result.json"))
+
+
+@pytest.mark.slow
+def test_the_test_verb_and_tensorboard_run_on_what_a_run_left(tmp_path: Path) -> None:
+    assert run("python -m mnist_lab", tmp_path, ["data.val=random", *SHORT]).returncode == 0
+    (result,) = tmp_path.rglob("result.json")
+    lines = commands("run=RUN")
+    assert len(lines) == 2
+    for line in lines:
+        done = run(line.replace("RUN", str(result.parent)), tmp_path, [])
+        assert done.returncode == 0, done.stderr
+
+    (line,) = commands("tensorboard ")
+    words = shlex.split(line)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", *words[1:], "--port", "0", "--host", "127.0.0.1"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stderr is not None
+        address, end = None, monotonic() + 60
+        while address is None and monotonic() < end:
+            address = re.search(r"http://127\.0\.0\.1:\d+/", server.stderr.readline())
+        assert address is not None
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        tags = ""
+        while "train/loss" not in tags and monotonic() < end:
+            tags = opener.open(address.group() + "data/plugin/scalars/tags", timeout=30).read().decode()
+            sleep(0.2)
+        assert "train/loss" in tags and "test/acc" in tags
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def test_the_readme_shows_the_groups_that_there_are() -> None:
+    from mnist_lab.config import CONF_DIR
+
+    for group in ("model", "data", "optimizer", "schedule", "callbacks", "trainer", "logger"):
+        (row,) = (line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
+        shown = set(re.findall(r"`(\w+)`", row)) - {group}
+        assert shown == {path.stem for path in (CONF_DIR / group).glob("*.yaml")}
+    experiments = {path.stem for path in (CONF_DIR / "experiment").glob("*.yaml")}
+    assert experiments <= set(re.findall(r"\| ([\w.]+) \|", README))
