@@ -257,13 +257,15 @@ def _unknown_key(error: ConfigCompositionException, overrides: list[str], config
 
 def unknown_key_hint(key: str, cfg: DictConfig) -> str:
     """What the user may have meant by a key that `cfg` doesn't have, and what there is beside it."""
-    keys = list(_keys(cfg))
-    same_end = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    hint = f" Did you mean {same_end[0]}?" if len(same_end) == 1 else closest(key, keys)
-    parent = key.rpartition(".")[0]
-    siblings = [k for k in keys if k.rpartition(".")[0] == parent and not k.rpartition(".")[2].startswith("_")]
-    where = f"{parent} has: {', '.join(k.rpartition('.')[2] for k in siblings)}" if parent and siblings else ""
-    return f"{hint}\n{where or 'See every option with --cfg job'}"
+    keys = [k for k in _keys(cfg) if not k.rpartition(".")[2].startswith("_")]
+    parent, _, name = key.rpartition(".")
+    beside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
+    elsewhere = [k for k in keys if k.rpartition(".")[2] == name]
+    if parent and beside:
+        hint = closest(name, beside).replace("mean ", f"mean {parent}.")
+        return f"{hint}\n{parent} has: {', '.join(beside)}"
+    hint = f" Did you mean {elsewhere[0]}?" if len(elsewhere) == 1 else closest(key, keys)
+    return f"{hint}\nSee every option with --cfg job"
 
 
 def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -12,5 +12,5 @@ class UserError(Exception):
 
 def closest(word: str, candidates: Iterable[str]) -> str:
     """The candidate most like `word` as ` Did you mean ...?`, or an empty string where none is like it."""
-    matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.7)
+    matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
     return f" Did you mean {matches[0]}?" if matches else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra.errors import HydraException
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -66,7 +66,7 @@ def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:
                 cfg.merge_with_dotlist([override])
             except (OmegaConfBaseException, AttributeError):
                 raise UserError(f"{key}: the run has no such option.{unknown_key_hint(key, cfg)}") from None
-    except (HydraException, OmegaConfBaseException, ValueError, OSError, AssertionError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, AssertionError) as error:
         raise UserError(f"{path} can't be read: {error}") from error
     check(cfg)
     return cfg

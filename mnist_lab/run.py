@@ -14,20 +14,16 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
-from rich.panel import Panel
-from rich.table import Table
 from torch import nn
 
+from mnist_lab.build import build, build_trainer, check_fit, check_optimizer, load_weights
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
 from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, package_versions, processor
-from mnist_lab.training import Classifier, EpochProgress, History, LayerTable, NeuronForwardPass, show
+from mnist_lab.terminal import metrics_table, relative, show, show_result, warn
+from mnist_lab.training import Classifier, History, NeuronForwardPass
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +121,7 @@ def run(
         extras=extras(trainer),
     )
     result.save(run_dir)
-    log_hyperparameters(trainer.logger, result)
+    log_hyperparameters(trainer.logger, result, trainer.global_step)
     show_result(result, run_dir)
     return result
 
@@ -156,130 +152,13 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
     trainer.test(module, datamodule=data, verbose=False)
     found = module.metrics
     if trainer.is_global_zero:
-        table = Table(title=f"{cfg.name}, {checkpoint.stem} checkpoint", title_justify="left", title_style="bold")
-        for column in ("", "loss", "accuracy"):
-            table.add_column(column, justify="right" if column else "left")
-        table.add_row(f"test, {found['test/n']:,.0f} images", f"{found['test/loss']:.4f}", f"{found['test/acc']:.2%}")
+        rows = [(f"test, {found['test/n']:,.0f} images", found["test/loss"], found["test/acc"])]
         if (run_dir / "result.json").exists():
             recorded = Result.load(run_dir).test
-            table.add_row(f"recorded, {recorded['checkpoint']}", f"{recorded['loss']:.4f}", f"{recorded['acc']:.2%}")
-        show(table)
+            rows.append((f"recorded, {recorded['checkpoint']}", recorded["loss"], recorded["acc"]))
+        show(metrics_table(f"{cfg.name}, {checkpoint.stem} checkpoint", rows))
         warn(notes(cfg, data))
     return found
-
-
-def load_weights(net: nn.Module, checkpoint: Path) -> None:
-    """Loads the network's weights from a checkpoint. Never executes code that the file holds.
-
-    Raises:
-        UserError: the file can't be read, or holds the weights of another network.
-    """
-    try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        weights = {key.removeprefix("net."): value for key, value in saved.items() if key.startswith("net.")}
-    except Exception as error:  # torch raises what its unpickler and its zip reader raise
-        raise UserError(f"{checkpoint} can't be read as a checkpoint: {_brief(error)}") from error
-    try:
-        net.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).splitlines()[1].split())
-        raise UserError(f"{checkpoint} is of another network than the run's config: {reason}") from error
-
-
-def build(cfg: DictConfig, section: str) -> Any:
-    """Makes what a section of the config describes.
-
-    Raises:
-        UserError: its class doesn't exist, or doesn't take what the section gives it.
-    """
-    try:
-        return instantiate(cfg[section], _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        mistake = cause is None or isinstance(
-            cause, TypeError | ValueError | ImportError | AttributeError | RuntimeError
-        )
-        if not mistake:
-            raise
-        raise UserError(f"{section}: {cfg[section].get('_target_')} can't be made: {_brief(cause or error)}") from error
-
-
-def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
-    """The Lightning Trainer, with the callbacks that every run has and its loggers.
-
-    Raises:
-        UserError: an option that Lightning refuses, or an accelerator that isn't here.
-    """
-    checkpoints = run_dir / "checkpoints"
-    every_run: list[Callback] = [
-        EpochProgress(),
-        LayerTable(),
-        ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False),
-    ]
-    if cfg.data.val != "none":
-        every_run.append(
-            ModelCheckpoint(checkpoints, "best", monitor="val/acc", mode="max", enable_version_counter=False)
-        )
-    try:
-        logger = instantiate(cfg.logger, save_dir=run_dir) if cfg.logger else False
-        trainer: L.Trainer = instantiate(
-            cfg.trainer,
-            logger=logger,
-            callbacks=[*callbacks, *every_run],
-            default_root_dir=run_dir,
-            enable_model_summary=False,  # LayerTable is ours
-            # Batches are made by position on the device, each process its share: there is no sampler to replace.
-            use_distributed_sampler=False,
-            _convert_="all",
-        )
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        if not isinstance(
-            cause, MisconfigurationException | ValueError | TypeError | RuntimeError | InstantiationException
-        ):
-            raise
-        asked = cfg.trainer.accelerator
-        hint = f" trainer.accelerator={asked}: use trainer=cpu, or auto" if asked not in ("auto", "cpu") else ""
-        raise UserError(f"trainer: {_brief(cause)}{hint}") from error
-    return trainer
-
-
-def check_fit(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> None:
-    """Sends two blank images through the network.
-
-    Raises:
-        UserError: it can't take images of the data's shape, or gives something else than one output a class.
-    """
-    images = torch.zeros(2, *data.shape)
-    classes = len(data.class_names)
-    what = f"{cfg.model._target_} can't be used with data={cfg.data.name}"
-    training = net.training
-    net.eval()
-    try:
-        with torch.no_grad():
-            logits = net(images)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise UserError(f"{what}: it doesn't take images of the shape {list(data.shape)} ({_brief(error)})") from error
-    finally:
-        net.train(training)
-    if tuple(logits.shape) != (2, classes):
-        raise UserError(f"{what}: for two images it gives {list(logits.shape)}, where {[2, classes]} is needed")
-
-
-def check_optimizer(net: nn.Module, optimizer: Any, schedule: Any) -> None:
-    """Makes both once, for nothing: Lightning makes them only when the training begins.
-
-    Raises:
-        UserError: one of them doesn't take what the config gives it.
-    """
-    section = "optimizer"
-    try:
-        made = optimizer(net.parameters())
-        section = "schedule"
-        if schedule is not None:
-            schedule(made, total_steps=100, epochs=1)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{section}: {_brief(error)}") from error
 
 
 def notes(cfg: DictConfig, data: ImageDataModule) -> list[str]:
@@ -307,21 +186,8 @@ def announce(cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: L.
         f"{cfg.name}: {type(net).__name__}, {sum(p.numel() for p in net.parameters()):,} parameters, "
         f"on {data.images.name} ({', '.join(parts)}), seed {cfg.seed}, {trainer.strategy.root_device.type}"
     )
-    log.info(f"in {_relative(run_dir)}")
+    log.info(f"in {relative(run_dir)}")
     warn(notes(cfg, data))
-
-
-def warn(messages: list[str]) -> None:
-    """Shows messages where nobody can miss them."""
-    if messages:
-        show(
-            Panel(
-                "\n".join(f"• {message}" for message in messages),
-                title="note",
-                title_align="left",
-                border_style="yellow",
-            )
-        )
 
 
 def machine(trainer: L.Trainer) -> dict[str, Any]:
@@ -364,7 +230,7 @@ def extras(trainer: L.Trainer) -> dict[str, Any]:
     return {"forward_pass": passes[0].output} if passes else {}
 
 
-def log_hyperparameters(logger: Logger | None, result: Result) -> None:
+def log_hyperparameters(logger: Logger | None, result: Result, step: int) -> None:
     """Gives TensorBoard the run's row in the HParams tab, with its test metrics, and the config as text."""
     if not isinstance(logger, TensorBoardLogger):
         return
@@ -385,43 +251,7 @@ def log_hyperparameters(logger: Logger | None, result: Result) -> None:
             if key not in ("_partial_", "input_shape", "num_classes", "fused")
         }
     metrics = {"test/loss": result.test["loss"], "test/acc": result.test["acc"]}
-    logger.log_hyperparams({k: v for k, v in chosen.items() if v is not None}, metrics)
+    logger.log_hyperparams({k: v for k, v in chosen.items() if v is not None}, metrics, step)
     logger.experiment.add_text("config", "```yaml\n" + OmegaConf.to_yaml(OmegaConf.create(config)) + "```")
     logger.experiment.add_text("command", f"`{result.command}`")
     logger.save()
-
-
-def show_result(result: Result, run_dir: Path) -> None:
-    """The small table at the end, on the terminal and in the log."""
-    last = result.history[-1] if result.history else {}
-    table = Table(title=result.name, title_justify="left", title_style="bold")
-    for column in ("", "loss", "accuracy"):
-        table.add_column(column, justify="right" if column else "left")
-    rows = [("train, last epoch", last.get("train/loss"), last.get("train/acc"))]
-    if last.get("val/acc") is not None:
-        rows.append(("validation, last epoch", last["val/loss"], last["val/acc"]))
-    rows.append(
-        (f"test, {result.test['n']:,} images of {result.data['name']}", result.test["loss"], result.test["acc"])
-    )
-    for name, loss, acc in rows:
-        if acc is not None:
-            table.add_row(name, f"{loss:.4f}", f"{acc:.2%}")
-    if last.get("train/acc") is not None:
-        table.add_row("gap, train − test", "", f"{100 * (last['train/acc'] - result.test['acc']):+.2f} points")
-    show(table)
-    warn(result.notes)
-    folder = _relative(run_dir)
-    log.info(
-        "{start:.1f} s to start, {train:.1f} s to train, {test:.1f} s to test\n".format(**result.seconds)
-        + f"all of it    {folder}\n"
-        f"curves       tensorboard --logdir {folder.parent}\n"
-        f"test again   python -m mnist_lab test run={folder}"
-    )
-
-
-def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _relative(folder: Path) -> Path:
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

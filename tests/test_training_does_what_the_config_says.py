@@ -127,7 +127,7 @@ class Recorder(L.Callback):
 
 def fit(tmp_path: Path, overrides: list[str]) -> tuple[L.Trainer, Recorder]:
     """A real run of mnist_lab.run on 700 real digits, with a recorder in it."""
-    from mnist_lab import run as run_module
+    from mnist_lab.build import build_trainer
 
     recorder = Recorder()
     words = [
@@ -139,7 +139,7 @@ def fit(tmp_path: Path, overrides: list[str]) -> tuple[L.Trainer, Recorder]:
         "logger=none",
     ]
     cfg = plain(compose_config([*words, *overrides]))
-    trainer = run_module.build_trainer(cfg, tmp_path, [recorder])
+    trainer = build_trainer(cfg, tmp_path, [recorder])
     data = instantiate(cfg.data, _convert_="all")
     schedule = instantiate(cfg.schedule) or None
     net = instantiate(cfg.model, _convert_="all")
@@ -165,7 +165,7 @@ def test_gradients_are_clipped_by_their_norm(tmp_path: Path) -> None:
         def on_before_optimizer_step(self, *_: Any) -> None:
             pass
 
-    from mnist_lab import run as run_module
+    from mnist_lab.build import build_trainer
 
     cfg = plain(
         compose_config(
@@ -173,7 +173,7 @@ def test_gradients_are_clipped_by_their_norm(tmp_path: Path) -> None:
         )
     )
     after = After()
-    trainer = run_module.build_trainer(cfg, tmp_path, [after])
+    trainer = build_trainer(cfg, tmp_path, [after])
     net = instantiate(cfg.model, _convert_="all")
     module = Classifier(net, instantiate(cfg.loss), instantiate(cfg.optimizer))
     module.example_input_array = torch.zeros(1, 1, 28, 28)

@@ -1,7 +1,7 @@
 """The LightningModule and the callbacks of a run."""
 
-from mnist_lab.training.callbacks import EpochProgress, History, LayerTable, NeuronForwardPass, show
+from mnist_lab.training.callbacks import EpochProgress, History, LayerTable, NeuronForwardPass
 from mnist_lab.training.classifier import Classifier
 from mnist_lab.training.optimizers import RMSprop
 
-__all__ = ["Classifier", "EpochProgress", "History", "LayerTable", "NeuronForwardPass", "RMSprop", "show"]
+__all__ = ["Classifier", "EpochProgress", "History", "LayerTable", "NeuronForwardPass", "RMSprop"]

@@ -15,31 +15,17 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
 from rich import get_console
-from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
-from rich.text import Text
 
 from mnist_lab.files import write_whole
 from mnist_lab.models import Neuron
+from mnist_lab.terminal import show
 from mnist_lab.training.classifier import Classifier
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("epoch", "train/loss", "train/acc", "val/loss", "val/acc", "lr", "seconds")
-
-
-def show(renderable: RenderableType) -> None:
-    """Shows a table or a frame on the terminal, and writes it as text to the run's log file."""
-    console = get_console()
-    console.print(renderable)
-    with console.capture() as captured:
-        console.print(renderable)
-    text = "\n".join(line.rstrip() for line in Text.from_ansi(captured.get()).plain.splitlines())
-    record = logging.LogRecord(log.name, logging.INFO, __file__, 0, "\n" + text, None, None)
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(record)
 
 
 class History(Checkpoint):

@@ -1,0 +1,137 @@
+"""From a checked config to the objects that it describes, with every mistake told before a run begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from omegaconf import DictConfig
+from torch import nn
+
+from mnist_lab.data import ImageDataModule
+from mnist_lab.errors import UserError
+from mnist_lab.training import EpochProgress, LayerTable
+
+
+def build(cfg: DictConfig, section: str) -> Any:
+    """Makes what a section of the config describes.
+
+    Raises:
+        UserError: its class doesn't exist, or doesn't take what the section gives it.
+    """
+    try:
+        return instantiate(cfg[section], _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        mistake = cause is None or isinstance(
+            cause, TypeError | ValueError | ImportError | AttributeError | RuntimeError
+        )
+        if not mistake:
+            raise
+        raise UserError(f"{section}: {cfg[section].get('_target_')} can't be made: {_brief(cause or error)}") from error
+
+
+def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
+    """The Lightning Trainer, with the callbacks that every run has and its loggers.
+
+    Raises:
+        UserError: an option that Lightning refuses, or an accelerator that isn't here.
+    """
+    checkpoints = run_dir / "checkpoints"
+    every_run: list[Callback] = [
+        EpochProgress(),
+        LayerTable(),
+        ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False),
+    ]
+    if cfg.data.val != "none":
+        every_run.append(
+            ModelCheckpoint(checkpoints, "best", monitor="val/acc", mode="max", enable_version_counter=False)
+        )
+    try:
+        logger = instantiate(cfg.logger, save_dir=run_dir) if cfg.logger else False
+        trainer: L.Trainer = instantiate(
+            cfg.trainer,
+            logger=logger,
+            callbacks=[*callbacks, *every_run],
+            default_root_dir=run_dir,
+            enable_model_summary=False,  # LayerTable is ours
+            # Batches are made by position on the device, each process its share: there is no sampler to replace.
+            use_distributed_sampler=False,
+            _convert_="all",
+        )
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if not isinstance(
+            cause, MisconfigurationException | ValueError | TypeError | RuntimeError | InstantiationException
+        ):
+            raise
+        asked = cfg.trainer.accelerator
+        hint = f" trainer.accelerator={asked}: use trainer=cpu, or auto" if asked not in ("auto", "cpu") else ""
+        raise UserError(f"trainer: {_brief(cause)}{hint}") from error
+    return trainer
+
+
+def check_fit(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> None:
+    """Sends two blank images through the network.
+
+    Raises:
+        UserError: it can't take images of the data's shape, or gives something else than one output a class.
+    """
+    images = torch.zeros(2, *data.shape)
+    classes = len(data.class_names)
+    what = f"{cfg.model._target_} can't be used with data={cfg.data.name}"
+    training = net.training
+    net.eval()
+    try:
+        with torch.no_grad():
+            logits = net(images)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UserError(f"{what}: it doesn't take images of the shape {list(data.shape)} ({_brief(error)})") from error
+    finally:
+        net.train(training)
+    if tuple(logits.shape) != (2, classes):
+        raise UserError(f"{what}: for two images it gives {list(logits.shape)}, where {[2, classes]} is needed")
+
+
+def check_optimizer(net: nn.Module, optimizer: Any, schedule: Any) -> None:
+    """Makes both once, for nothing: Lightning makes them only when the training begins.
+
+    Raises:
+        UserError: one of them doesn't take what the config gives it.
+    """
+    section = "optimizer"
+    try:
+        made = optimizer(net.parameters())
+        section = "schedule"
+        if schedule is not None:
+            schedule(made, total_steps=100, epochs=1)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{section}: {_brief(error)}") from error
+
+
+def load_weights(net: nn.Module, checkpoint: Path) -> None:
+    """Loads the network's weights from a checkpoint. Never executes code that the file holds.
+
+    Raises:
+        UserError: the file can't be read, or holds the weights of another network.
+    """
+    try:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        weights = {key.removeprefix("net."): value for key, value in saved.items() if key.startswith("net.")}
+    except Exception as error:  # torch raises what its unpickler and its zip reader raise
+        raise UserError(f"{checkpoint} can't be read as a checkpoint: {_brief(error)}") from error
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).splitlines()[1].split())
+        raise UserError(f"{checkpoint} is of another network than the run's config: {reason}") from error
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

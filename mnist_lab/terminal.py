@@ -1,0 +1,83 @@
+"""What the terminal shows, and the run's log file with it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from rich import get_console
+from rich.console import RenderableType
+from rich.panel import Panel
+from rich.table import Column, Table
+from rich.text import Text
+
+from mnist_lab.result import Result
+
+log = logging.getLogger(__name__)
+
+
+def show(renderable: RenderableType) -> None:
+    """Shows a table or a frame on the terminal, and writes it as text to the run's log file."""
+    console = get_console()
+    console.print(renderable)
+    with console.capture() as captured:
+        console.print(renderable)
+    text = "\n".join(line.rstrip() for line in Text.from_ansi(captured.get()).plain.splitlines())
+    record = logging.LogRecord(log.name, logging.INFO, __file__, 0, "\n" + text, None, None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
+def warn(messages: list[str]) -> None:
+    """Shows messages where nobody can miss them."""
+    if messages:
+        show(
+            Panel(
+                "\n".join(f"• {message}" for message in messages),
+                title="note",
+                title_align="left",
+                border_style="yellow",
+            )
+        )
+
+
+def metrics_table(title: str, rows: list[tuple[str, float, float]]) -> Table:
+    """A table of losses and accuracies.
+
+    Args:
+        title: its title.
+        rows: (what it is about, loss, accuracy in [0, 1]).
+    """
+    right = {"justify": "right"}
+    table = Table("", Column("loss", **right), Column("accuracy", **right), title=title, title_justify="left")  # type: ignore[arg-type]
+    for name, loss, acc in rows:
+        table.add_row(name, f"{loss:.4f}", f"{acc:.2%}")
+    return table
+
+
+def show_result(result: Result, run_dir: Path) -> None:
+    """The small table at the end, what nobody may miss about it, and where to look next."""
+    rows = []
+    last = result.history[-1]
+    for stage, name in (("train", "train, last epoch"), ("val", "validation, last epoch")):
+        if last[f"{stage}/acc"] is not None:
+            rows.append((name, last[f"{stage}/loss"], last[f"{stage}/acc"]))
+    test = result.test
+    rows.append((f"test, {test['n']:,} images of {result.data['name']}", test["loss"], test["acc"]))
+    table = metrics_table(result.name, rows)
+    table.add_row("gap, train − test", "", f"{100 * (last['train/acc'] - test['acc']):+.2f} points")
+    show(table)
+    warn(result.notes)
+    folder = relative(run_dir)
+    log.info(
+        "{start:.1f} s to start, {train:.1f} s to train, {test:.1f} s to test\n".format(**result.seconds)
+        + f"all of it    {folder}\n"
+        f"curves       tensorboard --logdir {folder.parent}\n"
+        f"test again   python -m mnist_lab test run={folder}"
+    )
+
+
+def relative(folder: Path) -> Path:
+    """The folder as seen from here, where it lies below."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
