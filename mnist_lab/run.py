@@ -245,10 +245,11 @@ def log_hyperparameters(logger: Logger | None, result: Result, step: int) -> Non
         "parameters": result.model["parameters"],
     }
     for section in ("model", "optimizer", "schedule"):
+        chosen[section] = config[section].get("_target_", "none").rpartition(".")[2]
         chosen |= {
             f"{section}.{key}": str(value) if isinstance(value, list | dict) else value
             for key, value in config[section].items()
-            if key not in ("_partial_", "input_shape", "num_classes", "fused")
+            if key not in ("_target_", "_partial_", "input_shape", "num_classes", "fused")
         }
     metrics = {"test/loss": result.test["loss"], "test/acc": result.test["acc"]}
     logger.log_hyperparams({k: v for k, v in chosen.items() if v is not None}, metrics, step)

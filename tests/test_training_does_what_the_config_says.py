@@ -240,3 +240,30 @@ def test_precision_is_the_trainers(precision: str, lab: Command, tmp_path: Path)
     done = lab("data=mnist_5k", "model=mlp_512", "trainer=debug", f"trainer.precision={precision}")
     assert done.returncode == 0, done.stderr
     assert result_in(tmp_path).test["acc"] > 0.3
+
+
+def test_ctrl_c_leaves_the_last_whole_epoch_ready_to_be_tested(lab: Command, tmp_path: Path) -> None:
+    import signal
+    import subprocess
+    import sys
+
+    words = ["data=mnist_5k", "model=mlp_784_32", "data.val=none", "trainer.max_epochs=5000", "hydra.run.dir=run"]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "mnist_lab", *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout is not None
+    for line in program.stdout:
+        if line.startswith("epoch    3/5000"):
+            program.send_signal(signal.SIGINT)
+            break
+    shown, errors = program.communicate(timeout=60)
+    assert program.returncode == 1
+    assert "stopped in epoch" in shown and "in run" in shown
+    assert "Traceback" not in errors
+    again = lab("test", "run=run")
+    assert again.returncode == 0, again.stderr
+    assert "1,000 images" in again.stdout

@@ -78,6 +78,10 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.sampler.index) // self.batch_size)
 
+    def batch_length(self, batch_idx: int) -> int:
+        """How many images the batch of this number, from 0, has over all processes."""
+        return min(self.batch_size, len(self.sampler.index) - batch_idx * self.batch_size)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = self.sampler().to(self.images.device)
         scaled = bool((self.shift != 0).any()), bool((self.divisor != 1).any())

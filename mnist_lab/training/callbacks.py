@@ -20,7 +20,7 @@ from rich.table import Column, Table
 
 from mnist_lab.files import write_whole
 from mnist_lab.models import Neuron
-from mnist_lab.terminal import show
+from mnist_lab.terminal import relative, show
 from mnist_lab.training.classifier import Classifier
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,13 @@ class History(Checkpoint):
             writer.writeheader()
             writer.writerows(self.rows)
             write_whole(self.path, text.getvalue())
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Says where a run was stopped by Ctrl-C; Lightning ends the program with exit status 1."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            epoch, done = trainer.current_epoch + 1, len(self.rows)
+            kept = f"checkpoints/last.ckpt has epoch {done}" if done else "no epoch was completed"
+            log.warning(f"stopped in epoch {epoch}: {kept}, in {relative(self.path.parent)}")
 
     @staticmethod
     def _line(row: dict[str, Any], epochs: int) -> str:

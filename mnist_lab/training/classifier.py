@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mnist_lab.data import Batches
+
 
 class Classifier(L.LightningModule):
     """Trains any network that turns images into one logit a class.
@@ -49,7 +51,14 @@ class Classifier(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch: (images float32 (B, C, H, W), labels int64 (B,)) → scalar."""
-        return self._measure("train", batch)
+        loss = self._measure("train", batch)
+        if self.trainer.world_size > 1:
+            # Gradients are averaged over processes, whose shares of a batch need not be equal: weigh each by its share.
+            batches = self.trainer.train_dataloader
+            assert isinstance(batches, Batches)
+            whole = batches.batch_length(batch_idx)
+            loss = loss * (len(batch[1]) * self.trainer.world_size / whole)
+        return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Counts one batch of validation images."""
@@ -85,7 +94,7 @@ class Classifier(L.LightningModule):
         images, labels = batch
         logits = self(images)
         n = len(labels)
-        # Of a last batch smaller than the number of processes, some get nothing; the mean of nothing would be NaN.
+        # Of a batch smaller than the number of processes some get nothing, and the mean of nothing would be NaN.
         loss = self.loss(logits, labels) if n > 0 else logits.sum()
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum()
