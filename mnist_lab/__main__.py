@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -10,8 +11,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-    from mnist_lab.errors import UserError
 
 STARTED = time.perf_counter()
 
@@ -41,10 +40,17 @@ def main() -> None:
             articles(words)
     except UserError as error:
         fail(error)
+    except PermissionError as error:
+        fail(UserError(f"{error.filename}: {error.strerror}"))
 
 
-def train(argv: list[str]) -> None:
-    """Checks the command, and hands it to Hydra, which calls `job` once, or once for each job of a multirun."""
+def train(argv: list[str], fresh: bool = True) -> None:
+    """Checks the command, and hands it to Hydra, which calls `job` once, or once for each job of a multirun.
+
+    Args:
+        argv: the program's name and Hydra's command line.
+        fresh: whether the command's folder must be empty or new; each job's must be in any case.
+    """
     import hydra
     from hydra._internal.utils import get_args_parser
 
@@ -63,11 +69,14 @@ def train(argv: list[str]) -> None:
         try:
             from mnist_lab.run import run
 
-            if args.multirun:
-                run(plain(cfg), run_dir, overrides, command=overrides)
+            if multirun:
+                flags = [("--config-path", args.config_path), ("--config-dir", args.config_dir)]
+                flags += [("--config-name", args.config_name)]
+                searched = [word for flag, value in flags if value is not None for word in (flag, value)]
+                run(plain(cfg), run_dir, overrides, command=[*searched, *overrides])
             else:
                 run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
-        except UserError as error:
+        except (UserError, PermissionError) as error:
             leave_nothing(run_dir, until=existing)
             fail(error)
 
@@ -75,26 +84,34 @@ def train(argv: list[str]) -> None:
     parser = get_args_parser()
     parser.error = lambda message: fail(UserError(message))  # type: ignore[method-assign]
     args = parser.parse_args(argv[1:])
+    multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
     existing = Path.cwd()
     if not (args.hydra_help or args.shell_completion or args.help):
-        existing = check_command(args.overrides, args.config_dir, args.config_name or "config", args.multirun)
+        existing = check_command(args, multirun, fresh and not (args.cfg or args.info))
     hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
 
 
 def leave_nothing(run_dir: Path, until: Path) -> None:
-    """Takes away what Hydra wrote for a run that never began, and the folders that this leaves empty, below `until`."""
-    if (run_dir / "history.csv").exists():
+    """Takes away the folder of a run that never began, which was new, and the folders that this leaves empty.
+
+    Args:
+        run_dir: the run's folder.
+        until: what existed before the command; it stays.
+    """
+    if (run_dir / "history.csv").exists() or os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    for name in (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "run.log", "config.yaml"):
-        (run_dir / name).unlink(missing_ok=True)
-    for folder in (run_dir / ".hydra", run_dir, *run_dir.parents):
-        if folder == until or (folder.is_dir() and any(folder.iterdir())):
+    shutil.rmtree(run_dir, ignore_errors=True)
+    for folder in run_dir.parents:
+        if folder == until or not folder.is_relative_to(until):
             break
-        if folder.is_dir():
-            folder.rmdir()
+        if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+            (folder / "multirun.yaml").unlink()
+        if any(folder.iterdir()):
+            break
+        folder.rmdir()
 
 
-def fail(error: UserError) -> NoReturn:
+def fail(error: Exception) -> NoReturn:
     """Ends the program with a mistake's message and exit status 2; HYDRA_FULL_ERROR=1 shows where it was found."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ def articles(words: list[str]) -> None:
         key, equals, value = word.partition("=")
         if not equals:
             raise UserError(f"{word}: not understood\n{USAGE}")
+        if key in ("seed", "experiment"):
+            raise UserError(f"{word} is not allowed here: use {key}s=...\n{USAGE}")
         if key in own:
             own[key] = value
         else:
@@ -47,31 +50,35 @@ def articles(words: list[str]) -> None:
             raise UserError(
                 f"experiments={name}: there is no such experiment.{closest(name, known)}\nThey are: {', '.join(known)}"
             )
-    if not own["seeds"].isdigit() or int(own["seeds"]) < 1:
+    if not own["seeds"].isdecimal() or int(own["seeds"]) < 1:
         raise UserError(f"seeds={own['seeds']} is not allowed: it must be a whole number, 1 or more")
 
-    folder = Path(own["dir"])
+    folder, seeds = Path(own["dir"]), range(int(own["seeds"]))
+    wanted = {
+        (name, seed): plain(compose_config([*overrides, f"experiment={name}", f"seed={seed}"]))
+        for name in chosen
+        for seed in seeds
+    }
     for name in chosen:
         missing = []
-        for seed in range(int(own["seeds"])):
+        for seed in seeds:
             run_dir = folder / name / f"seed={seed}"
-            wanted = plain(compose_config([*overrides, f"experiment={name}", f"seed={seed}"]))
-            if not (run_dir / "result.json").exists() or Result.load(run_dir).config != OmegaConf.to_container(wanted):
-                missing.append(str(seed))
+            config = OmegaConf.to_container(wanted[name, seed])
+            if (run_dir / "result.json").exists() and Result.load(run_dir).config == config:
+                continue
+            missing.append(str(seed))
+            if (run_dir / "config.yaml").exists():  # of a run that was another, or never came to its end
+                shutil.rmtree(run_dir)
         if missing:
             sweep = [f"hydra.sweep.dir='{folder / name}'", "hydra.sweep.subdir='seed=${seed}'"]
-            train([sys.argv[0], "-m", *overrides, f"experiment={name}", f"seed={','.join(missing)}", *sweep])
+            words = ["-m", *overrides, f"experiment={name}", f"seed={','.join(missing)}", *sweep]
+            train([sys.argv[0], *words], fresh=False)
 
-    found = [results for name in known if (results := _results(folder / name))]
+    found = [[Result.load(folder / name / f"seed={seed}") for seed in seeds] for name in chosen]
     text = markdown(found)
     write_whole(folder / "table.md", text)
     _print(found)
     print(f"table    {folder / 'table.md'}")
-
-
-def _results(folder: Path) -> list[Result]:
-    paths = sorted(folder.glob("seed=*/result.json"), key=lambda path: int(path.parent.name.partition("=")[2]))
-    return [Result.load(path.parent) for path in paths]
 
 
 HEADER = ("experiment", "", "article says", "Keras gives", "we get", "n")

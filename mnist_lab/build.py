@@ -34,7 +34,7 @@ def build(cfg: DictConfig, section: str) -> Any:
         )
         if not mistake:
             raise
-        raise UserError(f"{section}: {cfg[section].get('_target_')} can't be made: {_brief(cause or error)}") from error
+        raise UserError(f"{section}: {cfg[section].get('_target_')} can't be made: {brief(cause or error)}") from error
 
 
 def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
@@ -43,22 +43,15 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> 
     Raises:
         UserError: an option that Lightning refuses, or an accelerator that isn't here.
     """
-    checkpoints = run_dir / "checkpoints"
-    every_run: list[Callback] = [
-        EpochProgress(),
-        LayerTable(),
-        ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False),
-    ]
-    if cfg.data.val != "none":
-        every_run.append(
-            ModelCheckpoint(checkpoints, "best", monitor="val/acc", mode="max", enable_version_counter=False)
-        )
+    last = ModelCheckpoint(run_dir / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    best = ModelCheckpoint(run_dir / "checkpoints", "best", monitor="val/acc", mode="max", enable_version_counter=False)
+    every_run: list[Callback] = [EpochProgress(), LayerTable(), *([] if cfg.data.val == "none" else [best]), last]
     try:
         logger = instantiate(cfg.logger, save_dir=run_dir) if cfg.logger else False
         trainer: L.Trainer = instantiate(
             cfg.trainer,
             logger=logger,
-            callbacks=[*callbacks, *every_run],
+            callbacks=[*every_run, *callbacks],
             default_root_dir=run_dir,
             enable_model_summary=False,  # LayerTable is ours
             # Batches are made by position on the device, each process its share: there is no sampler to replace.
@@ -68,20 +61,22 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> 
     except InstantiationException as error:
         cause = error.__cause__ or error
         if not isinstance(
-            cause, MisconfigurationException | ValueError | TypeError | RuntimeError | InstantiationException
+            cause,
+            MisconfigurationException | ValueError | TypeError | RuntimeError | ImportError | InstantiationException,
         ):
             raise
         asked = cfg.trainer.accelerator
         hint = f" trainer.accelerator={asked}: use trainer=cpu, or auto" if asked not in ("auto", "cpu") else ""
-        raise UserError(f"trainer: {_brief(cause)}{hint}") from error
+        raise UserError(f"trainer: {brief(cause)}{hint}") from error
     return trainer
 
 
-def check_fit(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> None:
-    """Sends two blank images through the network.
+def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule) -> None:
+    """Sends two blank images through the network, and what it gives through the loss.
 
     Raises:
-        UserError: it can't take images of the data's shape, or gives something else than one output a class.
+        UserError: the network can't take images of the data's shape, gives something else than one output a class, or
+            the loss can't use that.
     """
     images = torch.zeros(2, *data.shape)
     classes = len(data.class_names)
@@ -92,11 +87,18 @@ def check_fit(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> None:
         with torch.no_grad():
             logits = net(images)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise UserError(f"{what}: it doesn't take images of the shape {list(data.shape)} ({_brief(error)})") from error
+        raise UserError(f"{what}: it doesn't take images of the shape {list(data.shape)} ({brief(error)})") from error
     finally:
         net.train(training)
     if tuple(logits.shape) != (2, classes):
         raise UserError(f"{what}: for two images it gives {list(logits.shape)}, where {[2, classes]} is needed")
+    try:
+        with torch.no_grad():
+            value = loss(logits, torch.zeros(2, dtype=torch.int64))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"loss: {cfg.loss._target_} can't be used on logits and labels: {brief(error)}") from error
+    if not isinstance(value, torch.Tensor) or value.dim() != 0:
+        raise UserError(f"loss: {cfg.loss._target_} doesn't give one number for a batch")
 
 
 def check_optimizer(net: nn.Module, optimizer: Any, schedule: Any) -> None:
@@ -112,7 +114,7 @@ def check_optimizer(net: nn.Module, optimizer: Any, schedule: Any) -> None:
         if schedule is not None:
             schedule(made, total_steps=100, epochs=1)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{section}: {_brief(error)}") from error
+        raise UserError(f"{section}: {brief(error)}") from error
 
 
 def load_weights(net: nn.Module, checkpoint: Path) -> None:
@@ -125,7 +127,7 @@ def load_weights(net: nn.Module, checkpoint: Path) -> None:
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         weights = {key.removeprefix("net."): value for key, value in saved.items() if key.startswith("net.")}
     except Exception as error:  # torch raises what its unpickler and its zip reader raise
-        raise UserError(f"{checkpoint} can't be read as a checkpoint: {_brief(error)}") from error
+        raise UserError(f"{checkpoint} can't be read as a checkpoint: {brief(error)}") from error
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
@@ -133,5 +135,6 @@ def load_weights(net: nn.Module, checkpoint: Path) -> None:
         raise UserError(f"{checkpoint} is of another network than the run's config: {reason}") from error
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
+    """An error's message in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__

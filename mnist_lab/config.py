@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
@@ -23,10 +31,12 @@ _here = Path(__file__).resolve().parent
 CONF_DIR = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf"
 """The configs: inside the installed package (a wheel carries them there), beside it in a checkout."""
 
+SECTIONS = ("data", "model", "loss", "optimizer", "trainer")
+MAY_BE_EMPTY = ("schedule", "callbacks", "logger")
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid")
 INITS = ("glorot_uniform", "pytorch")
 EMNIST_CLASSES = {"balanced": 47, "byclass": 62, "bymerge": 47, "letters": 26, "digits": 10, "mnist": 10}
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "transformer-engine")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
 
 def class_folders(folder: str) -> list[str]:
@@ -127,7 +137,7 @@ device_count = Rule(
 # Values are checked here rather than where they are used: a mistake is told before torch is imported. The rules hold
 # for our own keys and those of the libraries that we configure; those of a user's own class mean what that class says.
 RULES: dict[str, Rule] = {
-    "name": text,
+    "name": Rule("a text of 1 to 200 characters", lambda v: isinstance(v, str) and 0 < len(v) <= 200),
     "seed": _integer(0, 2**32 - 1),
     "test_checkpoint": one_of("last", "best"),
     "loss.label_smoothing": below_one,
@@ -176,7 +186,7 @@ RULES: dict[str, Rule] = {
     "trainer.accumulate_grad_batches": _integer(1),
     "trainer.check_val_every_n_epoch": _integer(1),
     "trainer.limit_train_batches": batches,
-    "trainer.limit_val_batches": Rule("0, " + batches.allowed, lambda v: v == 0 or batches.holds(v)),
+    "trainer.limit_val_batches": Rule(batches.allowed + ". For no validation: data.val=none", batches.holds),
     "trainer.limit_test_batches": batches,
     "trainer.deterministic": boolean,
     "trainer.detect_anomaly": boolean,
@@ -187,13 +197,38 @@ RULES: dict[str, Rule] = {
 }
 
 
-def compose_config(overrides: list[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
+@contextmanager
+def hydra_with(config_dir: str | None = None, config_path: str | None = None) -> Iterator[Hydra]:
+    """Hydra with the search path that its command line has, for composing without running.
+
+    Args:
+        config_dir: a folder with groups of the user's own, as `--config-dir`.
+        config_path: a folder in the place of `conf/`, as `--config-path`.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    for flag, folder in (("--config-dir", config_dir), ("--config-path", config_path)):
+        if folder is not None and not Path(folder).is_dir():
+            raise UserError(f"{flag} {folder}: there is no such folder")
+    version.setbase("1.3")
+    search_path = create_config_search_path(str(Path(config_path).resolve() if config_path else CONF_DIR))
+    if config_dir is not None:
+        own = f"file://{Path(config_dir).resolve()}"
+        search_path.prepend(provider="command-line", path=own, anchor=SearchPathQuery(provider="schema"))
+    try:
+        yield Hydra.create_main_hydra2(task_name="mnist_lab", config_search_path=search_path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def compose_config(overrides: list[str], config_name: str = "config", hydra: Hydra | None = None) -> DictConfig:
     """Composes and checks the config that `overrides` ask for.
 
     Args:
         overrides: Hydra overrides of one run, such as `["model=cnn", "optimizer.lr=0.01"]`.
-        config_dir: a folder with groups of the user's own, searched as Hydra's `--config-dir` does.
         config_name: the primary config's name.
+        hydra: where configs are searched; None: in `conf/` alone.
 
     Returns:
         The config, with Hydra's own part under `hydra`.
@@ -201,24 +236,21 @@ def compose_config(overrides: list[str], config_dir: str | None = None, config_n
     Raises:
         UserError: something in it is unknown, malformed or not allowed.
     """
-    search = []
-    if config_dir is not None:
-        if not Path(config_dir).is_dir():
-            raise UserError(f"--config-dir {config_dir}: there is no such folder")
-        search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        try:
-            cfg = compose(config_name, overrides + search, return_hydra_config=True)
-        except MissingConfigException as error:
-            raise UserError(_unknown_option(error)) from error
-        except ConfigCompositionException as error:
-            raise UserError(_unknown_key(error, overrides + search, config_name)) from error
-        except OverrideParseException as error:
-            raise UserError(f"{error.override}: not understood, {_one_line(error)}") from error
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise UserError(_one_line(error)) from error
-        except yaml.YAMLError as error:
-            raise UserError("a config file is not valid YAML: " + _one_line(error)) from error
+    if hydra is None:
+        with hydra_with() as hydra:
+            return compose_config(overrides, config_name, hydra)
+    try:
+        cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.RUN)
+    except MissingConfigException as error:
+        raise UserError(_unknown_option(error)) from error
+    except ConfigCompositionException as error:
+        raise UserError(_unknown_key(error, overrides, config_name, hydra)) from error
+    except OverrideParseException as error:
+        raise UserError(f"{error.override}: not understood, {_one_line(error)}") from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(_one_line(error)) from error
+    except yaml.YAMLError as error:
+        raise UserError("a config file is not valid YAML: " + _one_line(error)) from error
     HydraConfig.instance().set_config(cfg)
     check(cfg)
     return cfg
@@ -241,7 +273,7 @@ def _unknown_option(error: MissingConfigException) -> str:
     )
 
 
-def _unknown_key(error: ConfigCompositionException, overrides: list[str], config_name: str) -> str:
+def _unknown_key(error: ConfigCompositionException, overrides: list[str], config_name: str, hydra: Hydra) -> str:
     found = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^'=]+)", str(error))
     cause = error.__cause__
     if found is None or not isinstance(cause, ConfigKeyError | AttributeError):
@@ -249,7 +281,7 @@ def _unknown_key(error: ConfigCompositionException, overrides: list[str], config
     key = found.group(1)
     rest = [o for o in overrides if re.split(r"[=@]", o.lstrip("+~"), maxsplit=1)[0] != key]
     try:
-        cfg = compose(config_name, rest, return_hydra_config=key.startswith("hydra"))
+        cfg = hydra.compose_config(config_name, rest, run_mode=RunMode.RUN)
     except (HydraException, OmegaConfBaseException):
         return f"{key}: there is no such option"
     return f"{key}: there is no such option.{unknown_key_hint(key, cfg)}"
@@ -282,6 +314,13 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UserError: naming the first key whose value is not allowed, and what is.
     """
+    for section in (*SECTIONS, *MAY_BE_EMPTY):
+        node = OmegaConf.select(cfg, section)
+        if not isinstance(node, DictConfig):
+            what = f"{section}={node}" if section in cfg else f"without {section}"
+            raise UserError(f"{what} is not allowed: {section} must be one of its options, see --help")
+        if section in SECTIONS and not isinstance(node.get("_target_"), str):
+            raise UserError(f"{section}: its config names no class or function, {section}._target_")
     keys = [k for k in _keys(cfg) if k.partition(".")[0] != "hydra"]
     for key in sorted(keys, key=lambda k: k.count(".")):
         try:
@@ -294,16 +333,20 @@ def check(cfg: DictConfig) -> None:
             raise UserError(message if message.startswith("data.") else f"{key}: {message!s}") from None
         except OmegaConfBaseException as error:
             raise UserError(f"{key}: " + _one_line(error)) from error
-        rule = RULES.get(key)
-        if rule is None or not _is_known(cfg, key):
+        if key not in RULES or not _is_known(cfg, key):
             continue
         value = OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
-        if value is None and not rule.holds(value):
-            raise UserError(f"{key} must be given: {key}=..., {rule.allowed}")
-        if not rule.holds(value):
-            hint = closest(str(value), rule.choices)
-            raise UserError(f"{key}={_show(value)} is not allowed: it must be {rule.allowed}.{hint}")
+        _check_value(key, value)
     _check_together(cfg)
+
+
+def _check_value(key: str, value: Any) -> None:
+    rule = RULES[key]
+    if rule.holds(value):
+        return
+    if value is None:
+        raise UserError(f"{key} must be given: {key}=..., {rule.allowed}")
+    raise UserError(f"{key}={value} is not allowed: it must be {rule.allowed}.{closest(str(value), rule.choices)}")
 
 
 def _is_known(cfg: DictConfig, key: str) -> bool:
@@ -312,40 +355,45 @@ def _is_known(cfg: DictConfig, key: str) -> bool:
     return target == "" or target.startswith(("mnist_lab.", "torch.", "lightning."))
 
 
-def _show(value: Any) -> str:
-    return "null" if value is None else str(value)
-
-
 def _check_together(cfg: DictConfig) -> None:
     def get(key: str) -> Any:
         return OmegaConf.select(cfg, key)
 
-    without = next(
-        (f"{k}={v}" for k, v in (("data.val", "none"), ("trainer.limit_val_batches", 0)) if get(k) == v), None
-    )
-    if without is not None:
+    if get("data.val") == "none":
         if cfg.test_checkpoint == "best":
             raise UserError(
-                f"test_checkpoint=best needs validation data, and {without} gives none: use data.val=random"
+                "test_checkpoint=best needs validation data, and data.val=none gives none: use data.val=random"
             )
         if str(get("callbacks.early_stopping.monitor")).startswith("val/"):
-            raise UserError(f"early stopping watches validation data, and {without} gives none: use data.val=random")
+            raise UserError("early stopping watches validation data, and data.val=none gives none: use data.val=random")
+    every, epochs = get("trainer.check_val_every_n_epoch"), get("trainer.max_epochs")
+    if cfg.test_checkpoint == "best" and _is_integer(every) and _is_integer(epochs) and every > epochs:
+        raise UserError(
+            f"test_checkpoint=best needs validation: trainer.check_val_every_n_epoch={every} is past the last"
+        )
+    monitor, mode = get("callbacks.early_stopping.monitor"), get("callbacks.early_stopping.mode")
+    if monitor is not None and mode != (right := "max" if monitor.endswith("acc") else "min"):
+        raise UserError(f"callbacks.early_stopping.mode={mode} is wrong for {monitor}: it must be {right}")
+    clips, fused = get("trainer.gradient_clip_val") is not None, get("optimizer.fused")
+    if clips and fused and str(get("trainer.precision")).endswith("-mixed"):
+        raise UserError("gradients can't be clipped in mixed precision by a fused optimiser: add optimizer.fused=false")
     digit, classes = get("data.one_vs_rest"), get("data.num_classes")
     if digit is not None and digit >= classes:
         key = "model.digit" if get("model.digit") is not None else "data.one_vs_rest"
         raise UserError(f"{key}={digit} is not allowed: {get('data.name')} has the classes 0 to {classes - 1}")
     if get("optimizer.nesterov") and not get("optimizer.momentum"):
         raise UserError("optimizer.nesterov=true needs momentum: add optimizer.momentum=0.9")
-    if get("schedule.initial") is not None and get("schedule.warmup") == 0:
-        raise UserError(
-            "schedule.warmup=0 is not allowed with schedule=one_cycle: it must be a number above 0 and below 1"
-        )
 
 
-def check_command(overrides: list[str], config_dir: str | None, config_name: str, multirun: bool) -> Path:
+def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> Path:
     """Checks everything that a command asks for, before anything is imported or written for it.
 
-    A sweep is checked value by value: each value of each swept key once, with the first values of the others.
+    A sweep is checked value by value: each option of each swept group once, with the first values of the others.
+
+    Args:
+        args: the command line as Hydra's own parser reads it.
+        multirun: whether it asks for several jobs.
+        fresh: whether its folder must be empty or new.
 
     Returns:
         The deepest folder on the way to the command's own that exists already.
@@ -353,43 +401,58 @@ def check_command(overrides: list[str], config_dir: str | None, config_name: str
     Raises:
         UserError: with the first mistake found.
     """
-    if not multirun:
-        cfg = compose_config(overrides, config_dir, config_name)
-        return _check_writable(Path(cfg.hydra.run.dir))
+    name, overrides = args.config_name or "config", list(args.overrides)
+    with hydra_with(args.config_dir, args.config_path) as hydra:
+        if not multirun:
+            return _check_folder("hydra.run.dir", compose_config(overrides, name, hydra).hydra.run.dir, fresh)
+        try:
+            parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
+        except OverrideParseException as error:
+            raise UserError(f"{error.override}: not understood, {_one_line(error)}") from error
+        axes = [_axis(override) for override in parsed]
+        first = [axis[0] for axis in axes]
+        existing = _check_folder("hydra.sweep.dir", compose_config(first, name, hydra).hydra.sweep.dir, fresh)
+        for n, (override, axis) in enumerate(zip(parsed, axes, strict=True)):
+            key = override.get_key_element().lstrip("+")
+            if hydra.config_loader.get_group_options(key):
+                for value in axis[1:]:
+                    compose_config([*first[:n], value, *first[n + 1 :]], name, hydra)
+            elif key in RULES:
+                for other in OverridesParser.create().parse_overrides(axis[1:]):
+                    _check_value(key, other.value())
+        return existing
+
+
+def _axis(override: Override) -> list[str]:
+    """The overrides that one override of a sweep stands for."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except OverrideParseException as error:
-        raise UserError(f"{error.override}: not understood, {_one_line(error)}") from error
-    axes: list[list[str]] = []
-    for override in parsed:
-        if override.is_sweep_override():
-            try:
-                axes.append([f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()])
-            except (HydraException, ValueError) as error:
-                raise UserError(f"{override.input_line}: {error}") from error
-        else:
-            axes.append([str(override.input_line)])
-    for n, axis in enumerate(axes):
-        if len(axis) == 0:
-            raise UserError(f"{overrides[n]}: an empty range, there is nothing to sweep over")
-    first = [axis[0] for axis in axes]
-    cfg = compose_config(first, config_dir, config_name)
-    existing = _check_writable(Path(cfg.hydra.sweep.dir))
-    for n, axis in enumerate(axes):
-        for value in axis[1:]:
-            compose_config([*first[:n], value, *first[n + 1 :]], config_dir, config_name)
-    return existing
+        axis = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    except (HydraException, ValueError) as error:
+        raise UserError(f"{override.input_line}: {_one_line(error)}") from error
+    if not axis:
+        raise UserError(f"{override.input_line}: an empty range, there is nothing to sweep over")
+    return axis
 
 
-def _check_writable(folder: Path) -> Path:
-    existing = folder.absolute()
+def _check_folder(key: str, folder: str, fresh: bool) -> Path:
+    """The deepest existing folder on the way to a run's; that of another run, or of files of yours, is refused."""
+    existing = Path(folder).absolute()
+    if not folder or (fresh and existing.is_dir() and any(existing.iterdir()) and not _is_helper_process()):
+        raise UserError(f"{key}={folder} is not allowed: a run needs a new or an empty folder of its own")
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():
-        raise UserError(f"{folder} cannot be made: {existing} is a file")
+        raise UserError(f"{key}={folder} can't be made: {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{folder} cannot be made: {existing} is not writable. Choose another with hydra.run.dir=DIR")
+        raise UserError(f"{key}={folder} can't be made: {existing} is not writable. Choose another folder")
     return existing
+
+
+def _is_helper_process() -> bool:
+    """Whether this is one of the further processes of a distributed run, which share the first one's folder."""
+    return os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def plain(cfg: DictConfig) -> DictConfig:

@@ -66,7 +66,9 @@ def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:
                 cfg.merge_with_dotlist([override])
             except (OmegaConfBaseException, AttributeError):
                 raise UserError(f"{key}: the run has no such option.{unknown_key_hint(key, cfg)}") from None
+            except yaml.YAMLError:
+                raise UserError(f"{override}: not understood") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, AssertionError) as error:
-        raise UserError(f"{path} can't be read: {error}") from error
+        raise UserError(f"{path} can't be read: {' '.join(str(error).split())}") from error
     check(cfg)
     return cfg

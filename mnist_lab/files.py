@@ -6,30 +6,36 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal.
+def digests(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of each file, in hexadecimal.
 
     A file is read once: its digest is kept in the user's cache folder, and used for as long as the file's path, size,
     time of change and inode stay the same.
     """
-    stat = path.stat()
-    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mnist_lab" / "digests.json"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist_lab" / "digests.json"
     try:
         known = json.loads(cache.read_text())
     except (OSError, ValueError):
         known = {}
-    if isinstance(known, dict) and isinstance(known.get(key), str):
-        return str(known[key])
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    with suppress(OSError):  # a home that can't be written to costs time, nothing else
-        write_whole(cache, json.dumps({**known, key: digest}, indent=0))
-    return digest
+    known = known if isinstance(known, dict) else {}
+    found, news = [], False
+    for path in paths:
+        stat = path.stat()
+        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
+        if not isinstance(known.get(key), str):
+            with path.open("rb") as file:
+                known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            news = True
+        found.append(known[key])
+    if news:
+        with suppress(OSError):  # a home that can't be written to costs time, nothing else
+            write_whole(cache, json.dumps(known, indent=0))
+    return found
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -21,7 +22,8 @@ PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "num
 
 @dataclass(frozen=True)
 class Result:
-    """The content of result.json, schema version 1. Losses are means over images; accuracies are fractions in [0, 1].
+    """The content of result.json, schema version 1. Losses are means over images, accuracies fractions in
+    [0, 1]; null is what was not measured, or not a finite number.
 
     Attributes:
         schema_version: 1. A field may be added without a new version; none changes its meaning or goes away.
@@ -35,7 +37,8 @@ class Result:
         packages: versions of Python and of the packages that matter.
         machine: system, processor, cores, torch threads, accelerator and its name.
         data: requested, name (the data really used), fallback (why another data set stands in, or null), digest
-            (SHA-256 over the files' digests), files, classes, images in train, val and test, val_from.
+            (SHA-256 over the files' digests), files with their digests (up to 20 of them), classes, images in train,
+            val and test, val_from.
         model: target, parameters, trainable_parameters.
         history: a row an epoch: epoch, train/loss, train/acc, val/loss, val/acc, lr, seconds.
         test: loss, acc, correct, n, and checkpoint ("last" or "best").
@@ -64,7 +67,7 @@ class Result:
 
     def save(self, run_dir: Path) -> None:
         """Writes RUN/result.json, whole or not at all."""
-        write_whole(run_dir / "result.json", json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
+        write_whole(run_dir / "result.json", json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False) + "\n")
 
     @staticmethod
     def load(run_dir: Path) -> Result:
@@ -80,11 +83,22 @@ class Result:
                 raise UserError(
                     f"{path} has schema version {values['schema_version']}; this program reads {SCHEMA_VERSION}"
                 )
+            if not {"loss", "acc", "n", "checkpoint"} <= values["test"].keys():
+                raise KeyError("test")
             return Result(**{field.name: values[field.name] for field in fields(Result)})
         except FileNotFoundError:
             raise UserError(f"{run_dir} is no finished run: it has no result.json") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged: {error!r}") from error
+
+
+def _finite(value: Any) -> Any:
+    """The value with null in the place of what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def code_state() -> dict[str, Any]:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import platform
 import shlex
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from mnist_lab.build import build, build_trainer, check_fit, check_optimizer, load_weights
+from mnist_lab.build import brief, build, build_trainer, check_fit, check_optimizer, load_weights
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
 from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, package_versions, processor
@@ -64,10 +67,14 @@ def run(
     net = build(cfg, "model")
     loss = build(cfg, "loss")
     history = History(run_dir / "history.csv")
-    trainer = build_trainer(cfg, run_dir, [history, *build(cfg, "callbacks").values()])
+    callbacks = build(cfg, "callbacks")
+    for key, callback in callbacks.items():
+        if not isinstance(callback, L.Callback):
+            raise UserError(f"callbacks.{key} is no Lightning callback: it needs a _target_ that is one")
+    trainer = build_trainer(cfg, run_dir, [*callbacks.values(), history])
     data.prepare_data()
     data.setup()
-    check_fit(cfg, net, data)
+    check_fit(cfg, net, loss, data)
     optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule") or None
     check_optimizer(net, optimizer, schedule)
     module = Classifier(net, loss, optimizer, schedule)
@@ -77,8 +84,13 @@ def run(
         OmegaConf.save(cfg, run_dir / "config.yaml")
         announce(cfg, net, data, trainer, run_dir)
     fit_start = time.perf_counter()
-    trainer.fit(module, datamodule=data)
+    try:
+        trainer.fit(module, datamodule=data)
+    except MisconfigurationException as error:  # what Lightning sees only when it looks at the batches
+        raise UserError(f"trainer: {brief(error)}") from error
     fit_end = time.perf_counter()
+    if trainer.is_global_zero and len(history.rows) < cfg.trainer.max_epochs:
+        log.info(f"stopped after epoch {len(history.rows)} of {cfg.trainer.max_epochs}")
     best = run_dir / "checkpoints" / "best.ckpt"
     if cfg.test_checkpoint == "best" and not best.exists():
         raise UserError("test_checkpoint=best: no epoch was validated, see trainer.check_val_every_n_epoch")
@@ -117,7 +129,7 @@ def run(
             "train": round(fit_end - fit_start, 3),
             "test": round(test_end - fit_end, 3),
         },
-        notes=notes(cfg, data),
+        notes=notes(cfg, data, [*history.rows, module.metrics]),
         extras=extras(trainer),
     )
     result.save(run_dir)
@@ -140,29 +152,45 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
     Raises:
         UserError: the checkpoint is of another network or can't be read, or the data can't be had.
     """
+    recorded = Result.load(run_dir) if (run_dir / "result.json").exists() else None
     data = build(cfg, "data")
-    net = build(cfg, "model")
+    net, loss = build(cfg, "model"), build(cfg, "loss")
+    # The images that the run was tested on, or none: others in their place would make another number of it.
+    data.fallback = None
+    if recorded is not None and recorded.data["fallback"] is not None:
+        data.use_fallback(recorded.data["fallback"])
     data.prepare_data()
     data.setup()
-    check_fit(cfg, net, data)
+    check_fit(cfg, net, loss, data)
     load_weights(net, checkpoint)
-    module = Classifier(net, build(cfg, "loss"), build(cfg, "optimizer"))
+    module = Classifier(net, loss, build(cfg, "optimizer"))
     cfg.logger = {}
     trainer = build_trainer(cfg, run_dir, [])
     trainer.test(module, datamodule=data, verbose=False)
     found = module.metrics
     if trainer.is_global_zero:
-        rows = [(f"test, {found['test/n']:,.0f} images", found["test/loss"], found["test/acc"])]
-        if (run_dir / "result.json").exists():
-            recorded = Result.load(run_dir).test
-            rows.append((f"recorded, {recorded['checkpoint']}", recorded["loss"], recorded["acc"]))
+        facts, warnings_ = data_facts(cfg, data), notes(cfg, data, [])
+        rows: list[tuple[str, float | None, float]] = [
+            (f"test, {found['test/n']:,.0f} images of {facts['name']}", found["test/loss"], found["test/acc"])
+        ]
+        if recorded is not None:
+            then = recorded.test
+            rows.append((f"recorded, {then['checkpoint']} checkpoint", then["loss"], then["acc"]))
+            if facts["digest"] != recorded.data["digest"]:
+                warnings_.append("These are not the files that the run recorded: their digest differs.")
         show(metrics_table(f"{cfg.name}, {checkpoint.stem} checkpoint", rows))
-        warn(notes(cfg, data))
+        warn(warnings_)
     return found
 
 
-def notes(cfg: DictConfig, data: ImageDataModule) -> list[str]:
-    """What nobody who reads the numbers may miss."""
+def notes(cfg: DictConfig, data: ImageDataModule, measured: Sequence[Mapping[str, float | None]]) -> list[str]:
+    """What nobody who reads the numbers may miss.
+
+    Args:
+        cfg: the run's config.
+        data: its data.
+        measured: metrics by name; those that are not finite deserve a note.
+    """
     found = []
     if data.fallback_reason is not None:
         assert data.images is not None
@@ -172,6 +200,8 @@ def notes(cfg: DictConfig, data: ImageDataModule) -> list[str]:
         )
     if data.val == "test":
         found.append("The test set was looked at while training: it was the validation set (data.val=test).")
+    if any(value is not None and not math.isfinite(value) for row in measured for value in row.values()):
+        found.append("Training diverged: a loss is infinite or not a number. A smaller optimizer.lr may help.")
     return found
 
 
@@ -187,7 +217,7 @@ def announce(cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: L.
         f"on {data.images.name} ({', '.join(parts)}), seed {cfg.seed}, {trainer.strategy.root_device.type}"
     )
     log.info(f"in {relative(run_dir)}")
-    warn(notes(cfg, data))
+    warn(notes(cfg, data, []))
 
 
 def machine(trainer: L.Trainer) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from shlex import quote
 
 from rich import get_console
 from rich.console import RenderableType
@@ -42,23 +43,23 @@ def warn(messages: list[str]) -> None:
         )
 
 
-def metrics_table(title: str, rows: list[tuple[str, float, float]]) -> Table:
+def metrics_table(title: str, rows: list[tuple[str, float | None, float]]) -> Table:
     """A table of losses and accuracies.
 
     Args:
         title: its title.
-        rows: (what it is about, loss, accuracy in [0, 1]).
+        rows: (what it is about, loss or None, accuracy in [0, 1]).
     """
     right = {"justify": "right"}
     table = Table("", Column("loss", **right), Column("accuracy", **right), title=title, title_justify="left")  # type: ignore[arg-type]
     for name, loss, acc in rows:
-        table.add_row(name, f"{loss:.4f}", f"{acc:.2%}")
+        table.add_row(name, "not finite" if loss is None else f"{loss:.4f}", f"{acc:.2%}")
     return table
 
 
 def show_result(result: Result, run_dir: Path) -> None:
     """The small table at the end, what nobody may miss about it, and where to look next."""
-    rows = []
+    rows: list[tuple[str, float | None, float]] = []
     last = result.history[-1]
     for stage, name in (("train", "train, last epoch"), ("val", "validation, last epoch")):
         if last[f"{stage}/acc"] is not None:
@@ -73,8 +74,8 @@ def show_result(result: Result, run_dir: Path) -> None:
     log.info(
         "{start:.1f} s to start, {train:.1f} s to train, {test:.1f} s to test\n".format(**result.seconds)
         + f"all of it    {folder}\n"
-        f"curves       tensorboard --logdir {folder.parent}\n"
-        f"test again   python -m mnist_lab test run={folder}"
+        f"curves       tensorboard --logdir {quote(str(folder.parent))}\n"
+        f"test again   python -m mnist_lab test {quote(f'run={folder}')}"
     )
 
 

@@ -36,3 +36,13 @@ def test_finished_runs_are_not_run_again_unless_the_config_changed(lab: Command,
     assert [path.stat().st_mtime_ns for path in paths] == before
     assert lab(*words, "optimizer.lr=0.002").returncode == 0
     assert all(path.stat().st_mtime_ns > then for path, then in zip(paths, before, strict=True))
+
+
+def test_a_table_never_mixes_runs_of_different_configs(lab: Command, tmp_path: Path) -> None:
+    words = ("articles", "experiments=d_mlp_512", "data=mnist_5k", "trainer=debug")
+    assert lab(*words, "seeds=2").returncode == 0
+    assert lab(*words, "seeds=1", "optimizer.lr=0.1").returncode == 0
+    table = (tmp_path / "outputs/articles/table.md").read_text()
+    result = Result.load(tmp_path / "outputs/articles/d_mlp_512/seed=0")
+    assert f"| {100 * result.test['acc']:.2f} % | 1 |" in table
+    assert len(list((tmp_path / "outputs/articles/d_mlp_512/seed=0/tensorboard").glob("events*"))) <= 2

@@ -176,12 +176,12 @@ def test_a_digest_is_computed_once_and_again_when_the_file_changes(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "file"
     path.write_bytes(b"one")
-    assert files.sha256(path) == hashlib.sha256(b"one").hexdigest()
+    assert files.digests([path]) == [hashlib.sha256(b"one").hexdigest()]
     with monkeypatch.context() as patch:
         patch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read again"))
-        assert files.sha256(path) == hashlib.sha256(b"one").hexdigest()
+        assert files.digests([path]) == [hashlib.sha256(b"one").hexdigest()]
     path.write_bytes(b"two")
-    assert files.sha256(path) == hashlib.sha256(b"two").hexdigest()
+    assert files.digests([path]) == [hashlib.sha256(b"two").hexdigest()]
 
 
 @contextmanager
@@ -230,7 +230,7 @@ def test_a_damaged_download_is_an_error_not_a_reason_to_fall_back(served: Path, 
     path = served / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-50])
     data = ImageDataModule("kmnist", sources.kmnist, str(tmp_path / "data"), (1, 28, 28), 10, fallback="mnist_5k")
-    with pytest.raises(UserError, match="the download of kmnist is damaged"):
+    with pytest.raises(UserError, match="the download of kmnist, is damaged"):
         data.prepare_data()
 
 
@@ -282,3 +282,44 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(UserError, match="b has no images"):
         sources.image_folder(tmp_path, False, (1, 8, 8), 0.5)
+
+
+def test_qmnist_is_downloaded_with_its_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, resources = tmp_path / "mirror", {}
+    monkeypatch.delenv("http_proxy", raising=False)
+    with mirror(folder) as address:
+        for part in ("train", "test"):
+            arrays = {"images-idx3-ubyte": np.zeros((4, 28, 28), np.uint8), "labels-idx2-int": np.zeros((4, 8), ">i4")}
+            for kind, array in arrays.items():
+                path = folder / f"qmnist-{part}-{kind}"
+                write_idx(path, array)
+                packed = path.with_name(path.name + ".gz")
+                packed.write_bytes(gzip.compress(path.read_bytes()))
+                pair = (address + packed.name, hashlib.md5(packed.read_bytes()).hexdigest())
+                resources.setdefault(part, []).append(pair)
+        monkeypatch.setattr(datasets.QMNIST, "resources", resources)
+        assert len(sources.qmnist(tmp_path / "data", True).test_labels) == 4
+
+
+def test_files_in_torchvisions_old_format_are_refused(tmp_path: Path) -> None:
+    write_mnist_like(tmp_path / "KMNIST/raw")
+    (tmp_path / "KMNIST/processed").mkdir()
+    (tmp_path / "KMNIST/processed/training.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="old format"):
+        sources.kmnist(tmp_path, False)
+
+
+@pytest.mark.parametrize("shape", [(30, 784), (0, 28, 28)])
+def test_images_of_another_kind_than_the_files_name_says_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    write_mnist_like(tmp_path / "KMNIST/raw")
+    write_idx(tmp_path / "KMNIST/raw/train-images-idx3-ubyte", np.zeros(shape, np.uint8))
+    with pytest.raises(UserError, match="train-images-idx3-ubyte is"):
+        sources.kmnist(tmp_path, False)
+
+
+def test_labels_beyond_the_classes_are_refused(tmp_path: Path) -> None:
+    write_mnist_like(tmp_path / "KMNIST/raw")
+    write_idx(tmp_path / "KMNIST/raw/train-labels-idx1-ubyte", np.full(30, 200, np.uint8))
+    data = ImageDataModule("kmnist", sources.kmnist, str(tmp_path), (1, 28, 28), 10)
+    with pytest.raises(UserError, match="labels from 200 to 200, not 0 to 9"):
+        data.setup()

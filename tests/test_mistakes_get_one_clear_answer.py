@@ -9,7 +9,7 @@ from conftest import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnist_lab.config import check_command
+from mnist_lab.config import compose_config
 from mnist_lab.errors import UserError
 
 MISTAKES = {
@@ -44,6 +44,17 @@ MISTAKES = {
     "-m model=mlp,mlpp": "Did you mean mlp?",
     "-m optimizer.lr=0.1,0": "a number above 0",
     "-m seed=range(3,3)": "empty range",
+    "-m optimizer=adam,admw": "Did you mean adamw?",
+    "loss=mse": "loss must be one of its options",
+    "~schedule": "without schedule is not allowed",
+    "hydra.run.dir=": "a new or an empty folder",
+    "trainer.limit_val_batches=0": "data.val=none",
+    "callbacks=early_stopping callbacks.early_stopping.monitor=val/acc": "it must be max",
+    "optimizer=adam trainer.precision=bf16-mixed trainer.gradient_clip_val=1": "optimizer.fused=false",
+    "test_checkpoint=best trainer.check_val_every_n_epoch=9": "is past the last",
+    "articles seed=3": "use seeds=",
+    "articles seeds=²": "a whole number, 1 or more",
+    "--config-path /nowhere": "there is no such folder",
     "tset": "Did you mean test?",
     "--config-dir /nowhere": "there is no such folder",
     "--cfgg job": "unrecognized arguments",
@@ -107,6 +118,10 @@ NEEDS_TORCH = {
     "data=mnist_5k data.shape=[1,32,32]": "images of the shape [1, 28, 28]",
     "data=mnist_5k model.num_classes=5": "[2, 10] is needed",
     "data=mnist_5k +optimizer.speed=1": "unexpected keyword argument 'speed'",
+    "data=mnist_5k +callbacks.x=1": "callbacks.x is no Lightning callback",
+    "data=mnist_5k loss._target_=torch.nn.MSELoss ~loss.label_smoothing": "can't be used on logits and labels",
+    "data=mnist_5k data.val=random trainer.limit_val_batches=0.1": "limit_val_batches",
+    "-m data=mnist_5k model.num_classes=5,6": "[2, 10] is needed",
     "data=mnist_5k +trainer.speed=1": "unexpected keyword argument 'speed'",
     "data=mnist_5k model._target_=nowhere.Net": "No module named 'nowhere'",
 }
@@ -129,13 +144,20 @@ def test_a_mistake_that_only_the_libraries_can_see_leaves_nothing_either(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_failed_run_did_not_make_stays(lab: Command, tmp_path: Path) -> None:
-    (tmp_path / "outputs").mkdir()
+def test_a_folder_that_has_files_is_refused_and_keeps_them(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/notes.txt").write_text("keep me")
-    done = lab("data=mnist_5k", "model.num_classes=5", "hydra.run.dir=mine")
-    assert done.returncode == 2
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["mine", "notes.txt", "outputs"]
+    (tmp_path / "mine/config.yaml").write_text("keep: me")
+    for words in (["hydra.run.dir=mine"], ["hydra.run.dir=."], ["-m", "hydra.sweep.dir=mine", "seed=0,1"]):
+        done = lab("data=mnist_5k", *words)
+        assert done.returncode == 2
+        assert "a run needs a new or an empty folder of its own" in done.stderr
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["config.yaml", "mine"]
+
+
+def test_what_a_failed_run_did_not_make_stays(lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "outputs/other").mkdir(parents=True)
+    assert lab("data=mnist_5k", "model.num_classes=5").returncode == 2
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["other", "outputs"]
 
 
 @settings(max_examples=300, deadline=None)
@@ -147,7 +169,7 @@ def test_what_a_failed_run_did_not_make_stays(lab: Command, tmp_path: Path) -> N
 )
 def test_no_word_ends_in_a_traceback(key: str, value: str) -> None:
     try:
-        check_command([f"{key}={value}"], None, "config", multirun=False)
+        compose_config([f"{key}={value}"])
     except UserError as error:
         assert str(error)
 

@@ -1,5 +1,6 @@
 """Hydra's multirun: each combination once, each in a folder of its own, in one process."""
 
+import shlex
 from pathlib import Path
 
 from conftest import Command
@@ -23,3 +24,18 @@ def test_a_job_of_a_sweep_gives_what_the_same_run_gives_alone(lab: Command, tmp_
     assert lab(*words, "seed=4", "hydra.run.dir=alone").returncode == 0
     (swept,) = (r for r in (Result.load(p.parent) for p in tmp_path.glob("outputs/**/result.json")) if r.seed == 4)
     assert Result.load(tmp_path / "alone").test == swept.test
+
+
+def test_globs_and_folders_of_yours_work_as_in_hydra(lab: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "own, (it's) café"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model/tiny.yaml").write_text(
+        "_target_: mnist_lab.models.MLP\ninput_shape: ${data.shape}\nnum_classes: ${data.num_classes}\nhidden: [4]\n"
+    )
+    (folder / "mine.yaml").write_text("defaults:\n  - config\n  - _self_\nseed: 7\n")
+    words = ("--config-dir", str(folder), "-cn", "mine", "-m", "model=glob(ti*)", "data=mnist_5k", "trainer=debug")
+    done = lab(*words)
+    assert done.returncode == 0, done.stderr
+    (result,) = (Result.load(path.parent) for path in tmp_path.rglob("result.json"))
+    assert result.seed == 7 and result.name == "tiny-mnist_5k"
+    assert shlex.split(result.command)[3:7] == ["--config-dir", str(folder), "--config-name", "mine"]

@@ -267,3 +267,28 @@ def test_ctrl_c_leaves_the_last_whole_epoch_ready_to_be_tested(lab: Command, tmp
     again = lab("test", "run=run")
     assert again.returncode == 0, again.stderr
     assert "1,000 images" in again.stdout
+
+
+def test_history_has_the_rate_that_was_used_and_only_the_epochs_own_validation(lab: Command, tmp_path: Path) -> None:
+    words = ["data=mnist_5k", "model=mlp_512", "data.val=random", "data.train_size=600", "trainer.max_epochs=4"]
+    done = lab(*words, "schedule=step", "schedule.every=1", "trainer.check_val_every_n_epoch=2")
+    assert done.returncode == 0, done.stderr
+    history = result_in(tmp_path).history
+    assert [row["lr"] for row in history] == pytest.approx([1e-3, 1e-4, 1e-5, 1e-6])
+    assert [row["val/acc"] is None for row in history] == [True, False, True, False]
+
+
+def test_a_run_that_diverged_says_so_and_leaves_valid_json(lab: Command, tmp_path: Path) -> None:
+    done = lab("data=mnist_5k", "model=mlp_512", "trainer.max_epochs=1", "optimizer=sgd", "optimizer.lr=1e30")
+    assert done.returncode == 0, done.stderr
+    assert "Training diverged" in done.stdout
+    (path,) = tmp_path.rglob("result.json")
+    assert "NaN" not in path.read_text()
+    assert result_in(tmp_path).test["loss"] is None
+
+
+def test_the_neuron_computes_in_double_precision() -> None:
+    from mnist_lab.training import NeuronForwardPass
+
+    expected = 1 / (1 + math.exp(-(0.1 + 0.2 + 0.3)))
+    assert NeuronForwardPass([0.1, 0.2], 0.3, [1.0, 1.0]).output == pytest.approx(expected, rel=1e-15)

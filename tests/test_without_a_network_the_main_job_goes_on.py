@@ -1,8 +1,11 @@
 """No files, no network: mnist_5k stands in, in a way that nobody can miss, or it is an error."""
 
+import re
 from pathlib import Path
 
 from conftest import Command, result_in
+
+from mnist_lab.result import Result
 
 # An address of this machine where nothing listens: every download fails, whatever network there is.
 OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
@@ -41,3 +44,27 @@ def test_incomplete_files_are_an_error_that_names_what_is_missing(lab: Command, 
     assert done.returncode == 2
     assert "train-images-idx3-ubyte is missing" in done.stderr
     assert not (tmp_path / "outputs").exists()
+
+
+def test_testing_again_never_changes_the_data(lab: Command, tmp_path: Path) -> None:
+    """A run of the data that stands in is tested on that; a run of other data never on what stands in."""
+    offline = {"MNIST_LAB_DATA": str(tmp_path / "data"), **OFFLINE}
+    assert lab("trainer=debug", "hydra.run.dir=stood_in", **offline).returncode == 0
+    again = lab("test", "run=stood_in", **offline)
+    assert again.returncode == 0 and "NOT MNIST" in again.stdout
+    row = f"│ {Result.load(tmp_path / 'stood_in').test['loss']:.4f} │"
+    assert again.stdout.count(row) == 2, again.stdout
+
+    result = tmp_path / "stood_in/result.json"
+    result.write_text(re.sub(r'"fallback": "[^"]*can[^"]*"', '"fallback": null', result.read_text()))
+    other = lab("test", "run=stood_in", **offline)
+    assert other.returncode == 2 and "Three ways out" in other.stderr
+
+
+def test_a_damaged_archive_is_named(lab: Command, tmp_path: Path) -> None:
+    raw = tmp_path / "data/MNIST/raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte.gz").write_bytes(b"half a downl")
+    done = lab(MNIST_LAB_DATA=str(tmp_path / "data"), **OFFLINE)
+    assert done.returncode == 2
+    assert "train-images-idx3-ubyte.gz, the download of mnist, is damaged or incomplete" in done.stderr

@@ -73,12 +73,21 @@ class ImageDataModule(L.LightningDataModule):
         """Why the fallback stands in, or None where the data is what was asked for."""
 
     def prepare_data(self) -> None:
-        """Downloads what is missing. Lightning calls this in one process of each machine."""
+        """Downloads what is missing, and reads the images."""
         if self.images is None:
             try:
                 self.images = self.source(self.root, True)
             except DataUnavailableError as error:
                 self._fall_back(error)
+
+    def use_fallback(self, reason: str) -> None:
+        """Takes the data that stands in, without looking for what was asked for.
+
+        Args:
+            reason: why, in words for the user.
+        """
+        self.fallback_reason = reason
+        self.images = mnist_5k(self.root, False)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the images and divides them. Lightning calls this in every process.
@@ -100,6 +109,14 @@ class ImageDataModule(L.LightningDataModule):
             raise UserError(
                 f"{images.name} has {len(images.classes)} classes, and data.num_classes is {self.num_classes}"
             )
+        for labels in (images.train_labels, images.test_labels):
+            if len(labels) == 0:
+                raise UserError(f"{images.name} has no {'test' if labels is images.test_labels else 'training'} images")
+            if not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+                raise UserError(
+                    f"{images.name} has labels from {int(labels.min())} to {int(labels.max())}, not 0 to "
+                    f"{self.num_classes - 1}"
+                )
         self.train_index, self.val_index = self._divide(images.train_labels)
         self.shift, self.divisor = self._scaling(images.train_images)
 
@@ -166,8 +183,7 @@ class ImageDataModule(L.LightningDataModule):
                 f"{error}.\nThree ways out: put the files there; point data.root=DIR or MNIST_LAB_DATA to a "
                 "folder that has them; or train on the 5,000 digits that are always here, with data=mnist_5k"
             ) from error
-        self.fallback_reason = str(error)
-        self.images = mnist_5k(self.root, False)
+        self.use_fallback(str(error))
 
     def _divide(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Positions of the training and the validation images: two int64 tensors without a position in common."""
@@ -189,6 +205,7 @@ class ImageDataModule(L.LightningDataModule):
             size = self.train_size if isinstance(self.train_size, int) else round(self.train_size * len(train))
             if not 0 < size <= len(train):
                 rest = f" after {held_out:,} were set aside for validation" if held_out else ""
+                rest += f", of mnist_5k: {self.fallback_reason}" if self.fallback_reason else ""
                 raise UserError(
                     f"data.train_size={self.train_size} is not allowed: there are {len(train):,} images{rest}"
                 )

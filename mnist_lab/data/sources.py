@@ -21,7 +21,7 @@ from torchvision import datasets
 
 from mnist_lab.config import class_folders
 from mnist_lab.errors import UserError
-from mnist_lab.files import sha256
+from mnist_lab.files import digests
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ def cifar10(root: Path, download: bool) -> ImageSet:
     cls = datasets.CIFAR10
     expected = [name for name, _ in cls.train_list + cls.test_list] + [cls.meta["filename"]]
     paths = [root / cls.base_folder / name for name in expected]
-    _fetch_missing("cifar10", paths, root, download, lambda: cls(root, download=True))
+    archives = {root / cls.filename: cls.tgz_md5}
+    _fetch_missing("cifar10", paths, archives, root, download, lambda: cls(root, download=True))
     try:
         train, test = cls(root, train=True), cls(root, train=False)
     except RuntimeError as error:  # torchvision checks every file's MD5 before it reads it
@@ -137,7 +138,7 @@ def cifar10(root: Path, download: bool) -> ImageSet:
         images(test),
         torch.tensor(test.targets),
         tuple(train.classes),
-        {p.name: sha256(p) for p in paths},
+        dict(zip([p.name for p in paths], digests(paths), strict=True)),
     )
 
 
@@ -164,7 +165,7 @@ def mnist_5k(root: Path, download: bool) -> ImageSet:
         images[test],
         labels[test],
         tuple("0123456789"),
-        {Path(DATA_PATH).name: sha256(Path(DATA_PATH))},
+        {Path(DATA_PATH).name: digests([Path(DATA_PATH)])[0]},
     )
 
 
@@ -185,7 +186,7 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
         raise UserError(
             f"data.shape={list(shape)} is not allowed: image folders are read in grey (1 channel) or colour (3)"
         )
-    files: dict[str, str] = {}
+    files: list[Path] = []
 
     def read(folder: Path) -> tuple[Tensor, Tensor]:
         images, labels = [], []
@@ -196,7 +197,7 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
             for path in paths:
                 images.append(_read_image(path, shape))
                 labels.append(label)
-                files[str(path.relative_to(root))] = sha256(path)
+                files.append(path)
         order = _interleaved(torch.tensor(labels))
         return torch.from_numpy(np.stack(images))[order], torch.tensor(labels)[order]
 
@@ -213,7 +214,16 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
             images[chosen],
             labels[chosen],
         )
-    return ImageSet(root.name, train_images, train_labels, test_images, test_labels, tuple(classes), files)
+    names = [str(path.relative_to(root)) for path in files]
+    return ImageSet(
+        root.resolve().name,
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        tuple(classes),
+        dict(zip(names, digests(files), strict=True)),
+    )
 
 
 def _read_image(path: Path, shape: Sequence[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -269,24 +279,49 @@ def _idx_set(
 ) -> ImageSet:
     folder = root / cls.__name__ / "raw"
     paths = [folder / f for f in file_names]
-    _fetch_missing(name, paths, root, download, lambda: cls(root, download=True, **kwargs))
-    files = {}
+
+    def fetch() -> None:
+        for train in (True, False):  # QMNIST fetches only the part that is asked for
+            cls(root, train=train, download=True, **kwargs)
+
+    if any((old := folder.parent / "processed").glob("*.pt")):
+        raise UserError(f"{old} holds data in an old format, which torchvision would use unchecked: delete it")
+    _fetch_missing(name, paths, _archives(cls, folder), root, download, fetch)
+    try:
+        for path in paths:
+            _check_idx(path)
+        found = dict(zip(file_names, digests(paths), strict=True))
+        train, test = cls(root, train=True, **kwargs), cls(root, train=False, **kwargs)
+    except OSError as error:
+        raise UserError(f"{error.filename} can't be read: {error.strerror}") from error
     for path in paths:
-        _check_idx(path)
-        files[path.name] = sha256(path)
-        expected = _DIGESTS.get(f"{cls.__name__}/raw/{path.name}")
-        if expected is not None and files[path.name] != expected:
+        if found[path.name] != _DIGESTS.get(f"{cls.__name__}/raw/{path.name}", found[path.name]):
             raise UserError(f"{path} is damaged: its digest is not the published one. Delete it to download it again")
-    train, test = cls(root, train=True, **kwargs), cls(root, train=False, **kwargs)
     if name == "qmnist":  # its labels come with seven more columns: writer, hand-set form, ...
         train.targets, test.targets = train.targets[:, 0], test.targets[:, 0]
     for part, (images_file, labels_file) in ((train, paths[:2]), (test, paths[2:])):
         if len(part.data) != len(part.targets):
             raise UserError(f"{images_file} has {len(part.data)} images, {labels_file.name} {len(part.targets)} labels")
-    return ImageSet(name, train.data.unsqueeze(1), train.targets, test.data.unsqueeze(1), test.targets, classes, files)
+    return ImageSet(name, train.data.unsqueeze(1), train.targets, test.data.unsqueeze(1), test.targets, classes, found)
 
 
-def _fetch_missing(name: str, paths: Sequence[Path], root: Path, download: bool, fetch: Callable[[], object]) -> None:
+def _archives(cls: Any, folder: Path) -> dict[Path, str]:
+    """What a data set is downloaded as: files, each with its MD5."""
+    if hasattr(cls, "url"):  # EMNIST: one archive for all
+        return {folder / "gzip.zip": cls.md5}
+    resources = cls.resources
+    pairs = [pair for part in resources.values() for pair in part] if isinstance(resources, dict) else resources
+    return {folder / url.rpartition("/")[2]: md5 for url, md5 in pairs}
+
+
+def _fetch_missing(
+    name: str,
+    paths: Sequence[Path],
+    archives: dict[Path, str],
+    root: Path,
+    download: bool,
+    fetch: Callable[[], object],
+) -> None:
     """Sees to it that all `paths` exist.
 
     Raises:
@@ -313,12 +348,15 @@ def _fetch_missing(name: str, paths: Sequence[Path], root: Path, download: bool,
             missing = [p for p in paths if not p.exists()]
             reason = "the download did not bring it"
         except (RuntimeError, OSError, EOFError) as error:  # URLError and time-outs are OSErrors
-            if "corrupted" in str(error):
-                raise UserError(f"the download of {name} is damaged: " + " ".join(str(error).split())) from error
             reason = str(error).strip().splitlines()[-1]
         finally:
             socket.setdefaulttimeout(timeout)
             _remove_empty(folder, until=existing)
+    damaged = [path for path, md5 in archives.items() if missing and path.exists() and not _md5(path, md5)]
+    if damaged:
+        raise UserError(
+            f"{damaged[0]}, the download of {name}, is damaged or incomplete: delete it to download it again"
+        )
     if missing and len(missing) < len(paths):
         raise UserError(
             f"{missing[0]} is missing, though other files of {name} are there, and can't be downloaded: {reason}"
@@ -333,26 +371,32 @@ def _remove_empty(folder: Path, until: Path) -> None:
         folder = folder.parent
 
 
-_IDX_BYTES = {0x08: 1, 0x09: 1, 0x0B: 2, 0x0C: 4, 0x0D: 4, 0x0E: 8}
+_IDX_TYPES = {0x08: ("ubyte", 1), 0x09: ("byte", 1), 0x0B: ("short", 2), 0x0C: ("int", 4), 0x0D: ("float", 4)}
 
 
 def _check_idx(path: Path) -> None:
-    """Checks that an IDX file is as long as its header says (format: yann.lecun.com/exdb/mnist).
+    """Checks that an IDX file is what its name and its header say (format: yann.lecun.com/exdb/mnist).
 
     Raises:
-        UserError: it is not an IDX file, or its header promises more or less than there is.
+        UserError: it is no IDX file, not of the kind that its name gives (`-idx3-ubyte`: three dimensions of unsigned
+            bytes), empty, or its header promises more or less than there is.
     """
+    if not path.is_file():
+        raise UserError(f"{path} is not a file")
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(4)
-        if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_BYTES or not 1 <= head[3] <= 4:
+        if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES:
             raise UserError(f"{path} is damaged: it does not begin as an IDX file does. Delete it to download it again")
         dims = file.read(4 * head[3])
     if len(dims) < 4 * head[3]:
         raise UserError(f"{path} is damaged: it ends in its header. Delete it to download it again")
+    kind, width = _IDX_TYPES[head[2]]
+    if not path.name.endswith(f"-idx{head[3]}-{kind}"):
+        raise UserError(f"{path} is not what its name says: it holds {head[3]} dimensions of {kind}")
     shape = struct.unpack(f">{head[3]}I", dims)
-    promised = 4 + 4 * head[3] + _IDX_BYTES[head[2]] * math.prod(shape)
-    if promised != size:
+    promised = 4 + 4 * head[3] + width * math.prod(shape)
+    if promised != size or 0 in shape:
         raise UserError(
             f"{path} is damaged: its header promises {promised:,} bytes ({'×'.join(map(str, shape))}), "
             f"it has {size:,}. Delete it to download it again"

@@ -30,6 +30,10 @@ class Neuron(nn.Module):
         self.linear = nn.Linear(math.prod(input_shape), 1)
         init_weights(self, init)
 
+    def extra_repr(self) -> str:
+        """What it tells apart."""
+        return f"digit={self.digit}"
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits, (B, 2), of inputs, float (B, *input_shape)."""
         z: Tensor = self.linear(inputs.flatten(1))

@@ -34,7 +34,8 @@ class History(Checkpoint):
     A Checkpoint, because Lightning calls those last: when the module has logged its epoch.
 
     Args:
-        path: the CSV file; its columns are epoch (from 1), train/loss, train/acc, val/loss, val/acc, lr, seconds.
+        path: the CSV file; its columns are epoch (from 1), train/loss, train/acc, val/loss, val/acc, lr (of the last
+            step), seconds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,12 +49,9 @@ class History(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Records the epoch; Lightning has validated by now."""
         assert isinstance(pl_module, Classifier)
-        validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
         row: dict[str, float | int | None] = {
             "epoch": trainer.current_epoch + 1,
-            **{k: pl_module.metrics.get(k) for k in ("train/loss", "train/acc")},
-            **{k: pl_module.metrics.get(k) if validated else None for k in ("val/loss", "val/acc")},
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            **{key: pl_module.metrics.get(key) for key in COLUMNS[1:-1]},
             "seconds": round(time.perf_counter() - self._start, 3),
         }
         self.rows.append(row)
@@ -186,7 +184,7 @@ class NeuronForwardPass(Callback):
     def _forward(self) -> float:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             neuron = Neuron([len(self.weights)]).double()
-            neuron.linear.weight.copy_(torch.tensor([self.weights]))
+            neuron.linear.weight.copy_(torch.tensor([self.weights], dtype=torch.float64))
             neuron.linear.bias.fill_(self.bias)
             return neuron.probability(torch.tensor([self.inputs], dtype=torch.float64)).item()
 

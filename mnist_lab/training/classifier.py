@@ -41,7 +41,7 @@ class Classifier(L.LightningModule):
         self.make_optimizer = optimizer
         self.make_schedule = schedule
         self.metrics: dict[str, float] = {}
-        """The latest of train/loss, train/acc, val/loss, val/acc, test/loss, test/acc and test/n."""
+        """Of the latest epoch: train/loss, train/acc, val/loss, val/acc, lr; of a test: test/loss, test/acc, test/n."""
         self._sums: dict[str, Tensor] = {}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -51,6 +51,7 @@ class Classifier(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch: (images float32 (B, C, H, W), labels int64 (B,)) → scalar."""
+        self.metrics["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         loss = self._measure("train", batch)
         if self.trainer.world_size > 1:
             # Gradients are averaged over processes, whose shares of a batch need not be equal: weigh each by its share.
@@ -68,10 +69,14 @@ class Classifier(L.LightningModule):
         """Counts one batch of test images."""
         self._measure("test", batch)
 
+    def on_train_epoch_start(self) -> None:
+        """Forgets the epoch before."""
+        self.metrics.clear()
+
     def on_train_epoch_end(self) -> None:
-        """Logs train/loss, train/acc and the learning rate."""
+        """Logs train/loss, train/acc and the learning rate of the last step."""
         self._log_sums("train")
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("lr", self.metrics["lr"])
 
     def on_validation_epoch_end(self) -> None:
         """Logs val/loss and val/acc."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, StepLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, StepLR
 
 
 def step(optimizer: Optimizer, total_steps: int, epochs: int, every: int, gamma: float) -> LRScheduler:
@@ -40,8 +40,7 @@ def cosine(optimizer: Optimizer, total_steps: int, epochs: int, warmup: float, f
     def factor(now: int) -> float:
         if now < rising:
             return (now + 1) / (rising + 1)
-        progress = (now - rising) / max(1, total_steps - 1 - rising)
-        return final + (1 - final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+        return _half_cosine(1.0, final, min(1.0, (now - rising) / max(1, total_steps - 1 - rising)))
 
     return LambdaLR(optimizer, factor)
 
@@ -60,16 +59,19 @@ def one_cycle(
         optimizer: whose rates are set.
         total_steps: steps of the run, 1 or more.
         epochs: epochs of the run; not needed here.
-        warmup: share of the steps on the way up, in (0, 1).
+        warmup: share of the steps on the way up, in [0, 1).
         initial: the first rate as a share of the highest, in (0, 1].
-        final: the last rate as a share of the highest, in (0, 1].
+        final: the last rate as a share of the highest, in [0, 1].
     """
-    return OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=total_steps,
-        pct_start=warmup,
-        div_factor=1 / initial,
-        final_div_factor=initial / final,
-        cycle_momentum=False,
-    )
+    top = warmup * (total_steps - 1)
+
+    def factor(now: int) -> float:
+        if now < top:
+            return _half_cosine(initial, 1.0, now / top)
+        return _half_cosine(1.0, final, min(1.0, (now - top) / max(1.0, total_steps - 1 - top)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
