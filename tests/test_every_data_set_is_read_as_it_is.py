@@ -285,7 +285,8 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
 
 
 def test_qmnist_is_downloaded_with_its_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, resources = tmp_path / "mirror", {}
+    folder = tmp_path / "mirror"
+    resources: dict[str, list[tuple[str, str]]] = {}
     monkeypatch.delenv("http_proxy", raising=False)
     with mirror(folder) as address:
         for part in ("train", "test"):

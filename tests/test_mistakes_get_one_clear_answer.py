@@ -148,7 +148,7 @@ def test_a_folder_that_has_files_is_refused_and_keeps_them(lab: Command, tmp_pat
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/config.yaml").write_text("keep: me")
     for words in (["hydra.run.dir=mine"], ["hydra.run.dir=."], ["-m", "hydra.sweep.dir=mine", "seed=0,1"]):
-        done = lab("data=mnist_5k", *words)
+        done = lab(*words, "data=mnist_5k")
         assert done.returncode == 2
         assert "a run needs a new or an empty folder of its own" in done.stderr
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["config.yaml", "mine"]
