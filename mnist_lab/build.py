@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule)
     if tuple(logits.shape) != (2, classes):
         raise UserError(f"{what}: for two images it gives {list(logits.shape)}, where {[2, classes]} is needed")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
             value = loss(logits, torch.zeros(2, dtype=torch.int64))
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"loss: {cfg.loss._target_} can't be used on logits and labels: {brief(error)}") from error

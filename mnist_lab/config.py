@@ -211,6 +211,8 @@ def hydra_with(config_dir: str | None = None, config_path: str | None = None) ->
     for flag, folder in (("--config-dir", config_dir), ("--config-path", config_path)):
         if folder is not None and not Path(folder).is_dir():
             raise UserError(f"{flag} {folder}: there is no such folder")
+    # Hydra's public compose() can't be given these folders; this is what its own command line does with them, in the
+    # releases that pyproject.toml allows.
     version.setbase("1.3")
     search_path = create_config_search_path(str(Path(config_path).resolve() if config_path else CONF_DIR))
     if config_dir is not None:

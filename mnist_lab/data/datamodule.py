@@ -73,7 +73,7 @@ class ImageDataModule(L.LightningDataModule):
         """Why the fallback stands in, or None where the data is what was asked for."""
 
     def prepare_data(self) -> None:
-        """Downloads what is missing, and reads the images."""
+        """Downloads what is missing and reads the images; `setup` reads them where Lightning doesn't call this."""
         if self.images is None:
             try:
                 self.images = self.source(self.root, True)
