@@ -44,5 +44,6 @@ def test_a_table_never_mixes_runs_of_different_configs(lab: Command, tmp_path: P
     assert lab(*words, "seeds=1", "optimizer.lr=0.1").returncode == 0
     table = (tmp_path / "outputs/articles/table.md").read_text()
     result = Result.load(tmp_path / "outputs/articles/d_mlp_512/seed=0")
+    assert result.config["optimizer"]["lr"] == 0.1
     assert f"| {100 * result.test['acc']:.2f} % | 1 |" in table
     assert len(list((tmp_path / "outputs/articles/d_mlp_512/seed=0/tensorboard").glob("events*"))) <= 2
