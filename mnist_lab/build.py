@@ -92,7 +92,8 @@ def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule)
     finally:
         net.train(training)
     if tuple(logits.shape) != (2, classes):
-        raise UserError(f"{what}: for two images it gives {list(logits.shape)}, where {[2, classes]} is needed")
+        hint = ": data.one_vs_rest leaves two classes, add model.num_classes=2" if data.one_vs_rest is not None else ""
+        raise UserError(f"{what}: for two images it gives {list(logits.shape)}, where {[2, classes]} is needed{hint}")
     try:
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):
             value = loss(logits, torch.zeros(2, dtype=torch.int64))

@@ -118,6 +118,7 @@ NEEDS_TORCH = {
     "data=mnist_5k data.shape=[1,32,32]": "images of the shape [1, 28, 28]",
     "data=mnist_5k model.num_classes=5": "[2, 10] is needed",
     "data=mnist_5k +optimizer.speed=1": "unexpected keyword argument 'speed'",
+    "data=mnist_5k data.one_vs_rest=3": "add model.num_classes=2",
     "data=mnist_5k +callbacks.x=1": "callbacks.x is no Lightning callback",
     "data=mnist_5k loss._target_=torch.nn.MSELoss ~loss.label_smoothing": "can't be used on logits and labels",
     "data=mnist_5k data.val=random trainer.limit_val_batches=0.1": "limit_val_batches",
