@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mnist_lab.config import compose_config, plain
-from mnist_lab.data import ImageDataModule, mnist_5k
+from mnist_lab.data import EpochOrder, ImageDataModule, mnist_5k
 from mnist_lab.models import MLP
 from mnist_lab.training import Classifier, RMSprop, schedules
 
@@ -292,3 +292,33 @@ def test_the_neuron_computes_in_double_precision() -> None:
 
     expected = 1 / (1 + math.exp(-(0.1 + 0.2 + 0.3)))
     assert NeuronForwardPass([0.1, 0.2], 0.3, [1.0, 1.0]).output == pytest.approx(expected, rel=1e-15)
+
+
+def test_a_run_is_a_hand_written_loop_from_the_same_weights_in_the_same_order(lab: Command, tmp_path: Path) -> None:
+    words = [
+        "data=mnist_5k",
+        "model=mlp_784_32",
+        "data.val=none",
+        "data.batch_size=300",
+        "trainer.max_epochs=2",
+        "seed=3",
+    ]
+    assert lab(*words, "trainer=cpu").returncode == 0
+    found = mnist_5k(Path(), False)
+    L.seed_everything(3, verbose=False)
+    net = MLP([1, 28, 28], 10, [784, 32])
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    order = EpochOrder(torch.arange(4000), 3)
+    for epoch in range(2):
+        order.set_epoch(epoch)
+        for batch in torch.split(order(), 300):
+            logits = net(found.train_images[batch] / 255)
+            loss = nn.functional.cross_entropy(logits, found.train_labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        logits = net(found.test_images / 255)
+    test = result_in(tmp_path).test
+    assert test["correct"] == int((logits.argmax(1) == found.test_labels).sum())
+    assert test["loss"] == pytest.approx(nn.functional.cross_entropy(logits, found.test_labels).item(), rel=1e-5)
