@@ -315,7 +315,7 @@ def test_a_run_is_a_hand_written_loop_from_the_same_weights_in_the_same_order(la
             logits = net(found.train_images[batch] / 255)
             loss = nn.functional.cross_entropy(logits, found.train_labels[batch])
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
     with torch.no_grad():
         logits = net(found.test_images / 255)
