@@ -54,7 +54,7 @@ def train(argv: list[str], fresh: bool = True) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from mnist_lab.config import CONF_DIR, check_command
+    from mnist_lab.config import CONF_DIR, check_command, is_helper_process
     from mnist_lab.errors import UserError
 
     def job(cfg: DictConfig) -> None:
@@ -66,6 +66,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
         hydra_cfg = HydraConfig.get()
         run_dir = Path(hydra_cfg.runtime.output_dir)
         overrides = list(hydra_cfg.overrides.task)
+        if not is_helper_process() and any(path.name not in (".hydra", "run.log") for path in run_dir.iterdir()):
+            fail(UserError(f"{run_dir} has the files of another run: each job of a sweep needs a folder of its own"))
         try:
             from mnist_lab.run import run
 
@@ -77,7 +79,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
             else:
                 run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
         except (UserError, PermissionError) as error:
-            leave_nothing(run_dir, until=existing)
+            if not is_helper_process() and not (run_dir / "history.csv").exists():
+                leave_nothing(run_dir, until=existing)
             fail(error)
 
     sys.argv = argv
@@ -92,14 +95,12 @@ def train(argv: list[str], fresh: bool = True) -> None:
 
 
 def leave_nothing(run_dir: Path, until: Path) -> None:
-    """Takes away the folder of a run that never began, which was new, and the folders that this leaves empty.
+    """Takes away the folder of a run that never began, which was new or empty, and the folders that this leaves empty.
 
     Args:
         run_dir: the run's folder.
         until: what existed before the command; it stays.
     """
-    if (run_dir / "history.csv").exists() or os.environ.get("LOCAL_RANK", "0") != "0":
-        return
     shutil.rmtree(run_dir, ignore_errors=True)
     for folder in run_dir.parents:
         if folder == until or not folder.is_relative_to(until):

@@ -102,8 +102,9 @@ def _rows(results: Sequence[Result]) -> list[list[str]]:
         show = percent if metric.endswith("acc") else number
         says = show(article[metric], None) if metric in article else ""
         gives = f"{show(*keras[metric])} (n = {keras['n']})" if metric in keras else ""
-        spread = stdev(values) if len(values) > 1 else None
-        rows.append(["", metric.replace("_", " "), says, gives, show(fmean(values), spread), n])
+        spread = stdev(values) if len(values) > 1 and None not in values else None
+        get = "not finite" if None in values else show(fmean(values), spread)
+        rows.append(["", metric.replace("_", " "), says, gives, get, n])
     rows[0][0] = first.name
     rows[0][2] = rows[0][2] or article.get("claim", "")
     return rows

@@ -97,6 +97,13 @@ def one_of(*choices: str) -> Rule:
     return Rule("one of " + ", ".join(choices), lambda v: v in choices, choices)
 
 
+def _amount(of: str, fraction: Rule, words: str) -> Rule:
+    return Rule(
+        f"a number of {of}, 1 or more, or {words}",
+        lambda v: (_is_integer(v) and v >= 1) or (isinstance(v, float) and fraction.holds(v)),
+    )
+
+
 positive = Rule("a number above 0", lambda v: _is_number(v) and v > 0)
 not_negative = Rule("a number, 0 or more", lambda v: _is_number(v) and v >= 0)
 below_one = Rule("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1)
@@ -105,18 +112,9 @@ up_to_one = Rule("a number above 0, at most 1", lambda v: _is_number(v) and 0 < 
 zero_to_one = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 boolean = Rule("true or false", lambda v: isinstance(v, bool))
 text = Rule("a text", lambda v: isinstance(v, str) and v != "")
-part = Rule(
-    "a number of images, 1 or more, or a fraction above 0 and below 1",
-    lambda v: (_is_integer(v) and v >= 1) or (isinstance(v, float) and 0 < v < 1),
-)
-share = Rule(
-    "a number of images, 1 or more, or a fraction above 0, at most 1",
-    lambda v: (_is_integer(v) and v >= 1) or (isinstance(v, float) and 0 < v <= 1),
-)
-batches = Rule(
-    "a number of batches, 1 or more, or a fraction above 0, at most 1",
-    lambda v: (_is_integer(v) and v >= 1) or (isinstance(v, float) and 0 < v <= 1),
-)
+part = _amount("images", inside_one, "a fraction above 0 and below 1")
+share = _amount("images", up_to_one, "a fraction above 0, at most 1")
+batches = _amount("batches", up_to_one, "a fraction above 0, at most 1")
 betas = Rule(
     "two numbers, each from 0 to below 1",
     lambda v: isinstance(v, list) and len(v) == 2 and all(map(below_one.holds, v)),
@@ -268,7 +266,6 @@ def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = wanted.rpartition("/")
     if not error.options:
         return f"{wanted}: there is no such config"
-    # An option may itself be a folder with configs; those are not the choice that was asked for.
     return (
         f"{group}={option}: there is no such {group}.{closest(option, error.options)}\n"
         f"The options of {group} are: {', '.join(sorted(error.options))}"
@@ -332,7 +329,7 @@ def check(cfg: DictConfig) -> None:
         except InterpolationResolutionError as error:
             # OmegaConf keeps of the resolver's own error only its text, in its first line.
             message = str(error).splitlines()[0].rpartition("while resolving interpolation: ")[2]
-            raise UserError(message if message.startswith("data.") else f"{key}: {message!s}") from None
+            raise UserError(message if message.startswith("data.") else f"{key}: {message}") from None
         except OmegaConfBaseException as error:
             raise UserError(f"{key}: " + _one_line(error)) from error
         if key not in RULES or not _is_known(cfg, key):
@@ -441,7 +438,7 @@ def _axis(override: Override) -> list[str]:
 def _check_folder(key: str, folder: str, fresh: bool) -> Path:
     """The deepest existing folder on the way to a run's; that of another run, or of files of yours, is refused."""
     existing = Path(folder).absolute()
-    if not folder or (fresh and existing.is_dir() and any(existing.iterdir()) and not _is_helper_process()):
+    if not folder or (fresh and existing.is_dir() and any(existing.iterdir()) and not is_helper_process()):
         raise UserError(f"{key}={folder} is not allowed: a run needs a new or an empty folder of its own")
     while not existing.exists():
         existing = existing.parent
@@ -452,7 +449,7 @@ def _check_folder(key: str, folder: str, fresh: bool) -> Path:
     return existing
 
 
-def _is_helper_process() -> bool:
+def is_helper_process() -> bool:
     """Whether this is one of the further processes of a distributed run, which share the first one's folder."""
     return os.environ.get("LOCAL_RANK", "0") != "0"
 

@@ -39,3 +39,10 @@ def test_globs_and_folders_of_yours_work_as_in_hydra(lab: Command, tmp_path: Pat
     (result,) = (Result.load(path.parent) for path in tmp_path.rglob("result.json"))
     assert result.seed == 7 and result.name == "tiny-mnist_5k"
     assert shlex.split(result.command)[3:7] == ["--config-dir", str(folder), "--config-name", "mine"]
+
+
+def test_a_job_never_writes_into_the_folder_of_another(lab: Command, tmp_path: Path) -> None:
+    done = lab("-m", "seed=0,1", "hydra.sweep.subdir=same", "data=mnist_5k", "trainer=debug", "hydra.sweep.dir=s")
+    assert done.returncode == 2
+    assert "has the files of another run" in done.stderr
+    assert Result.load(tmp_path / "s/same").seed == 0
