@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
-from mnist_lab.training import EpochProgress, LayerTable
+from mnist_lab.training import Classifier, EpochProgress, LayerTable
+
+
+OF_THE_CLASSIFIER = ("gradient_clip_val", "accumulate_grad_batches")
+"""Arguments of Lightning's Trainer that our LightningModule sees to: it makes the optimiser's steps itself."""
 
 
 def build(cfg: DictConfig, section: str) -> Any:
@@ -50,7 +55,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> 
     try:
         logger = instantiate(cfg.logger, save_dir=run_dir) if cfg.logger else False
         trainer: L.Trainer = instantiate(
-            cfg.trainer,
+            OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in OF_THE_CLASSIFIER]),
             logger=logger,
             callbacks=[*every_run, *callbacks],
             default_root_dir=run_dir,
@@ -70,6 +75,27 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> 
         hint = f" trainer.accelerator={asked}: use trainer=cpu, or auto" if asked not in ("auto", "cpu") else ""
         raise UserError(f"trainer: {brief(cause)}{hint}") from error
     return trainer
+
+
+def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifier) -> None:
+    """Lets many mini-batches share what Lightning does for a training step, unless something follows them one by one."""
+    hooks = ["on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward"]
+    hooks += ["on_after_backward", "on_before_optimizer_step"]
+    followed = any(
+        getattr(type(callback), hook) is not getattr(Callback, hook)
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        for hook in hooks
+        if not isinstance(callback, EpochProgress)
+        and not (isinstance(callback, ModelCheckpoint) and callback._every_n_train_steps == 0)
+    )
+    limits = (trainer.limit_train_batches, trainer.limit_val_batches, trainer.limit_test_batches)
+    limited = limits != (1.0, 1.0, 1.0) or trainer.val_check_interval != 1.0 or trainer.overfit_batches != 0
+    if not (followed or limited or trainer.max_steps != -1 or trainer.fast_dev_run):  # type: ignore[attr-defined]
+        data.images_at_once = 2048  # of MNIST 6 MB, which stay in a processor's cache
+        module.direct = trainer.world_size == 1 and trainer.precision != "16-mixed"
+    if trainer.strategy.root_device.type == "cpu":
+        # Lightning has PyTorch look for GPUs anew, which takes 0.1 ms, whenever it is asked: Adam asks at each step.
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
 
 def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule) -> None:

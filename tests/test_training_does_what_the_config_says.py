@@ -158,24 +158,21 @@ def test_the_schedule_moves_step_by_step_through_the_whole_run(tmp_path: Path) -
 
 def test_gradients_are_clipped_by_their_norm(tmp_path: Path) -> None:
     class After(Recorder):
-        def on_before_zero_grad(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
             squares = [float((p.grad**2).sum()) for p in module.parameters() if p.grad is not None]
             self.norms.append(math.sqrt(sum(squares)))
-
-        def on_before_optimizer_step(self, *_: Any) -> None:
-            pass
 
     from mnist_lab.build import build_trainer
 
     cfg = plain(
         compose_config(
-            ["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.gradient_clip_val=0.01", "trainer.max_epochs=1"]
+            ["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.max_epochs=1"]
         )
     )
     after = After()
     trainer = build_trainer(cfg, tmp_path, [after])
     net = instantiate(cfg.model, _convert_="all")
-    module = Classifier(net, instantiate(cfg.loss), instantiate(cfg.optimizer))
+    module = Classifier(net, instantiate(cfg.loss), instantiate(cfg.optimizer), clip=0.01)
     module.example_input_array = torch.zeros(1, 1, 28, 28)
     trainer.fit(module, datamodule=instantiate(cfg.data, _convert_="all"))
     assert 0 < max(after.norms) <= 0.01 + 1e-6

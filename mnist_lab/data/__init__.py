@@ -1,6 +1,6 @@
 """Sources of images, the batches made of them, and the LightningDataModule that holds both."""
 
-from mnist_lab.data.batches import Batches, EpochOrder
+from mnist_lab.data.batches import Batch, Batches, EpochOrder
 from mnist_lab.data.datamodule import ImageDataModule
 from mnist_lab.data.sources import (
     DataUnavailableError,
@@ -17,6 +17,7 @@ from mnist_lab.data.sources import (
 )
 
 __all__ = [
+    "Batch",
     "Batches",
     "DataUnavailableError",
     "EpochOrder",

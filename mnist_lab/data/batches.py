@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,21 +37,41 @@ class EpochOrder:
         return self.index[torch.randperm(len(self.index), generator=generator)]
 
 
-class Batches:
-    """An epoch of batches, made by index from images that already are where they are needed.
+class Batch(NamedTuple):
+    """One mini-batch, or several on end: what one call of a training step gets.
 
-    Iterating gives `(images, labels)`: float32 (B, C, H, W) and int64 (B,). The last batch holds what is left. Of each
-    batch, process `rank` of `world_size` gets its share, so that `batch_size` is that of all of them together.
+    A call costs Lightning as much time as a small network's whole step, so it is worth making few.
+    """
+
+    images: Tensor
+    """float32 (B, C, H, W)."""
+    labels: Tensor
+    """int64 (B,)."""
+    sizes: list[int]
+    """How many images each mini-batch has; their sum is B."""
+
+    def mini_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels of each mini-batch."""
+        return zip(self.images.split(self.sizes), self.labels.split(self.sizes), strict=True)
+
+
+class Batches:
+    """An epoch of batches, made by index from images in memory.
+
+    Iterating gives a `Batch` for each `steps` mini-batches. The last mini-batch holds what is left. Of each, process
+    `rank` of `world_size` gets its share, so that `batch_size` is that of all of them together.
 
     Args:
-        images: uint8 (N, C, H, W), on the device that computes.
-        labels: int64 (N,), on the same device.
+        images: uint8 (N, C, H, W), on the device that computes; or on the host, and streamed to it.
+        labels: int64 (N,), beside the images.
         order: which of them, in which order.
-        batch_size: images a batch, 1 or more.
+        batch_size: images a mini-batch, 1 or more.
         shift: float32 (C, 1, 1), subtracted from pixel values.
         divisor: float32 (C, 1, 1), divides what remains.
+        device: the device that computes; None: where the images are.
+        steps: mini-batches a `Batch`, 1 or more.
         rank: this process's number, from 0.
-        world_size: how many processes share each batch.
+        world_size: how many processes share each mini-batch.
     """
 
     batch_sampler = None  # Lightning looks for `sampler` and this, as a DataLoader has them
@@ -63,6 +84,8 @@ class Batches:
         batch_size: int,
         shift: Tensor,
         divisor: Tensor,
+        device: torch.device | None = None,
+        steps: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -70,26 +93,61 @@ class Batches:
         self.labels = labels
         self.sampler = order
         self.batch_size = batch_size
-        self.shift = shift
-        self.divisor = divisor
+        self.device = device or images.device
+        self.shift = _operand(shift, 0.0, self.device)
+        self.divisor = _operand(divisor, 1.0, self.device)
+        self.steps = steps
         self.rank = rank
         self.world_size = world_size
 
     def __len__(self) -> int:
+        return -(-self.mini_batches // self.steps)
+
+    @property
+    def mini_batches(self) -> int:
+        """How many mini-batches an epoch has."""
         return -(-len(self.sampler.index) // self.batch_size)
 
-    def batch_length(self, batch_idx: int) -> int:
-        """How many images the batch of this number, from 0, has over all processes."""
-        return min(self.batch_size, len(self.sampler.index) - batch_idx * self.batch_size)
+    def mini_batch_size(self, number: int) -> int:
+        """How many images the mini-batch of this number, from 0, has over all processes."""
+        return min(self.batch_size, len(self.sampler.index) - number * self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         order = self.sampler().to(self.images.device)
-        scaled = bool((self.shift != 0).any()), bool((self.divisor != 1).any())
-        for batch in torch.split(order, self.batch_size):
-            mine = batch[self.rank :: self.world_size]
-            images = self.images[mine].float()
-            if scaled[0]:
-                images -= self.shift
-            if scaled[1]:
-                images /= self.divisor
-            yield images, self.labels[mine]
+        sizes = []
+        index = []
+        for several in order.split(self.batch_size * self.steps):
+            mine = [batch[self.rank :: self.world_size] for batch in several.split(self.batch_size)]
+            index.append(several if self.world_size == 1 else torch.cat(mine))
+            sizes.append([len(part) for part in mine])
+        # index_select copies an image at a time, where indexing by a tensor goes value by value.
+        found = ((self.images.index_select(0, i), self.labels.index_select(0, i)) for i in index)
+        if self.device != self.images.device:
+            found = _streamed(found, self.device)
+        for (images, labels), parts in zip(found, sizes, strict=True):
+            shifted = images if self.shift is None else images - self.shift
+            yield Batch(shifted.float() if self.divisor is None else shifted / self.divisor, labels, parts)
+
+
+def _operand(values: Tensor, neutral: float, device: torch.device) -> Tensor | float | None:
+    """None for what changes nothing, a number for a single one, which is faster, and else the tensor on the device."""
+    if bool((values == neutral).all()):
+        return None
+    return float(values) if values.numel() == 1 else values.to(device)
+
+
+def _streamed(found: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    """The same tensors on a CUDA device: while it works on some, the next are gathered and on their way."""
+    compute, copy = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    sent: tuple[Tensor, ...] | None = None
+    for tensors in found:
+        with torch.cuda.stream(copy):
+            following = tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
+        if sent is not None:
+            yield sent
+        compute.wait_stream(copy)
+        for tensor in following:
+            tensor.record_stream(compute)  # its memory is not given away while the computation may still read it
+        sent = following
+    if sent is not None:
+        yield sent

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from mnist_lab.data.batches import Batches, EpochOrder
+from mnist_lab.data.batches import Batch, Batches, EpochOrder
 from mnist_lab.data.sources import DataUnavailableError, ImageSet, Source, mnist_5k, stratified_part
 from mnist_lab.errors import UserError
 
@@ -43,7 +43,7 @@ class ImageDataModule(L.LightningDataModule):
         shape: Sequence[int],
         num_classes: int,
         batch_size: int = 128,
-        eval_batch_size: int = 1000,
+        eval_batch_size: int = 250,
         val: str = "random",
         val_size: int | float = 5000,
         train_size: int | float | None = None,
@@ -69,6 +69,8 @@ class ImageDataModule(L.LightningDataModule):
         self.seed = seed
         self.images: ImageSet | None = None
         self._placed: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
+        self.images_at_once = 1
+        """As many mini-batches as have that many images are made at once, and at least one."""
         self.fallback_reason: str | None = None
         """Why the fallback stands in, or None where the data is what was asked for."""
 
@@ -155,17 +157,24 @@ class ImageDataModule(L.LightningDataModule):
         order = EpochOrder(torch.arange(len(self.images.test_labels)), None)
         return self._batches("test", order, self.eval_batch_size)
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Nothing to do: batches are made on the device."""
+        return batch
+
     def _batches(self, part: Literal["train", "test"], order: EpochOrder, batch_size: int) -> Batches:
+        steps = max(1, self.images_at_once // batch_size)
         device, rank, world_size = torch.device("cpu"), 0, 1
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
         images, labels = self._place(part, device)
-        shift, divisor = self.shift.to(device), self.divisor.to(device)
-        return Batches(images, labels, order, batch_size, shift, divisor, rank, world_size)
+        return Batches(images, labels, order, batch_size, self.shift, self.divisor, device, steps, rank, world_size)
 
     def _place(self, part: Literal["train", "test"], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images and labels of a part on a device, moved there once however many loaders ask for them."""
+        """Images and labels of a part on a device, moved there once however many loaders ask for them.
+
+        Where more than half of a GPU's free memory would be taken they stay on the host, and batches are streamed.
+        """
         if (part, device) not in self._placed:
             found = self.images
             assert found is not None
@@ -174,7 +183,9 @@ class ImageDataModule(L.LightningDataModule):
             )
             if self.one_vs_rest is not None:
                 labels = (labels == self.one_vs_rest).long()
-            self._placed[part, device] = (images.to(device), labels.to(device))
+            if device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+                images, labels = images.to(device), labels.to(device)
+            self._placed[part, device] = (images, labels)
         return self._placed[part, device]
 
     def _fall_back(self, error: DataUnavailableError) -> None:

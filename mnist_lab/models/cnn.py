@@ -6,11 +6,21 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mnist_lab.models.layers import ACTIVATIONS, dropout_layer, flat_size, init_weights
+from mnist_lab.models.layers import (
+    ACTIVATIONS,
+    MONOTONIC,
+    ConvPool2d,
+    Linear,
+    dropout_layer,
+    flat_size,
+    init_weights,
+)
 
 
 class CNN(nn.Module):
-    """Convolution, activation, max-pool, dropout, dense layer, activation, one output a class.
+    """Convolution, max-pool, activation, dropout, dense layer, activation, one output a class.
+
+    The pool comes after an activation that isn't monotonic, and before all others, which is the same and faster.
 
     Args:
         input_shape: (channels, height, width) of an image.
@@ -40,18 +50,21 @@ class CNN(nn.Module):
         init: str = "glorot_uniform",
     ) -> None:
         super().__init__()
+        channels, activate = input_shape[0], ACTIVATIONS[activation]()
+        if activation in MONOTONIC:
+            convolve = [ConvPool2d(channels, filters, kernel_size, pool), activate]
+        else:
+            convolve = [nn.Conv2d(channels, filters, kernel_size), activate, nn.MaxPool2d(pool)]
         features = nn.Sequential(
-            nn.Conv2d(input_shape[0], filters, kernel_size),
-            ACTIVATIONS[activation](),
-            nn.MaxPool2d(pool),
+            *convolve,
             *dropout_layer(dropout),
             nn.Flatten(),
         )
         self.layers = nn.Sequential(
             *features,
-            nn.Linear(flat_size(features, tuple(input_shape)), hidden),
+            Linear(flat_size(features, tuple(input_shape)), hidden),
             ACTIVATIONS[activation](),
-            nn.Linear(hidden, num_classes),
+            Linear(hidden, num_classes),
         )
         init_weights(self, init)
 

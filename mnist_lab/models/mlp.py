@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from mnist_lab.models.layers import ACTIVATIONS, dropout_layer, init_weights
+from mnist_lab.models.layers import ACTIVATIONS, Linear, dropout_layer, init_weights
 
 
 class MLP(nn.Module):
@@ -36,8 +36,8 @@ class MLP(nn.Module):
         sizes = [math.prod(input_shape), *([hidden] if isinstance(hidden, int) else hidden)]
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(sizes):
-            layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation](), *dropout_layer(dropout)]
-        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
+            layers += [Linear(inputs, outputs), ACTIVATIONS[activation](), *dropout_layer(dropout)]
+        self.layers = nn.Sequential(*layers, Linear(sizes[-1], num_classes))
         init_weights(self, init)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from mnist_lab.data import Batches
 from mnist_lab.files import write_whole
 from mnist_lab.models import Neuron
 from mnist_lab.terminal import relative, show
@@ -110,7 +111,7 @@ class EpochProgress(ProgressBar):
             console=get_console(),
             transient=True,
         )
-        self._task = self._bar.add_task("", total=self.total_train_batches)
+        self._task = self._bar.add_task("", total=self._mini_batches(trainer, int(self.total_train_batches)))
         self._every = max(1, int(self.total_train_batches) // 100)
         self._bar.start()
 
@@ -124,7 +125,13 @@ class EpochProgress(ProgressBar):
     ) -> None:
         """Moves the bar, a hundred times an epoch."""
         if self._bar is not None and (batch_idx + 1) % self._every == 0:
-            self._bar.update(self._task, completed=batch_idx + 1)
+            self._bar.update(self._task, completed=self._mini_batches(trainer, batch_idx + 1))
+
+    @staticmethod
+    def _mini_batches(trainer: L.Trainer, steps: int) -> int:
+        """How many mini-batches are in that many training steps."""
+        batches = trainer.train_dataloader
+        return min(batches.mini_batches, steps * batches.steps) if isinstance(batches, Batches) else steps
 
     def on_train_epoch_end(self, *_: Any) -> None:
         """Takes the bar away."""

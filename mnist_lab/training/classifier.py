@@ -7,12 +7,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mnist_lab.data import Batches
+from mnist_lab.data import Batch, Batches
 
 
 class Classifier(L.LightningModule):
@@ -21,11 +22,16 @@ class Classifier(L.LightningModule):
     Loss and accuracy are sums over the images of an epoch, kept as tensors on the device and read once when it ends.
     Those of `train/` are taken during the epoch, with dropout on and weights changing, as Keras does.
 
+    One training step may be several of the optimiser, as many as its `Batch` has mini-batches: what Lightning does for
+    a step takes as long as a small network's arithmetic, and so is done less often.
+
     Args:
         net: float32 (B, C, H, W) → logits (B, num_classes).
         loss: (logits, labels int64 (B,)) → the mean loss over the batch, a scalar.
         optimizer: makes an optimiser of the network's parameters.
         schedule: makes its schedule, called as schedule(optimizer, total_steps=, epochs=); None for a constant rate.
+        clip: the largest norm of the gradients, above 0; None: they are not clipped.
+        accumulate: mini-batches a step of the optimiser, 1 or more.
     """
 
     def __init__(
@@ -34,40 +40,68 @@ class Classifier(L.LightningModule):
         loss: Callable[[Tensor, Tensor], Tensor],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: Callable[..., LRScheduler] | None = None,
+        clip: float | None = None,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.net = net
         self.loss = loss
         self.make_optimizer = optimizer
         self.make_schedule = schedule
+        self.clip = clip
+        self.accumulate = accumulate
+        self.direct = False
+        """Whether steps go straight to PyTorch: where no hook, scaler or other process takes part in them."""
         self.metrics: dict[str, float] = {}
         """Of the latest epoch: train/loss, train/acc, val/loss, val/acc, lr; of a test: test/loss, test/acc, test/n."""
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, tuple[Tensor, int]] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (B, num_classes), of images, float32 (B, C, H, W)."""
         logits: Tensor = self.net(images)
         return logits
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch: (images float32 (B, C, H, W), labels int64 (B,)) → scalar."""
-        self.metrics["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        loss = self._measure("train", batch)
-        if self.trainer.world_size > 1:
-            # Gradients are averaged over processes, whose shares of a batch need not be equal: weigh each by its share.
-            batches = self.trainer.train_dataloader
-            assert isinstance(batches, Batches)
-            whole = batches.batch_length(batch_idx)
-            loss = loss * (len(batch[1]) * self.trainer.world_size / whole)
-        return loss
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Goes through the mini-batches, each a step down the gradient of its mean loss."""
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)
+        number = batch_idx * self._steps
+        end = self._mini_batches if batch_idx + 1 == self.trainer.num_training_batches else None
+        outcomes = []
+        for images, labels in batch.mini_batches():
+            if number % self.accumulate == 0:
+                optimizer.zero_grad()
+            logits, loss = self._predict(images, labels)
+            weight = self._weight(number, len(labels)) / self.accumulate
+            loss_of_step = loss if weight == 1 else loss * weight
+            if self.direct:
+                loss_of_step.backward()
+            else:
+                self.manual_backward(loss_of_step)
+            number += 1
+            if number % self.accumulate == 0 or number == end:
+                if self.clip is not None:
+                    self.clip_gradients(optimizer, self.clip, "norm")
+                self.metrics["lr"] = optimizer.param_groups[0]["lr"]
+                if self.direct:
+                    optimizer._on_before_step()  # counts the step, as `step` does
+                    optimizer.optimizer.step()
+                    optimizer._on_after_step()
+                else:
+                    optimizer.step()
+                if schedule is not None:
+                    schedule.step()  # type: ignore[union-attr, call-arg]
+            outcomes.append((logits.detach(), loss.detach()))
+        self._count("train", outcomes, batch)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Counts one batch of validation images."""
-        self._measure("val", batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Counts validation images."""
+        self._count("val", [self._predict(*mini_batch) for mini_batch in batch.mini_batches()], batch)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Counts one batch of test images."""
-        self._measure("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Counts test images."""
+        self._count("test", [self._predict(*mini_batch) for mini_batch in batch.mini_batches()], batch)
 
     def on_train_epoch_start(self) -> None:
         """Forgets the epoch before."""
@@ -91,27 +125,60 @@ class Classifier(L.LightningModule):
         optimizer = self.make_optimizer(self.net.parameters())
         if self.make_schedule is None:
             return optimizer
-        total_steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs
-        schedule = self.make_schedule(optimizer, total_steps=total_steps, epochs=epochs)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        epochs = self.trainer.max_epochs
+        schedule = self.make_schedule(optimizer, total_steps=self._total_steps(), epochs=epochs)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
-    def _measure(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, labels = batch
+    def _predict(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and their mean loss."""
         logits = self(images)
-        n = len(labels)
         # Of a batch smaller than the number of processes some get nothing, and the mean of nothing would be NaN.
-        loss = self.loss(logits, labels) if n > 0 else logits.sum()
+        return logits, self.loss(logits, labels) if len(labels) > 0 else logits.sum()
+
+    @property
+    def _steps(self) -> int:
+        """Mini-batches a training step."""
+        batches = self.trainer.train_dataloader
+        return batches.steps if isinstance(batches, Batches) else 1
+
+    @property
+    def _mini_batches(self) -> int:
+        """Mini-batches an epoch."""
+        batches = self.trainer.train_dataloader
+        whole = isinstance(batches, Batches) and batches.steps > 1
+        return batches.mini_batches if whole else int(self.trainer.num_training_batches)
+
+    def _total_steps(self) -> int:
+        """Steps of the optimiser that the run will take."""
+        most = self.trainer.estimated_stepping_batches  # of training steps; and it sets up the batches to be counted
+        if self.trainer.max_epochs in (None, -1):
+            return int(most)
+        steps = self.trainer.max_epochs * -(-self._mini_batches // self.accumulate)
+        return steps if self.trainer.max_steps == -1 else min(steps, self.trainer.max_steps)
+
+    def _weight(self, number: int, mine: int) -> float:
+        """What a mini-batch's gradient counts: processes average theirs, whose shares of it need not be equal."""
+        if self.trainer.world_size == 1:
+            return 1.0
+        batches = self.trainer.train_dataloader
+        assert isinstance(batches, Batches)
+        return mine * self.trainer.world_size / batches.mini_batch_size(number)
+
+    def _count(self, stage: str, outcomes: list[tuple[Tensor, Tensor]], batch: Batch) -> None:
+        """Adds to the sums: loss and correct answers as tensors on the device, which nothing waits for; images."""
         with torch.no_grad():
-            correct = (logits.argmax(1) == labels).sum()
-            sums = torch.stack([loss.detach().float() * n, correct.float(), torch.full_like(correct, n).float()])
-            self._sums[stage] = self._sums[stage] + sums if stage in self._sums else sums
-        return loss
+            loss = torch.stack([loss.float() * n for (_, loss), n in zip(outcomes, batch.sizes, strict=True)]).sum()
+            correct = (torch.cat([logits for logits, _ in outcomes]).argmax(1) == batch.labels).sum()
+            found = torch.stack([loss, correct.float()])
+            sums, n = self._sums.get(stage, (torch.zeros_like(found), 0))
+            self._sums[stage] = (sums + found, n + len(batch.labels))
 
     def _log_sums(self, stage: str) -> None:
         if stage not in self._sums:  # an epoch without batches, as limit_val_batches=0 makes them
             return
-        sums: Any = self.trainer.strategy.reduce(self._sums.pop(stage), reduce_op="sum")
-        loss, correct, n = sums.tolist()
+        sums, images = self._sums.pop(stage)
+        everything: Any = self.trainer.strategy.reduce(torch.cat([sums, sums.new_tensor([images])]), reduce_op="sum")
+        loss, correct, n = everything.tolist()
         self.metrics |= {f"{stage}/loss": loss / n, f"{stage}/acc": correct / n}
         if stage == "test":
             self.metrics["test/n"] = n

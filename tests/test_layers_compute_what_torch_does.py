@@ -1,0 +1,173 @@
+"""The layers that are faster than `torch.nn`'s compute the same: values, gradients, gradients of gradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mnist_lab.models import layers
+from mnist_lab.models.layers import ConvPool2d, Dropout, Linear
+from mnist_lab.training import RMSprop
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    """Equal to float32 rounding: sums of up to some thousand terms, in another order."""
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.detach().abs().max() + 1))
+
+
+def same(layer: nn.Module, plain: Callable[..., Tensor], inputs: Tensor) -> None:
+    """Checks the output, all first gradients and a second one against those of PyTorch's own function."""
+    weights = [inputs.requires_grad_(), *layer.parameters()]
+    found, expected = layer(inputs), plain(inputs, *layer.parameters())
+    close(found, expected)
+    gradient = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad(found, weights, gradient), torch.autograd.grad(expected, weights, gradient), strict=True
+    ):
+        close(one, other)
+    penalties = [
+        torch.autograd.grad(
+            torch.autograd.grad(output.pow(2).mean(), inputs, create_graph=True)[0].pow(2).sum(), weights[1]
+        )[0]
+        for output in (layer(inputs), plain(inputs, *layer.parameters()))
+    ]
+    close(*penalties)
+
+
+@settings(deadline=None)
+@given(
+    images=st.integers(0, 300),
+    inputs=st.integers(1, 900),
+    outputs=st.integers(1, 600),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_a_linear_layer(images: int, inputs: int, outputs: int, bias: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    layer = Linear(inputs, outputs, bias=bias)
+    if images == 0:
+        assert layer(torch.randn(0, inputs)).shape == (0, outputs)
+    else:
+        same(layer, F.linear, torch.randn(images, inputs))
+
+
+@pytest.mark.parametrize("avx512", [True, False])
+@settings(deadline=None, max_examples=40)
+@given(
+    images=st.integers(1, 40),
+    channels=st.integers(1, 4),
+    filters=st.integers(1, 40),
+    kernel_size=st.integers(1, 5),
+    pool=st.integers(1, 3),
+    height=st.integers(7, 20),
+    width=st.integers(7, 20),
+    ties=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_a_convolution_with_its_pool(
+    avx512: bool, images: int, channels: int, filters: int, kernel_size: int, pool: int, height: int, width: int,
+    ties: bool, seed: int,
+) -> None:  # fmt: skip
+    torch.manual_seed(seed)
+    layer = ConvPool2d(channels, filters, kernel_size, pool)
+    inputs = torch.randn(images, channels, height, width)
+    if ties:  # as in the blank parts of a digit, where each value of a window is the greatest
+        inputs[:, :, : height // 2] = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "_AVX512", avx512 and layers._AVX512)
+        same(layer, lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b), pool), inputs)
+        with torch.no_grad():
+            close(layer(inputs), F.max_pool2d(F.conv2d(inputs, layer.weight, layer.bias), pool))
+
+
+@settings(deadline=None, max_examples=30)
+@given(rate=st.floats(0.01, 0.95), seed=st.integers(0, 2**31), last=st.booleans())
+def test_dropout_has_its_rate_and_scale_and_its_gradient_the_same_mask(rate: float, seed: int, last: bool) -> None:
+    torch.manual_seed(seed)
+    inputs = torch.rand(37, 11, 13, 61) + 0.5
+    if last:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    inputs.requires_grad_()
+    output = Dropout(rate)(inputs)
+    kept = output != 0
+    n, spread = inputs.numel(), (rate * (1 - rate) / inputs.numel()) ** 0.5
+    assert abs(float((~kept).double().mean()) - rate) < 6 * spread + 2**-16, n
+    exact = 2**16 / (2**16 - round(rate * 2**16))
+    torch.testing.assert_close(output, torch.where(kept, inputs * exact, 0.0))
+    gradient = torch.randn(inputs.shape)  # with channels first, wherever the inputs have theirs
+    (found,) = torch.autograd.grad(output, inputs, gradient)
+    torch.testing.assert_close(found, torch.where(kept, gradient * exact, 0.0))
+
+
+def test_each_value_is_dropped_apart_from_the_others_and_anew_at_each_step() -> None:
+    torch.manual_seed(0)
+    layer, ones = Dropout(0.3), torch.ones(400_000)
+    first, second = (layer(ones) == 0).double(), (layer(ones) == 0).double()
+    for lag in (1, 2, 3, 4, 5, 8, 64, 512):  # four values come from one random number: none may follow another
+        assert abs(float(torch.corrcoef(torch.stack([first[:-lag], first[lag:]]))[0, 1])) < 0.01, lag
+    assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 0.01
+    for quarter in range(4):
+        assert abs(float(first[quarter::4].mean()) - 0.3) < 0.01, quarter
+
+
+def test_dropout_takes_its_masks_from_the_seed_and_does_nothing_when_not_training() -> None:
+    layer, ones = Dropout(0.5), torch.ones(1000)
+    masks = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        masks.append(layer(ones))
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+    assert torch.equal(layer.eval()(ones), ones)
+    assert torch.equal(Dropout(0.0)(ones), ones) and torch.equal(Dropout(1.0)(ones), ones * 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types_and_autocast_take_pytorchs_own_way(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    images, net = torch.randn(8, 1, 28, 28), nn.Sequential(ConvPool2d(1, 30, 5, 2), nn.Flatten(), Linear(4320, 300))
+    own = nn.Sequential(nn.Conv2d(1, 30, 5), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4320, 300))
+    for ours, theirs in zip(net.parameters(), own.parameters(), strict=True):
+        theirs.data.copy_(ours.data)
+    net.to(dtype), own.to(dtype)
+    assert torch.equal(net(images.to(dtype)), own(images.to(dtype)))
+    if dtype == torch.bfloat16:
+        net.float(), own.float()
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(net(images), own(images)) and net(images).dtype == dtype
+
+
+def test_networks_can_be_exported_traced_and_copied() -> None:
+    net = nn.Sequential(ConvPool2d(1, 30, 5, 2), Dropout(0.2), nn.Flatten(), Linear(4320, 300)).eval()
+    images = torch.randn(16, 1, 28, 28)
+    expected = net(images)
+    close(torch.export.export(net, (images,)).module()(images), expected)
+    close(torch.jit.trace(net, images)(images), expected)  # type: ignore[no-untyped-call]
+    torch.save(net.state_dict(), buffer := __import__("io").BytesIO())
+    buffer.seek(0)
+    copy: Any = nn.Sequential(ConvPool2d(1, 30, 5, 2), Dropout(0.2), nn.Flatten(), Linear(4320, 300)).eval()
+    copy.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(copy(images), expected)
+
+
+@given(seed=st.integers(0, 2**31), decay=st.sampled_from([0.0, 0.01]))
+@settings(deadline=None, max_examples=20)
+def test_rmsprop_in_one_pass_is_rmsprop_in_many(seed: int, decay: float) -> None:
+    torch.manual_seed(seed)
+    start = [torch.randn(30, 20), torch.randn(7)]
+    ends = []
+    for momentum in (0.0, 1e-30):  # with a momentum of nothing it takes the way in many passes
+        weights = [nn.Parameter(tensor.clone()) for tensor in start]
+        optimizer = RMSprop(weights, momentum=momentum, weight_decay=decay)
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(5):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=generator)
+            optimizer.step()
+        ends.append(weights)
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other)
