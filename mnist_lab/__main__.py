@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 STARTED = time.perf_counter()
 
-VERBS = ("train", "test", "articles")
+VERBS = ("train", "test", "articles", "bench")
 
 
 def main() -> None:
@@ -34,6 +34,10 @@ def main() -> None:
             from mnist_lab.evaluate import evaluate
 
             evaluate(words)
+        elif verb == "bench":
+            from mnist_lab.bench import bench
+
+            bench(words)
         else:
             from mnist_lab.articles import articles
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import lightning as L
@@ -19,7 +23,6 @@ from torch import nn
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
 from mnist_lab.training import Classifier, EpochProgress, LayerTable
-
 
 OF_THE_CLASSIFIER = ("gradient_clip_val", "accumulate_grad_batches")
 """Arguments of Lightning's Trainer that our LightningModule sees to: it makes the optimiser's steps itself."""
@@ -52,6 +55,8 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> 
     last = ModelCheckpoint(run_dir / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False)
     best = ModelCheckpoint(run_dir / "checkpoints", "best", monitor="val/acc", mode="max", enable_version_counter=False)
     every_run: list[Callback] = [EpochProgress(), LayerTable(), *([] if cfg.data.val == "none" else [best]), last]
+    # TensorBoard writes through TensorFlow where that is installed, and imports all of it first: 4 s and 0.7 GB.
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     try:
         logger = instantiate(cfg.logger, save_dir=run_dir) if cfg.logger else False
         trainer: L.Trainer = instantiate(
@@ -77,8 +82,34 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> 
     return trainer
 
 
+def check_device(cfg: DictConfig, trainer: L.Trainer) -> None:
+    """Refuses what the device can't do, where Lightning or PyTorch would do something else or fail halfway.
+
+    Raises:
+        UserError: a precision without arithmetic on the device, or a compilation without its compiler.
+    """
+    device = trainer.strategy.root_device.type
+    if device == "cpu" and cfg.trainer.precision.startswith("16"):
+        raise UserError(
+            f"trainer.precision={cfg.trainer.precision} needs a GPU, and this runs on {device}: "
+            "trainer.precision=bf16-mixed works on both"
+        )
+    if cfg.compile is None:
+        return
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        raise UserError(f"compile={cfg.compile} needs Triton on a GPU: pip install triton, or leave compile=null")
+    compilers = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name]
+    if device == "cpu" and not any(map(shutil.which, compilers)):
+        raise UserError(
+            f"compile={cfg.compile} needs a C++ compiler, and there is none of {', '.join(compilers)}: "
+            "install one, or leave compile=null"
+        )
+    if device == "mps":
+        raise UserError(f"compile={cfg.compile} has not been made for {device}: leave compile=null")
+
+
 def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifier) -> None:
-    """Lets many mini-batches share what Lightning does for a training step, unless something follows them one by one."""
+    """Lets mini-batches share what Lightning does for a training step, unless something follows them one by one."""
     hooks = ["on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward"]
     hooks += ["on_after_backward", "on_before_optimizer_step"]
     followed = any(
@@ -89,7 +120,7 @@ def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifi
         and not (isinstance(callback, ModelCheckpoint) and callback._every_n_train_steps == 0)
     )
     limits = (trainer.limit_train_batches, trainer.limit_val_batches, trainer.limit_test_batches)
-    limited = limits != (1.0, 1.0, 1.0) or trainer.val_check_interval != 1.0 or trainer.overfit_batches != 0
+    limited = limits != (1.0, 1.0, 1.0) or trainer.val_check_interval != 1.0 or trainer.overfit_batches != 0  # type: ignore[attr-defined]
     if not (followed or limited or trainer.max_steps != -1 or trainer.fast_dev_run):  # type: ignore[attr-defined]
         data.images_at_once = 2048  # of MNIST 6 MB, which stay in a processor's cache
         module.direct = trainer.world_size == 1 and trainer.precision != "16-mixed"

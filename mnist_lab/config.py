@@ -138,6 +138,7 @@ RULES: dict[str, Rule] = {
     "name": Rule("a text of 1 to 200 characters", lambda v: isinstance(v, str) and 0 < len(v) <= 200),
     "seed": _integer(0, 2**32 - 1),
     "test_checkpoint": one_of("last", "best"),
+    "compile": one_of("default", "reduce-overhead", "max-autotune").or_null(),
     "loss.label_smoothing": below_one,
     "data.root": text,
     "data.fallback": one_of("mnist_5k").or_null(),
@@ -147,6 +148,13 @@ RULES: dict[str, Rule] = {
     "data.val_size": part,
     "data.train_size": share.or_null(),
     "data.scale": one_of("unit", "standard", "none"),
+    "data.loader": one_of("memory", "workers"),
+    "data.workers": _integer(0),
+    "data.augment.shift": not_negative,
+    "data.augment.rotate": Rule("a number of degrees, 0 to 180", lambda v: _is_number(v) and 0 <= v <= 180),
+    "data.augment.scale": below_one,
+    "data.augment.elastic": not_negative,
+    "data.augment.erase": zero_to_one,
     "data.one_vs_rest": _integer(0).or_null(),
     "data.seed": _integer(0, 2**32 - 1),
     "data.shape": image_shape,
@@ -370,6 +378,8 @@ def _check_together(cfg: DictConfig) -> None:
         raise UserError(
             f"test_checkpoint=best needs validation: trainer.check_val_every_n_epoch={every} is past the last"
         )
+    if get("data.transform") is not None and get("data.loader") != "workers":
+        raise UserError("data.transform works image by image: add data.loader=workers")
     monitor, mode = get("callbacks.early_stopping.monitor"), get("callbacks.early_stopping.mode")
     if monitor is not None and mode != (right := "max" if monitor.endswith("acc") else "min"):
         raise UserError(f"callbacks.early_stopping.mode={mode} is wrong for {monitor}: it must be {right}")

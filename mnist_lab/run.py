@@ -26,6 +26,7 @@ from mnist_lab.build import (
     brief,
     build,
     build_trainer,
+    check_device,
     check_fit,
     check_optimizer,
     load_weights,
@@ -82,6 +83,7 @@ def run(
         if not isinstance(callback, L.Callback):
             raise UserError(f"callbacks.{key} is no Lightning callback: it needs a _target_ that is one")
     trainer = build_trainer(cfg, run_dir, [*callbacks.values(), history])
+    check_device(cfg, trainer)
     data.prepare_data()
     data.setup()
     check_fit(cfg, net, loss, data)
@@ -91,6 +93,8 @@ def run(
         net, loss, optimizer, schedule, cfg.trainer.gradient_clip_val, cfg.trainer.accumulate_grad_batches
     )
     make_steps_cheap(trainer, data, module)
+    if cfg.compile is not None:
+        net.compile(mode=cfg.compile)
     module.example_input_array = trainer.precision_plugin.convert_input(torch.zeros(1, *data.shape))
 
     if trainer.is_global_zero:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mnist_lab.data import Batches, EpochOrder, ImageDataModule, ImageSet
+from mnist_lab.data import Batch, Batches, EpochOrder, ImageDataModule, ImageSet
 from mnist_lab.data.sources import stratified_part
 from mnist_lab.errors import UserError
 
@@ -29,7 +29,11 @@ def module(**options: Any) -> ImageDataModule:
 
 
 def numbers(batches: Any) -> list[int]:
-    return [round(float(image[0, 0, 0]) * 255) for images, *_ in batches for image in images]
+    return [round(float(image[0, 0, 0]) * 255) for images, _ in unpacked(batches) for image in images]
+
+
+def unpacked(batches: Any) -> list[tuple[Tensor, Tensor]]:
+    return [mini_batch for batch in batches for mini_batch in batch.mini_batches()]
 
 
 @given(
@@ -49,9 +53,9 @@ def test_an_epoch_visits_each_image_once_over_all_processes(
         zero, one = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
         images = torch.zeros(n, 1, 1, 1, dtype=torch.uint8)
         batches = Batches(images, torch.arange(n), order, batch_size, zero, one, rank=rank, world_size=world_size)
-        sizes = [len(labels) for _, labels, _ in batches]
+        sizes = [len(batch.labels) for batch in batches]
         assert len(sizes) == len(batches) == -(-n // batch_size)
-        seen += [int(i) for _, labels, _ in batches for i in labels]
+        seen += [int(i) for batch in batches for i in batch.labels]
     assert sorted(seen) == list(range(n))
 
 
@@ -76,9 +80,10 @@ def test_lightning_gives_each_epoch_its_own_order() -> None:
             self.layer = torch.nn.Linear(1, 1)
             self.epochs: list[list[int]] = [[], []]
 
-        def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-            self.epochs[self.current_epoch] += [round(v * 255) for v in batch[0][:, 0, 0, 0].tolist()]
-            loss: Tensor = self.layer(batch[0][:, 0, 0]).sum()
+        def training_step(self, batch: Batch) -> Tensor:
+            ((images, _),) = batch.mini_batches()
+            self.epochs[self.current_epoch] += [round(v * 255) for v in images[:, 0, 0, 0].tolist()]
+            loss: Tensor = self.layer(images[:, 0, 0]).sum()
             return loss
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -136,11 +141,11 @@ def test_train_size_is_a_number_or_a_fraction_of_what_validation_left() -> None:
 
 
 def test_scales() -> None:
-    unit, *_ = next(iter(module(val="none", seed=0).train_dataloader()))
+    unit, _ = unpacked(module(val="none", seed=0).train_dataloader())[0]
     assert unit.dtype == torch.float32 and unit.max() <= 119 / 255
-    raw = torch.cat([images for images, *_ in module(val="none", scale="none").train_dataloader()])
+    raw = torch.cat([images for images, _ in unpacked(module(val="none", scale="none").train_dataloader())])
     assert raw.max() == 119 and raw.min() == 0
-    standard = torch.cat([images for images, *_ in module(val="none", scale="standard").train_dataloader()])
+    standard = torch.cat([images for images, _ in unpacked(module(val="none", scale="standard").train_dataloader())])
     assert abs(float(standard.mean())) < 1e-6 and abs(float(standard.std(correction=0)) - 1) < 1e-6
 
 
@@ -149,14 +154,14 @@ def test_unit_scale_is_pixels_divided_by_255_to_the_last_bit(value: int) -> None
     images = torch.full((1, 1, 1, 1), value, dtype=torch.uint8)
     order = EpochOrder(torch.arange(1), None)
     batches = Batches(images, torch.zeros(1).long(), order, 1, torch.zeros(1, 1, 1), torch.full((1, 1, 1), 255.0))
-    ((scaled, *_),) = batches
+    ((scaled, _),) = unpacked(batches)
     assert scaled.item() == (torch.tensor(float(value)) / 255).item()
 
 
 def test_one_against_the_rest() -> None:
     data = module(one_vs_rest=2, val="none")
     assert data.class_names == ("not c", "c")
-    assert sum(int(labels.sum()) for _, labels, _ in data.train_dataloader()) == 20
+    assert sum(int(batch.labels.sum()) for batch in data.train_dataloader()) == 20
 
 
 def test_images_are_in_memory_once_as_bytes() -> None:

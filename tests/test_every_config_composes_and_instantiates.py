@@ -22,7 +22,17 @@ OPTIONS = sorted(
 
 def test_there_are_options_in_every_group() -> None:
     groups = {group for group, _ in OPTIONS}
-    assert groups == {"model", "data", "optimizer", "schedule", "trainer", "logger", "callbacks", "experiment"}
+    assert groups == {
+        "model",
+        "data",
+        "augment",
+        "optimizer",
+        "schedule",
+        "trainer",
+        "logger",
+        "callbacks",
+        "experiment",
+    }
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

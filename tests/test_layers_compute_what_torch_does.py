@@ -146,7 +146,7 @@ def test_networks_can_be_exported_traced_and_copied() -> None:
     images = torch.randn(16, 1, 28, 28)
     expected = net(images)
     close(torch.export.export(net, (images,)).module()(images), expected)
-    close(torch.jit.trace(net, images)(images), expected)  # type: ignore[no-untyped-call]
+    close(torch.jit.trace(net, images)(images), expected)
     torch.save(net.state_dict(), buffer := __import__("io").BytesIO())
     buffer.seek(0)
     copy: Any = nn.Sequential(ConvPool2d(1, 30, 5, 2), Dropout(0.2), nn.Flatten(), Linear(4320, 300)).eval()

@@ -164,11 +164,7 @@ def test_gradients_are_clipped_by_their_norm(tmp_path: Path) -> None:
 
     from mnist_lab.build import build_trainer
 
-    cfg = plain(
-        compose_config(
-            ["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.max_epochs=1"]
-        )
-    )
+    cfg = plain(compose_config(["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.max_epochs=1"]))
     after = After()
     trainer = build_trainer(cfg, tmp_path, [after])
     net = instantiate(cfg.model, _convert_="all")

@@ -1,6 +1,7 @@
 """Sources of images, the batches made of them, and the LightningDataModule that holds both."""
 
-from mnist_lab.data.batches import Batch, Batches, EpochOrder
+from mnist_lab.data.augment import Augment
+from mnist_lab.data.batches import Batch, Batches, EpochOrder, WorkerBatches
 from mnist_lab.data.datamodule import ImageDataModule
 from mnist_lab.data.sources import (
     DataUnavailableError,
@@ -17,6 +18,7 @@ from mnist_lab.data.sources import (
 )
 
 __all__ = [
+    "Augment",
     "Batch",
     "Batches",
     "DataUnavailableError",
@@ -24,6 +26,7 @@ __all__ = [
     "ImageDataModule",
     "ImageSet",
     "Source",
+    "WorkerBatches",
     "cifar10",
     "emnist",
     "fashion_mnist",

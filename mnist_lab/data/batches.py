@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 
 class EpochOrder:
@@ -40,19 +41,24 @@ class EpochOrder:
 class Batch(NamedTuple):
     """One mini-batch, or several on end: what one call of a training step gets.
 
-    A call costs Lightning as much time as a small network's whole step, so it is worth making few.
+    A call costs Lightning as much time as a small network's whole step, so it is worth making few. Pixels become
+    numbers only when their mini-batch is due, so that they are in the processor's cache when they are needed.
+
     """
 
-    images: Tensor
-    """float32 (B, C, H, W)."""
+    pixels: Tensor
+    """uint8 (B, C, H, W)."""
     labels: Tensor
     """int64 (B,)."""
     sizes: list[int]
     """How many images each mini-batch has; their sum is B."""
+    prepare: Callable[[Tensor], Tensor]
+    """uint8 (b, C, H, W) → the float32 (b, C, H, W) that the network gets."""
 
     def mini_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels of each mini-batch."""
-        return zip(self.images.split(self.sizes), self.labels.split(self.sizes), strict=True)
+        """Each mini-batch: images, float32 (b, C, H, W), and labels, int64 (b,)."""
+        for pixels, labels in zip(self.pixels.split(self.sizes), self.labels.split(self.sizes), strict=True):
+            yield self.prepare(pixels), labels
 
 
 class Batches:
@@ -69,6 +75,7 @@ class Batches:
         shift: float32 (C, 1, 1), subtracted from pixel values.
         divisor: float32 (C, 1, 1), divides what remains.
         device: the device that computes; None: where the images are.
+        augment: changes float32 images at random, called as augment(images, generator); None: nothing does.
         steps: mini-batches a `Batch`, 1 or more.
         rank: this process's number, from 0.
         world_size: how many processes share each mini-batch.
@@ -85,6 +92,7 @@ class Batches:
         shift: Tensor,
         divisor: Tensor,
         device: torch.device | None = None,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         steps: int = 1,
         rank: int = 0,
         world_size: int = 1,
@@ -96,6 +104,7 @@ class Batches:
         self.device = device or images.device
         self.shift = _operand(shift, 0.0, self.device)
         self.divisor = _operand(divisor, 1.0, self.device)
+        self.augment = augment
         self.steps = steps
         self.rank = rank
         self.world_size = world_size
@@ -113,20 +122,91 @@ class Batches:
         return min(self.batch_size, len(self.sampler.index) - number * self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        order = self.sampler().to(self.images.device)
-        sizes = []
-        index = []
-        for several in order.split(self.batch_size * self.steps):
+        self._seed_augmentation()
+        index, sizes = [], []
+        for several in self.sampler().to(self.images.device).split(self.batch_size * self.steps):
             mine = [batch[self.rank :: self.world_size] for batch in several.split(self.batch_size)]
             index.append(several if self.world_size == 1 else torch.cat(mine))
             sizes.append([len(part) for part in mine])
         # index_select copies an image at a time, where indexing by a tensor goes value by value.
-        found = ((self.images.index_select(0, i), self.labels.index_select(0, i)) for i in index)
-        if self.device != self.images.device:
-            found = _streamed(found, self.device)
+        pairs = ((self.images.index_select(0, i), self.labels.index_select(0, i)) for i in index)
+        streams = self.device != self.images.device
+        found: Iterable[tuple[Tensor, Tensor]] = _streamed(pairs, self.device) if streams else pairs
         for (images, labels), parts in zip(found, sizes, strict=True):
-            shifted = images if self.shift is None else images - self.shift
-            yield Batch(shifted.float() if self.divisor is None else shifted / self.divisor, labels, parts)
+            yield Batch(images, labels, parts, self.prepare)
+
+    def _seed_augmentation(self) -> None:
+        """Its random numbers depend on the seed, the epoch and the process, and on nothing else."""
+        self._generator = torch.Generator(self.device)
+        seed = (self.sampler.seed or 0) + 2**32 * (1 + self.rank)  # no seed of a batch order
+        self._generator.manual_seed(seed * 2**20 + self.sampler.epoch)
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) → float32 (B, C, H, W), augmented and scaled."""
+        if self.augment is not None:
+            pixels = self.augment(pixels.float(), self._generator)
+        shifted = pixels if self.shift is None else pixels - self.shift
+        return shifted.float() if self.divisor is None else shifted / self.divisor
+
+
+class WorkerBatches(Batches):
+    """The same batches, each image gone through a transform in processes beside the one that trains.
+
+    Args:
+        transform: uint8 (C, H, W) → uint8, scaled afterwards, or float32, which is not; None: nothing is done.
+        workers: processes, 0 or more.
+        others: those of `Batches`.
+    """
+
+    def __init__(self, *others: Any, transform: Callable[[Tensor], Tensor] | None, workers: int, **named: Any) -> None:
+        super().__init__(*others, **named)
+        self._loader = DataLoader(
+            _Transformed(self.images, self.labels, transform),
+            batch_sampler=_Shares(self),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._seed_augmentation()
+        for images, labels in self._loader:
+            images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
+            yield Batch(images, labels, [len(labels)], self.prepare)
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """uint8 or finished float32 (B, C, H, W) → float32 (B, C, H, W), augmented; uint8 is scaled."""
+        if not pixels.is_floating_point():
+            return super().prepare(pixels)
+        return pixels if self.augment is None else self.augment(pixels, self._generator)
+
+
+class _Shares:
+    """The positions of each batch's images, this process's share of them."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return self.batches.mini_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches.sampler().split(self.batches.batch_size):
+            yield batch[self.batches.rank :: self.batches.world_size].tolist()
+
+
+class _Transformed(Dataset[tuple[Tensor, Tensor]]):
+    """Images by position, transformed."""
+
+    def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor] | None) -> None:
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+        image = self.images[position]
+        return image if self.transform is None else self.transform(image), self.labels[position]
 
 
 def _operand(values: Tensor, neutral: float, device: torch.device) -> Tensor | float | None:
@@ -136,13 +216,16 @@ def _operand(values: Tensor, neutral: float, device: torch.device) -> Tensor | f
     return float(values) if values.numel() == 1 else values.to(device)
 
 
-def _streamed(found: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+def _streamed(found: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """The same tensors on a CUDA device: while it works on some, the next are gathered and on their way."""
     compute, copy = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    sent: tuple[Tensor, ...] | None = None
-    for tensors in found:
+    sent: tuple[Tensor, Tensor] | None = None
+    for images, labels in found:
         with torch.cuda.stream(copy):
-            following = tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
+            following = (
+                images.pin_memory().to(device, non_blocking=True),
+                labels.pin_memory().to(device, non_blocking=True),
+            )
         if sent is not None:
             yield sent
         compute.wait_stream(copy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from mnist_lab.data.batches import Batch, Batches, EpochOrder
+from mnist_lab.data.batches import Batch, Batches, EpochOrder, WorkerBatches
 from mnist_lab.data.sources import DataUnavailableError, ImageSet, Source, mnist_5k, stratified_part
 from mnist_lab.errors import UserError
 
@@ -29,6 +29,10 @@ class ImageDataModule(L.LightningDataModule):
         val: where validation images come from: "random", "last", "test" or "none".
         val_size: how many for "random" and "last": a number, or a fraction of the training set.
         train_size: trains on that much of what is left, stratified: a number, a fraction, or None for all.
+        loader: "memory" cuts batches out of memory; "workers" sends each image through `transform` in other processes.
+        workers: how many of those, 0 or more.
+        transform: of training images: uint8 (C, H, W) → uint8, which is scaled afterwards, or float32, which is not.
+        augment: of training images, a batch at once on the device: called as augment(images, generator).
         scale: "unit" (pixels / 255), "standard" (mean 0 and deviation 1 a channel over the training set) or "none".
         one_vs_rest: a class to tell from all others (label 1 against 0); None for all classes.
         fallback: "mnist_5k" stands in for data that is neither here nor to be had; None makes that an error.
@@ -47,6 +51,10 @@ class ImageDataModule(L.LightningDataModule):
         val: str = "random",
         val_size: int | float = 5000,
         train_size: int | float | None = None,
+        loader: str = "memory",
+        workers: int = 2,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         scale: str = "unit",
         one_vs_rest: int | None = None,
         fallback: str | None = None,
@@ -63,6 +71,10 @@ class ImageDataModule(L.LightningDataModule):
         self.val = val
         self.val_size = val_size
         self.train_size = train_size
+        self.loader = loader
+        self.workers = workers
+        self.transform = transform
+        self.augment = augment
         self.scale = scale
         self.one_vs_rest = one_vs_rest
         self.fallback = fallback
@@ -167,8 +179,19 @@ class ImageDataModule(L.LightningDataModule):
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        training = order.seed is not None
+        augment = self.augment if training else None
+        if self.loader == "workers" and training:
+            images, labels = self._place(part, torch.device("cpu"))
+            return WorkerBatches(
+                *(images, labels, order, batch_size, self.shift, self.divisor, device, augment, 1, rank, world_size),
+                transform=self.transform,
+                workers=self.workers,
+            )
         images, labels = self._place(part, device)
-        return Batches(images, labels, order, batch_size, self.shift, self.divisor, device, steps, rank, world_size)
+        return Batches(
+            images, labels, order, batch_size, self.shift, self.divisor, device, augment, steps, rank, world_size
+        )
 
     def _place(self, part: Literal["train", "test"], device: torch.device) -> tuple[Tensor, Tensor]:
         """Images and labels of a part on a device, moved there once however many loaders ask for them.

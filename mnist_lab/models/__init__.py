@@ -1,7 +1,8 @@
 """The articles' networks: plain `torch.nn` modules that know nothing of training."""
 
 from mnist_lab.models.cnn import CNN
+from mnist_lab.models.layers import ConvPool2d, Dropout, Linear
 from mnist_lab.models.mlp import MLP
 from mnist_lab.models.neuron import Neuron
 
-__all__ = ["CNN", "MLP", "Neuron"]
+__all__ = ["CNN", "MLP", "ConvPool2d", "Dropout", "Linear", "Neuron"]

@@ -1,4 +1,4 @@
-"""What the networks share: layers that compute what `torch.nn`'s do in less time, activations by name, first weights."""
+"""What the networks share: layers that do what `torch.nn`'s do in less time, activations by name, first weights."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Linear(nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Float (..., in_features) → (..., out_features)."""
-        small = inputs.dim() != 2 or len(inputs) * self.weight.numel() < _ONEDNN_CALL
-        if not _ONEDNN or small or not _may_replace(inputs, self.weight):
+        replaces = _ONEDNN and _may_replace(inputs, self.weight)
+        if not replaces or inputs.dim() != 2 or len(inputs) * self.weight.numel() < _ONEDNN_CALL:
             return super().forward(inputs)
-        output: Tensor = _OneDNNLinear.apply(inputs, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        output: Tensor = _OneDNNLinear.apply(inputs, self.weight, self.bias)
         return output
 
 
@@ -82,20 +82,16 @@ class ConvPool2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         """The convolution's sizes and the pool's."""
-        return f"{super().extra_repr()}, pool={self.pool}"
+        return f"{super().extra_repr()}, pool={self.pool}"  # type: ignore[no-untyped-call]
 
     def forward(self, images: Tensor) -> Tensor:
         """Float (B, in_channels, H, W) → (B, out_channels, (H − kernel_size + 1) // pool, the same of W)."""
         if not _may_replace(images, self.weight):
             return F.max_pool2d(super().forward(images), self.pool)
         if not _AVX512:
-            plain: Tensor = _Plain.apply(  # type: ignore[no-untyped-call]
-                F.max_pool2d(super().forward(_channels_last(images)), self.pool)
-            )
+            plain: Tensor = _Plain.apply(F.max_pool2d(super().forward(_channels_last(images)), self.pool))
             return plain
-        output: Tensor = _OneDNNConvPool.apply(  # type: ignore[no-untyped-call]
-            images, self.weight, self.bias, self.pool, torch.is_grad_enabled()
-        )
+        output: Tensor = _OneDNNConvPool.apply(images, self.weight, self.bias, self.pool, torch.is_grad_enabled())
         return output
 
 
@@ -119,7 +115,9 @@ class _OneDNNConvPool(torch.autograd.Function):
         images, blocked, weight, bias, between, pooled = ctx.saved_tensors
         if torch.is_grad_enabled():  # a gradient's own gradient is asked for, which oneDNN doesn't have
             output = F.max_pool2d(F.conv2d(images, weight, bias), ctx.pool)
-            wanted = [tensor for tensor, needed in zip((images, weight, bias), ctx.needs_input_grad, strict=False) if needed]
+            wanted = [
+                tensor for tensor, needed in zip((images, weight, bias), ctx.needs_input_grad, strict=False) if needed
+            ]
             found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=True))
             return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
         pool, no_padding, one = [ctx.pool, ctx.pool], [0, 0], [1, 1]
@@ -127,7 +125,17 @@ class _OneDNNConvPool(torch.autograd.Function):
             gradient.to_mkldnn(), pooled, between, pool, pool, no_padding, one, False
         )
         of_images, of_weight, of_bias = torch.ops.aten.convolution_backward(
-            of_between, blocked, weight, [len(weight)], one, no_padding, one, False, no_padding, 1, ctx.needs_input_grad[:3]
+            of_between,
+            blocked,
+            weight,
+            [len(weight)],
+            one,
+            no_padding,
+            one,
+            False,
+            no_padding,
+            1,
+            ctx.needs_input_grad[:3],
         )
         return of_images.to_dense() if of_images is not None else None, of_weight, of_bias, None, None
 
@@ -166,7 +174,7 @@ class Dropout(nn.Dropout):
         dropped = round(self.p * 2**16)
         if not self.training or dropped in (0, 2**16) or not _may_replace(inputs):
             return super().forward(inputs)
-        output: Tensor = _Dropout.apply(inputs, dropped)  # type: ignore[no-untyped-call]
+        output: Tensor = _Dropout.apply(inputs, dropped)
         return output
 
 
@@ -175,7 +183,7 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, dropped: int) -> Tensor:
-        # From the lowest int64 up: by default the highest of its 64 bits, and so every fourth int16's sign, is never set.
+        # From the lowest int64 up: by default the highest of 64 bits, and so every fourth int16's sign, is never set.
         words = torch.empty(-(-inputs.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         if not (inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last)):
             inputs = inputs.contiguous()
@@ -184,7 +192,7 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _Keep.apply(gradient, *ctx.saved_tensors, ctx.dropped), None  # type: ignore[no-untyped-call]
+        return _Keep.apply(gradient, *ctx.saved_tensors, ctx.dropped), None
 
 
 class _Keep(torch.autograd.Function):
@@ -196,7 +204,7 @@ class _Keep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _Keep.apply(gradient, *ctx.saved_tensors, ctx.dropped), None, None  # type: ignore[no-untyped-call]
+        return _Keep.apply(gradient, *ctx.saved_tensors, ctx.dropped), None, None
 
 
 def _keep(ctx: Any, inputs: Tensor, bits: Tensor, dropped: int) -> Tensor:
@@ -212,10 +220,10 @@ def _may_replace(*tensors: Tensor) -> bool:
     """Whether a layer may take its own way: not where PyTorch reads the network to write it in another form."""
     return (
         all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
-        and all(map(len, tensors))
+        and all(tensor.numel() for tensor in tensors)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     )
 
 

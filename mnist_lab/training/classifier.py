@@ -82,7 +82,7 @@ class Classifier(L.LightningModule):
             number += 1
             if number % self.accumulate == 0 or number == end:
                 if self.clip is not None:
-                    self.clip_gradients(optimizer, self.clip, "norm")
+                    self.clip_gradients(optimizer.optimizer, self.clip, "norm")
                 self.metrics["lr"] = optimizer.param_groups[0]["lr"]
                 if self.direct:
                     optimizer._on_before_step()  # counts the step, as `step` does
@@ -91,7 +91,7 @@ class Classifier(L.LightningModule):
                 else:
                     optimizer.step()
                 if schedule is not None:
-                    schedule.step()  # type: ignore[union-attr, call-arg]
+                    schedule.step()  # type: ignore[union-attr]
             outcomes.append((logits.detach(), loss.detach()))
         self._count("train", outcomes, batch)
 
@@ -131,7 +131,7 @@ class Classifier(L.LightningModule):
 
     def _predict(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and their mean loss."""
-        logits = self(images)
+        logits = self(self.trainer.precision_plugin.convert_input(images))
         # Of a batch smaller than the number of processes some get nothing, and the mean of nothing would be NaN.
         return logits, self.loss(logits, labels) if len(labels) > 0 else logits.sum()
 
@@ -145,8 +145,9 @@ class Classifier(L.LightningModule):
     def _mini_batches(self) -> int:
         """Mini-batches an epoch."""
         batches = self.trainer.train_dataloader
-        whole = isinstance(batches, Batches) and batches.steps > 1
-        return batches.mini_batches if whole else int(self.trainer.num_training_batches)
+        if isinstance(batches, Batches) and batches.steps > 1:
+            return batches.mini_batches
+        return int(self.trainer.num_training_batches)
 
     def _total_steps(self) -> int:
         """Steps of the optimiser that the run will take."""

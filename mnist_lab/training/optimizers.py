@@ -51,40 +51,40 @@ class RMSprop(Optimizer):
             if not weights:
                 continue
             gradients = [p.grad for p in weights]
-            # The mean square of the gradients plus eps, both over 1 − alpha. Kept like this it is Adagrad's sum of squares
-            # that forgets, and PyTorch has Adagrad as one pass over all weights.
-            sums = [self._kept(p, "square_sum", group["eps"] / (1 - group["alpha"])) for p in weights]
-            lr = group["lr"] / math.sqrt(1 - group["alpha"])
+            decay, eps, lr = group["alpha"], group["eps"], group["lr"] / math.sqrt(1 - group["alpha"])
             if group["weight_decay"]:
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            # The mean square of the gradients plus eps, both over 1 − alpha. Kept like this it is Adagrad's sum of
+            # squares that forgets, and PyTorch has Adagrad as one pass over all weights.
+            sums = [self._kept(p, "square_sum", eps / (1 - decay)) for p in weights]
             if not group["momentum"] and all(p.device.type == "cpu" for p in weights):
-                floor = group["eps"] / (1 - group["alpha"])
+                floor, count = weights[0].new_tensor(eps / (1 - decay)), torch.ones(())
                 for kept in sums:
-                    kept.lerp_(kept.new_tensor(floor), 1 - group["alpha"])
-                counts = [self._kept(p, "step", 1.0, ()) for p in weights]
+                    kept.lerp_(floor, 1 - decay)
                 torch._fused_adagrad_(
-                    weights, gradients, sums, counts, lr=lr, lr_decay=0.0, weight_decay=0.0, eps=0.0, maximize=False
+                    *(weights, gradients, sums, [count] * len(sums)),
+                    **{"lr": lr, "lr_decay": 0.0, "weight_decay": 0.0, "eps": 0.0, "maximize": False},
                 )
                 continue
-            torch._foreach_mul_(sums, group["alpha"])
-            torch._foreach_add_(sums, group["eps"])
+            torch._foreach_mul_(sums, decay)
+            torch._foreach_add_(sums, eps)
             torch._foreach_addcmul_(sums, gradients, gradients, 1)
-            steps = torch._foreach_sqrt(sums)
+            steps = list(torch._foreach_sqrt(sums))
             torch._foreach_reciprocal_(steps)
             torch._foreach_mul_(steps, gradients)
             torch._foreach_mul_(steps, lr)
             if group["momentum"]:
-                momenta = [self._kept(p, "momentum_buffer") for p in weights]
+                momenta = [self._kept(p, "momentum_buffer", 0.0) for p in weights]
                 torch._foreach_mul_(momenta, group["momentum"])
                 torch._foreach_add_(momenta, steps)
                 steps = momenta
             torch._foreach_sub_(weights, steps)
         return loss
 
-    def _kept(self, weight: Tensor, name: str, first: float = 0.0, shape: tuple[int, ...] | None = None) -> Tensor:
+    def _kept(self, weight: Tensor, name: str, first: float) -> Tensor:
         """What is kept of a weight from step to step."""
         state = self.state[weight]
         if name not in state:
-            state[name] = torch.full_like(weight, first) if shape is None else torch.tensor(first)
+            state[name] = torch.full_like(weight, first)
         kept: Tensor = state[name]
         return kept

@@ -1,0 +1,311 @@
+"""The verb `bench`: our command and its peers at the same work, in turn, on this machine."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from statistics import median
+
+from mnist_lab.errors import UserError, closest
+
+USAGE = (
+    "use: python -m mnist_lab bench [rounds=3] [epochs=3] [networks=A3,B,C,D] [contenders=NAME,NAME] "
+    "[dir=outputs/bench]"
+)
+NETWORKS = ("A3", "B", "C", "D")
+CONTENDERS = {
+    "ours": "python -m mnist_lab",
+    "our_loop": "a hand-written loop around our network, batches and optimiser",
+    "pytorch": "hand-written PyTorch loop",
+    "keras_tensorflow": "Keras on TensorFlow",
+    "keras_jax": "Keras on JAX",
+    "lightning": "Lightning with torchvision's DataLoader",
+}
+BEST_OF = ("pytorch", "keras_tensorflow", "keras_jax")
+NEEDS = {"keras_tensorflow": ("keras", "tensorflow"), "keras_jax": ("keras", "jax")}
+TWO_EPOCHS = {("lightning", "*"), ("keras_jax", "B")}  # these take so long that one steady epoch a round must do
+# Floating-point operations of a training image: two a weight forward, two for its gradient and two for its inputs',
+# which the first layer doesn't need.
+_CONVOLVED, _DENSE = 24 * 24 * 30 * 25, 4320 * 128 + 128 * 10
+FLOP = {
+    "A3": 4 * 784 * 512 + 6 * (512 * 512 + 512 * 10),
+    "B": 4 * _CONVOLVED + 6 * _DENSE,
+    "C": 4 * 784 * 784 + 6 * (784 * 32 + 32 * 10),
+    "D": 4 * 784 * 512 + 6 * 512 * 10,
+}
+
+
+@dataclass
+class Row:
+    """What one contender took for one network in one round."""
+
+    round: int
+    network: str
+    contender: str
+    epoch_s: float
+    """The median steady epoch, validation on the 10,000 test images included: all but the first."""
+    evaluation_s: float
+    """The median evaluation of the 10,000 test images, without the first."""
+    command_s: float
+    """The whole process, start to exit."""
+    memory_gb: float
+    """The most it held, 10⁹ bytes."""
+
+
+def bench(words: list[str]) -> None:
+    """Measures, prints a table, and leaves DIR/table.md, DIR/chart.png and DIR/measurements.csv.
+
+    Args:
+        words: `rounds=N` (3), `epochs=N` an epoch more than are steady (3), `networks=NAME,NAME` and
+            `contenders=NAME,NAME` (all), `dir=DIR` (outputs/bench).
+
+    Raises:
+        UserError: a word is not understood, a peer or the data set is missing, or a contender failed.
+    """
+    from mnist_lab.config import compose_config, plain
+
+    own = {"rounds": "3", "epochs": "3", "networks": "", "contenders": "", "dir": "outputs/bench"}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in own:
+            raise UserError(f"{word}: not understood.{closest(key, list(own))}\n{USAGE}")
+        own[key] = value
+    networks, contenders = _chosen("networks", own, NETWORKS), _chosen("contenders", own, tuple(CONTENDERS))
+    for key, least in (("rounds", 1), ("epochs", 2)):
+        if not own[key].isdecimal() or int(own[key]) < least:
+            raise UserError(f"{key}={own[key]} is not allowed: it must be a whole number, {least} or more")
+    missing = sorted(
+        {need for name in contenders for need in NEEDS.get(name, ()) if not importlib.util.find_spec(need)}
+    )
+    if missing:
+        raise UserError(f"{' and '.join(missing)} not installed: pip install -e '.[bench]', or choose contenders=...")
+    root = Path(plain(compose_config([])).data.root).expanduser()
+    if not (root / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
+        raise UserError(f"data.root={root}: MNIST is not there. Any run downloads it: python -m mnist_lab model=mlp")
+
+    folder, rows = Path(own["dir"]), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1, int(own["rounds"]) + 1):
+        for network in networks:
+            for name in contenders:
+                short = bool({(name, "*"), (name, network)} & TWO_EPOCHS)
+                row = measure(number, network, name, 2 if short else int(own["epochs"]), root)
+                rows.append(row)
+                print(
+                    f"round {number}  {network:2}  {name:16}  {row.epoch_s:6.2f} s an epoch   "
+                    f"{row.evaluation_s:5.3f} s to evaluate   {row.command_s:5.1f} s and {row.memory_gb:.2f} GB in all",
+                    flush=True,
+                )
+                _write(folder, rows)
+    print((folder / "table.md").read_text())
+    print(f"{folder}/table.md  {folder}/chart.png  {folder}/measurements.csv")
+
+
+def measure(number: int, network: str, name: str, epochs: int, root: Path) -> Row:
+    """Runs one contender in a process of its own.
+
+    Raises:
+        UserError: it failed.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = {**os.environ, "BENCH_DATA": str(root), "BENCH_DIR": scratch, "MNIST_LAB_DATA": str(root)}
+        environment |= {"FORCE_COLOR": "1", "COLUMNS": "100", "TF_CPP_MIN_LOG_LEVEL": "3"}  # the bar is shown
+        module = {"our_loop": "our_loop", "pytorch": "pytorch_loop", "lightning": "lightning_template"}
+        words = [f"mnist_lab.bench.{module.get(name, 'keras_fit')}", network, str(epochs)]
+        clock = Path(scratch) / "clock.json"
+        if name == "ours":
+            from mnist_lab.bench.ours import OVERRIDES
+
+            words = ["mnist_lab", *OVERRIDES[network], f"trainer.max_epochs={epochs}", f"hydra.run.dir={scratch}/run"]
+            words += ["+callbacks.clock._target_=mnist_lab.bench.ours.EpochClock", f"+callbacks.clock.path={clock}"]
+        elif name in NEEDS:
+            environment["KERAS_BACKEND"] = name.removeprefix("keras_")
+        output = Path(scratch) / "output"
+        start, most = time.perf_counter(), 0
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *words], env=environment, stdout=file, stderr=subprocess.STDOUT
+            )
+            while process.poll() is None:
+                most = max(most, _most_memory(process.pid))
+                time.sleep(0.05)
+        took = time.perf_counter() - start
+        printed = output.read_text(errors="replace")
+        if process.returncode != 0:
+            raise UserError(f"{name} failed on {network}:\n{printed[-2000:]}")
+        found = json.loads(clock.read_text() if name == "ours" else printed.strip().splitlines()[-1])
+    return Row(
+        number, network, name, median(found["epochs"][1:]), median(found["evaluations"][1:]), took,
+        most / 1e9,
+    )  # fmt: skip
+
+
+def _most_memory(process: int) -> int:
+    """Bytes that a running process has held at the most; 0 where the system doesn't tell."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError):  # another system, or the process has just ended
+        return 0
+
+
+def floor(network: str, flops: float) -> float:
+    """Seconds an epoch that the arithmetic of 60,000 images takes at `flops` operations a second, at the least."""
+    return FLOP[network] * 60_000 / flops
+
+
+@cache
+def peak() -> float:
+    """Floating-point operations a second of this machine's best matrix product: three sizes, the best of many."""
+    import torch
+
+    from mnist_lab.models import Linear
+
+    best = 0.0
+    for size in (512, 1024, 2048):
+        a = torch.randn(size, size)
+        layer = Linear(size, size, bias=False)
+        for _ in range(8):
+            start = time.perf_counter()
+            layer(a)
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def _chosen(key: str, own: dict[str, str], known: tuple[str, ...]) -> list[str]:
+    names = [name for name in own[key].split(",") if name] or list(known)
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"{key}={name}: there is no such one.{closest(name, list(known))}\nThey are: {', '.join(known)}"
+            )
+    return names
+
+
+def _medians(rows: list[Row]) -> dict[tuple[str, str], Row]:
+    """For each network and contender the medians over the rounds."""
+    found = {}
+    for key in dict.fromkeys((row.network, row.contender) for row in rows):
+        of = [row for row in rows if (row.network, row.contender) == key]
+        values = [
+            median(getattr(row, name) for row in of) for name in ("epoch_s", "evaluation_s", "command_s", "memory_gb")
+        ]
+        found[key] = Row(len(of), *key, *values)
+    return found
+
+
+def _ratios(rows: list[Row], network: str, others: tuple[str, ...]) -> list[float]:
+    """Round by round: our epoch over the best of the others' in the same round."""
+    found = []
+    for number in sorted({row.round for row in rows}):
+        took = {row.contender: row.epoch_s for row in rows if (row.round, row.network) == (number, network)}
+        if "ours" in took and (best := [took[name] for name in others if name in took]):
+            found.append(took["ours"] / min(best))
+    return found
+
+
+def table(rows: list[Row], flops: float) -> Iterator[str]:
+    """Lines of Markdown."""
+    found = _medians(rows)
+    networks = list(dict.fromkeys(row.network for row in rows))
+    contenders = [name for name in CONTENDERS if any(row.contender == name for row in rows)]
+    rounds = max(row.round for row in rows)
+    yield f"Seconds for a steady epoch of 60,000 images with validation on 10,000, medians of {rounds} round(s)."
+    yield ""
+    yield "| | " + " | ".join(networks) + " |"
+    yield "|---|" + "---|" * len(networks)
+    cell = {key: f"{row.epoch_s:.2f}" for key, row in found.items()}
+    for name in contenders:
+        yield f"| {CONTENDERS[name]} | " + " | ".join(cell.get((network, name), "") for network in networks) + " |"
+    yield f"| arithmetic floor, at {flops / 1e9:.0f} GFLOP/s | " + " | ".join(
+        f"{floor(network, flops):.2f}" for network in networks
+    ) + " |"  # fmt: skip
+    for words, others in (
+        ("ours ÷ best of PyTorch loop, Keras", BEST_OF),
+        ("ours ÷ Lightning with DataLoader", ("lightning",)),
+        ("ours ÷ the loop around our own parts", ("our_loop",)),
+    ):
+        ratios = {network: _ratios(rows, network, others) for network in networks}
+        if any(ratios.values()):
+            shown = [f"**{median(r):.2f}** ({min(r):.2f}–{max(r):.2f})" if r else "" for r in ratios.values()]
+            yield f"| {words} | " + " | ".join(shown) + " |"
+    for words, attribute, digits in (
+        ("evaluation of 10,000 images, s", "evaluation_s", 3),
+        ("whole command, s", "command_s", 1),
+        ("most memory, GB", "memory_gb", 2),
+    ):
+        yield ""
+        yield f"| {words} | " + " | ".join(networks) + " |"
+        yield "|---|" + "---|" * len(networks)
+        for name in contenders:
+            cells = [
+                f"{getattr(found[network, name], attribute):.{digits}f}" if (network, name) in found else ""
+                for network in networks
+            ]
+            yield f"| {CONTENDERS[name]} | " + " | ".join(cells) + " |"
+
+
+def chart(rows: list[Row], flops: float, path: Path, title: str) -> None:
+    """Bars by network, and the arithmetic floor as a line across them."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    found = _medians(rows)
+    networks = list(dict.fromkeys(row.network for row in rows))
+    contenders = [name for name in CONTENDERS if any(row.contender == name for row in rows)]
+    # Okabe and Ito's colours, told apart by the colour-blind, with hatches for print.
+    looks = {
+        "ours": ("#0072B2", ""), "our_loop": ("#56B4E9", "//"), "pytorch": ("#E69F00", ""),
+        "keras_tensorflow": ("#009E73", ".."), "keras_jax": ("#CC79A7", "xx"), "lightning": ("#999999", "--"),
+    }  # fmt: skip
+    with mpl.rc_context({"font.size": 10, "hatch.linewidth": 0.5}):
+        figure = Figure(figsize=(2.6 * len(networks) + 0.8, 4.2), layout="constrained")
+        for position, network in enumerate(networks, 1):
+            axes = figure.add_subplot(1, len(networks), position)
+            names = [name for name in contenders if (network, name) in found]
+            for at, name in enumerate(names):
+                values = [row.epoch_s for row in rows if (row.network, row.contender) == (network, name)]
+                height, (colour, hatch) = found[network, name].epoch_s, looks[name]
+                label = CONTENDERS[name] if position == 1 else None
+                axes.bar(at, height, color=colour, hatch=hatch, edgecolor="white", label=label)
+                axes.vlines(at, min(values), max(values), color="black", linewidth=1)
+                axes.text(at, max(values), f"{height:.2g}\n", ha="center", va="center", fontsize=8)
+            axes.axhline(
+                floor(network, flops), color="black", linestyle=":", label="arithmetic floor" if position == 1 else None
+            )
+            axes.set_title(network)
+            axes.set_xticks([])
+            axes.margins(y=0.1)
+            axes.spines[["top", "right"]].set_visible(False)
+            if position == 1:
+                axes.set_ylabel("seconds a steady epoch, validation included")
+        figure.suptitle(title, fontsize=10)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        figure.savefig(path, dpi=150)
+
+
+def _write(folder: Path, rows: list[Row]) -> None:
+    """What is known so far, as a benchmark takes long enough to be stopped."""
+    from mnist_lab.files import write_whole
+    from mnist_lab.result import cores, package_versions, processor
+
+    flops = peak()
+    packages = package_versions()
+    where = f"{processor()}, {cores()} cores, torch {packages['torch']}, {datetime.now():%Y-%m-%d}"
+    write_whole(folder / "table.md", "\n".join([*table(rows, flops), "", where, ""]))
+    with (folder / "measurements.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(rows[0])))
+        writer.writeheader()
+        writer.writerows(map(asdict, rows))
+    chart(rows, flops, folder / "chart.png", where)

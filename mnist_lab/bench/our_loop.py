@@ -1,0 +1,56 @@
+"""A loop written by hand around our own network, batches and optimiser: what our command costs beyond is Lightning."""
+
+import sys
+
+import torch
+import torch.nn.functional as F
+
+from mnist_lab.bench.ours import OVERRIDES
+from mnist_lab.bench.work import Clock
+from mnist_lab.build import build
+from mnist_lab.config import compose_config, plain
+from mnist_lab.run import keep_memory
+
+network, epochs = sys.argv[1], int(sys.argv[2])
+cfg = plain(compose_config(OVERRIDES[network]))
+keep_memory()
+torch.manual_seed(cfg.seed)
+data, net = build(cfg, "data"), build(cfg, "model")
+data.images_at_once = 2048
+data.prepare_data()
+data.setup()
+optimizer = build(cfg, "optimizer")(net.parameters())
+train, test = data.train_dataloader(), data.test_dataloader()
+
+
+@torch.inference_mode()
+def evaluate() -> tuple[float, float]:
+    """Mean loss and accuracy on the test set."""
+    net.eval()
+    loss, correct = torch.zeros(()), torch.zeros(())
+    for batch in test:
+        for images, labels in batch.mini_batches():
+            logits = net(images)
+            loss += F.cross_entropy(logits, labels) * len(labels)
+            correct += (logits.argmax(1) == labels).sum()
+    return loss.item() / 10_000, correct.item() / 10_000
+
+
+clock = Clock()
+for epoch in range(epochs):
+    clock.tick()
+    net.train()
+    train.sampler.set_epoch(epoch)
+    total, correct = torch.zeros(()), torch.zeros(())
+    for batch in train:
+        for images, labels in batch.mini_batches():
+            optimizer.zero_grad()
+            logits = net(images)
+            loss = F.cross_entropy(logits, labels)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(labels)
+            correct += (logits.argmax(1) == labels).sum()
+    print(epoch, total.item() / 60_000, correct.item() / 60_000, *evaluate())
+clock.tick()
+clock.report(evaluate)

@@ -1,0 +1,47 @@
+"""The work that each contender of the benchmark does, and how it reports. Imports only what all of them do anyway."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NETWORKS = ("A3", "B", "C", "D")
+BATCH_SIZES = {"A3": 128, "B": 128, "C": 500, "D": 64}
+EVALUATIONS = 5
+
+
+def arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """MNIST from the folder in BENCH_DATA: images float32 (N, 28, 28, 1) in [0, 1] and labels int64 (N,), twice."""
+    folder = Path(os.environ["BENCH_DATA"]) / "MNIST" / "raw"
+    found = []
+    for part in ("train", "t10k"):
+        pixels = np.frombuffer((folder / f"{part}-images-idx3-ubyte").read_bytes(), np.uint8, offset=16)
+        labels = np.frombuffer((folder / f"{part}-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
+        found += [pixels.reshape(-1, 28, 28, 1).astype(np.float32) / 255, labels.astype(np.int64)]
+    return found[0], found[1], found[2], found[3]
+
+
+class Clock:
+    """The moments at which epochs begin, and the end of the last."""
+
+    def __init__(self) -> None:
+        self.moments: list[float] = []
+
+    def tick(self, *_: Any) -> None:
+        """An epoch begins, or the last has ended."""
+        self.moments.append(time.perf_counter())
+
+    def report(self, evaluate: Callable[[], Any]) -> None:
+        """Prints what was measured, in seconds: each epoch, validation included, and evaluations of the test set."""
+        evaluations = []
+        for _ in range(EVALUATIONS):
+            start = time.perf_counter()
+            evaluate()
+            evaluations.append(time.perf_counter() - start)
+        print(json.dumps({"epochs": np.diff(self.moments).tolist(), "evaluations": evaluations}))

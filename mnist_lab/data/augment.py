@@ -1,0 +1,80 @@
+"""Random changes of training images, a whole batch at once on the device that trains, each image its own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Augment:
+    """Moves, turns, resizes, bends and blots images, in one resampling.
+
+    Args:
+        shift: largest shift along each axis, pixels, 0 or more.
+        rotate: largest turn either way, degrees, 0 to 180.
+        scale: largest change of size, as a fraction: 0.1 gives sizes from 0.9 to 1.1; from 0 to below 1.
+        elastic: standard deviation of a smooth random displacement, pixels, 0 or more (after Simard, Steinkraus, Platt
+            2003; the displacement is drawn on a grid of 7×7 points and interpolated between them).
+        erase: probability that a rectangle, from a tenth to four tenths of the image's height and width, becomes 0
+            (Zhong et al. 2017), in [0, 1].
+    """
+
+    def __init__(
+        self, shift: float = 0.0, rotate: float = 0.0, scale: float = 0.0, elastic: float = 0.0, erase: float = 0.0
+    ) -> None:
+        self.shift, self.rotate, self.scale, self.elastic, self.erase = shift, rotate, scale, elastic, erase
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Float32 (B, C, H, W), background 0 → the same shape, drawn anew at each call.
+
+        Args:
+            images: the batch.
+            generator: of the random numbers, on the images' device.
+        """
+        n, _, height, width = images.shape
+
+        def draw(*shape: int) -> Tensor:
+            """Numbers from −1 to 1."""
+            return torch.rand(shape, generator=generator, device=images.device) * 2 - 1
+
+        if self.shift or self.rotate or self.scale or self.elastic:
+            # Of each new pixel the place in the old image, in coordinates that go from −1 to 1 along both axes.
+            angle, size = draw(n) * math.radians(self.rotate), 1 + draw(n) * self.scale
+            cos, sin = angle.cos() / size, angle.sin() / size
+            right, down = draw(2, n) * self.shift * 2
+            rows = [cos, -sin * (height / width), right / width, sin * (width / height), cos, down / height]
+            across, along = self._middles(width, images.device), self._middles(height, images.device)
+            grid = torch.stack(
+                [across.repeat(height), along.repeat_interleave(width), torch.ones_like(across).repeat(height)]
+            )
+            places = (torch.stack(rows, 1).view(n, 2, 3) @ grid).view(n, 2, height, width)
+            if self.elastic:
+                coarse = torch.randn((n, 2, 7, 7), generator=generator, device=images.device)
+                bends = self._between(along) @ coarse @ self._between(across).T
+                places[:, 0].add_(bends[:, 0], alpha=2 * self.elastic / width)
+                places[:, 1].add_(bends[:, 1], alpha=2 * self.elastic / height)
+            places = places.permute(0, 2, 3, 1)
+            images = F.grid_sample(images, places, padding_mode="zeros", align_corners=False)
+        if self.erase:
+            chance, *middle_and_half = torch.rand((5, n, 1, 1, 1), generator=generator, device=images.device)
+            inside = chance < self.erase
+            for axis, length in ((2, height), (3, width)):
+                middle, half = middle_and_half[axis - 2] * length, (0.05 + 0.15 * middle_and_half[axis]) * length
+                positions = torch.arange(length, device=images.device).view([-1 if i == axis else 1 for i in range(4)])
+                inside = inside & ((positions + 0.5 - middle).abs() <= half)
+            images = images.masked_fill(inside, 0.0)
+        return images
+
+    @staticmethod
+    def _middles(length: int, device: torch.device) -> Tensor:
+        """Of `length` pixels the middles, (length,), from −1 to 1 at the outer edges."""
+        return (torch.arange(length, device=device) * 2 + 1) / length - 1
+
+    @staticmethod
+    def _between(middles: Tensor) -> Tensor:
+        """How much each of 7 points from −1 to 1 counts at each place: (places, 7), linear interpolation."""
+        points = torch.linspace(-1, 1, 7, device=middles.device)
+        return (1 - (middles[:, None] - points).abs() * 3).clamp_min(0)
