@@ -144,11 +144,16 @@ def measure(number: int, network: str, name: str, epochs: int, root: Path) -> Ro
         printed = output.read_text(errors="replace")
         if process.returncode != 0:
             raise UserError(f"{name} failed on {network}:\n{printed[-2000:]}")
-        found = json.loads(clock.read_text() if name == "ours" else printed.strip().splitlines()[-1])
+        found = json.loads(clock.read_text() if name == "ours" else _report(printed))
     return Row(
         number, network, name, median(found["epochs"][1:]), median(found["evaluations"][1:]), took,
         most / 1e9,
     )  # fmt: skip
+
+
+def _report(printed: str) -> str:
+    """The line that `Clock.report` printed, among bars and logs."""
+    return printed[printed.rindex('{"epochs"') :].splitlines()[0]
 
 
 def _most_memory(process: int) -> int:
