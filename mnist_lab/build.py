@@ -123,7 +123,7 @@ def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifi
     limited = limits != (1.0, 1.0, 1.0) or trainer.val_check_interval != 1.0 or trainer.overfit_batches != 0  # type: ignore[attr-defined]
     if not (followed or limited or trainer.max_steps != -1 or trainer.fast_dev_run):  # type: ignore[attr-defined]
         data.images_at_once = 2048  # of MNIST 6 MB, which stay in a processor's cache
-        module.direct = trainer.world_size == 1 and trainer.precision != "16-mixed"
+        module.direct = trainer.world_size == 1 and trainer.precision != "16-mixed" and module.clip is None
     if trainer.strategy.root_device.type == "cpu":
         # Lightning has PyTorch look for GPUs anew, which takes 0.1 ms, whenever it is asked: Adam asks at each step.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, needs_mnist
 from PIL import Image
 
 README = (ROOT / "README.md").read_text()
@@ -52,9 +52,9 @@ def examples(folder: Path) -> None:
             Image.new("RGB", (50, 40), (n, 0, 0)).save(folder / "photos" / name / f"{n}.jpg")
 
 
-def run(line: str, folder: Path, more: list[str]) -> subprocess.CompletedProcess[str]:
+def run(line: str, folder: Path, more: list[str], data: str | None = None) -> subprocess.CompletedProcess[str]:
     words = shlex.split(line)
-    environment = {**os.environ, "MNIST_LAB_DATA": str(folder / "no-data"), "COLUMNS": "100"}
+    environment = {**os.environ, "MNIST_LAB_DATA": data or str(folder / "no-data"), "COLUMNS": "100"}
     if words[0].startswith("PYTHONPATH="):
         environment["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
         words.pop(0)
@@ -74,6 +74,12 @@ def test_a_command_runs(line: str, tmp_path: Path) -> None:
         more = []
     if "mnist_lab articles" in line:
         more = [*SHORT, "seeds=1"] if "seeds=" not in line else SHORT
+    if "mnist_lab bench" in line:  # with the peers that need nothing installed, and MNIST where it is
+        more = ["rounds=1", "epochs=2", "networks=C", "contenders=ours,pytorch"]
+        here = bool(needs_mnist.args[0])
+        done = run(line, tmp_path, more, data=str(tmp_path / "no-data") if here else os.environ["MNIST_LAB_DATA"])
+        assert done.returncode == (2 if here else 0), done.stderr
+        return
     if "trainer=gpu" in line:
         import torch
 
@@ -127,7 +133,7 @@ def test_the_test_verb_and_tensorboard_run_on_what_a_run_left(tmp_path: Path) ->
 def test_the_readme_shows_the_groups_that_there_are() -> None:
     from mnist_lab.config import CONF_DIR
 
-    for group in ("model", "data", "optimizer", "schedule", "callbacks", "trainer", "logger"):
+    for group in ("model", "data", "augment", "optimizer", "schedule", "callbacks", "trainer", "logger"):
         (row,) = (line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
         shown = set(re.findall(r"`(\w+)`", row)) - {group}
         assert shown == {path.stem for path in (CONF_DIR / group).glob("*.yaml")}

@@ -125,9 +125,9 @@ def measure(number: int, network: str, name: str, epochs: int, root: Path) -> Ro
         words = [f"mnist_lab.bench.{module.get(name, 'keras_fit')}", network, str(epochs)]
         clock = Path(scratch) / "clock.json"
         if name == "ours":
-            from mnist_lab.bench.ours import OVERRIDES
+            from mnist_lab.bench.work import overrides
 
-            words = ["mnist_lab", *OVERRIDES[network], f"trainer.max_epochs={epochs}", f"hydra.run.dir={scratch}/run"]
+            words = ["mnist_lab", *overrides(network), f"trainer.max_epochs={epochs}", f"hydra.run.dir={scratch}/run"]
             words += ["+callbacks.clock._target_=mnist_lab.bench.ours.EpochClock", f"+callbacks.clock.path={clock}"]
         elif name in NEEDS:
             environment["KERAS_BACKEND"] = name.removeprefix("keras_")

@@ -1,19 +1,20 @@
 """A loop written by hand around our own network, batches and optimiser: what our command costs beyond is Lightning."""
 
+import os
 import sys
 
 import torch
 import torch.nn.functional as F
 
-from mnist_lab.bench.ours import OVERRIDES
-from mnist_lab.bench.work import Clock
+from mnist_lab.bench.work import Clock, overrides
 from mnist_lab.build import build
 from mnist_lab.config import compose_config, plain
 from mnist_lab.run import keep_memory
 
 network, epochs = sys.argv[1], int(sys.argv[2])
-cfg = plain(compose_config(OVERRIDES[network]))
+cfg = plain(compose_config(overrides(network)))
 keep_memory()
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"  # as our command does, see mnist_lab/build.py
 torch.manual_seed(cfg.seed)
 data, net = build(cfg, "data"), build(cfg, "model")
 data.images_at_once = 2048

@@ -10,13 +10,6 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-OVERRIDES = {
-    "A3": ["model=mlp", "data.val=test", "data.fallback=null", "name=bench"],
-    "B": ["model=cnn", "data.val=test", "data.fallback=null", "name=bench"],
-    "C": ["model=mlp_784_32", "data.val=test", "data.fallback=null", "name=bench"],
-    "D": ["model=mlp_512", "data.val=test", "data.fallback=null", "name=bench"],
-}
-
 
 class EpochClock(Callback):
     """Writes down when epochs begin and the last ends, and how long each validation takes.

@@ -122,7 +122,7 @@ class Batches:
         return min(self.batch_size, len(self.sampler.index) - number * self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        self._seed_augmentation()
+        self._generator = self._seeded(self.device)
         index, sizes = [], []
         for several in self.sampler().to(self.images.device).split(self.batch_size * self.steps):
             mine = [batch[self.rank :: self.world_size] for batch in several.split(self.batch_size)]
@@ -135,11 +135,10 @@ class Batches:
         for (images, labels), parts in zip(found, sizes, strict=True):
             yield Batch(images, labels, parts, self.prepare)
 
-    def _seed_augmentation(self) -> None:
-        """Its random numbers depend on the seed, the epoch and the process, and on nothing else."""
-        self._generator = torch.Generator(self.device)
+    def _seeded(self, device: torch.device) -> torch.Generator:
+        """Random numbers that depend on the seed, the epoch and the process, and on nothing else."""
         seed = (self.sampler.seed or 0) + 2**32 * (1 + self.rank)  # no seed of a batch order
-        self._generator.manual_seed(seed * 2**20 + self.sampler.epoch)
+        return torch.Generator(device).manual_seed(seed * 2**20 + self.sampler.epoch)
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """uint8 (B, C, H, W) → float32 (B, C, H, W), augmented and scaled."""
@@ -164,12 +163,14 @@ class WorkerBatches(Batches):
             _Transformed(self.images, self.labels, transform),
             batch_sampler=_Shares(self),
             num_workers=workers,
-            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # not PyTorch's own, which the dropout masks come from
             pin_memory=self.device.type == "cuda",
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        self._seed_augmentation()
+        self._generator = self._seeded(self.device)
+        # Processes that start anew each epoch have random numbers that don't depend on the epochs before.
+        self._loader.generator = self._seeded(torch.device("cpu"))
         for images, labels in self._loader:
             images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
             yield Batch(images, labels, [len(labels)], self.prepare)

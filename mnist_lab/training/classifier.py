@@ -52,7 +52,7 @@ class Classifier(L.LightningModule):
         self.clip = clip
         self.accumulate = accumulate
         self.direct = False
-        """Whether steps go straight to PyTorch: where no hook, scaler or other process takes part in them."""
+        """Whether steps go straight to PyTorch: where no hook, clipping, scaler or other process takes part in them."""
         self.metrics: dict[str, float] = {}
         """Of the latest epoch: train/loss, train/acc, val/loss, val/acc, lr; of a test: test/loss, test/acc, test/n."""
         self._sums: dict[str, tuple[Tensor, int]] = {}
@@ -81,8 +81,6 @@ class Classifier(L.LightningModule):
                 self.manual_backward(loss_of_step)
             number += 1
             if number % self.accumulate == 0 or number == end:
-                if self.clip is not None:
-                    self.clip_gradients(optimizer.optimizer, self.clip, "norm")
                 self.metrics["lr"] = optimizer.param_groups[0]["lr"]
                 if self.direct:
                     optimizer._on_before_step()  # counts the step, as `step` does
@@ -94,6 +92,11 @@ class Classifier(L.LightningModule):
                     schedule.step()  # type: ignore[union-attr]
             outcomes.append((logits.detach(), loss.detach()))
         self._count("train", outcomes, batch)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clips the gradients, which mixed precision has scaled back by now."""
+        if self.clip is not None:
+            self.clip_gradients(optimizer, self.clip, "norm")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Counts validation images."""

@@ -1,0 +1,115 @@
+"""What makes training fast changes no number; what can't be done is refused; the benchmark measures what it says."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Command, needs_mnist, result_in
+
+SHORT = ["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.max_epochs=2"]
+
+
+def numbers(folder: Path) -> list[tuple[float, float]]:
+    result = result_in(folder)
+    return [(row["train/loss"], row["train/acc"]) for row in result.history] + [
+        (result.test["loss"], result.test["acc"])
+    ]
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_many_mini_batches_a_step_give_the_numbers_of_one_a_step(lab: Command, tmp_path: Path, model: str) -> None:
+    ways = {
+        "many": [],
+        "one": ["+trainer.max_steps=100000"],  # a limit on steps has each mini-batch go through Lightning alone
+        "workers": ["data.loader=workers", "data.workers=1"],
+        "accumulated": ["trainer.accumulate_grad_batches=3"],
+    }
+    for name, words in ways.items():
+        assert lab(f"model={model}", *SHORT, *words, f"hydra.run.dir={tmp_path / name}").returncode == 0
+    for name in ("one", "workers"):
+        for (loss, accuracy), (same_loss, same_accuracy) in zip(
+            numbers(tmp_path / "many"), numbers(tmp_path / name), strict=True
+        ):
+            assert accuracy == same_accuracy
+            assert loss == pytest.approx(same_loss, rel=1e-6), "sums in another order"
+    assert numbers(tmp_path / "many")[0] != numbers(tmp_path / "accumulated")[0]
+
+
+def test_a_callback_that_follows_batches_sees_each_of_them(lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "follower.py").write_text(
+        "from pathlib import Path\n"
+        "from lightning.pytorch.callbacks import Callback\n"
+        "class Follower(Callback):\n"
+        "    def __init__(self, path):\n"
+        "        self.path, self.seen = path, []\n"
+        "    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):\n"
+        "        self.seen.append((trainer.global_step, len(batch.labels)))\n"
+        "    def on_fit_end(self, trainer, module):\n"
+        "        Path(self.path).write_text(repr(self.seen))\n"
+    )
+    done = lab(
+        "model=mlp_512", *SHORT, "trainer.max_epochs=1", "data.batch_size=100", f"hydra.run.dir={tmp_path / 'run'}",
+        "+callbacks.follower._target_=follower.Follower", f"+callbacks.follower.path={tmp_path / 'seen'}",
+        PYTHONPATH=str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "seen").read_text() == repr([(step, 100) for step in range(1, 41)])
+
+
+def test_half_precision_on_a_cpu_is_refused(lab: Command, tmp_path: Path) -> None:
+    done = lab(*SHORT, "trainer.precision=16-mixed", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert "16-mixed needs a GPU" in done.stderr and "bf16-mixed" in done.stderr
+
+
+def test_compiling_without_a_compiler_is_refused_and_nothing_else_needs_one(lab: Command, tmp_path: Path) -> None:
+    nowhere = {"PATH": str(tmp_path), "CXX": ""}
+    done = lab(*SHORT, "compile=default", f"hydra.run.dir={tmp_path / 'run'}", **nowhere)
+    assert done.returncode == 2 and "needs a C++ compiler" in done.stderr and not (tmp_path / "run").exists()
+    assert lab("model=cnn", *SHORT, f"hydra.run.dir={tmp_path / 'run'}", **nowhere).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(Path(p, "g++").exists() for p in os.get_exec_path()), reason="there is no C++ compiler")
+def test_a_compiled_network_learns_what_the_plain_one_does(lab: Command, tmp_path: Path) -> None:
+    for name, words in {"plain": [], "compiled": ["compile=default"]}.items():
+        done = lab("model=mlp_512", *SHORT, *words, f"hydra.run.dir={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+    for plain, compiled in zip(numbers(tmp_path / "plain"), numbers(tmp_path / "compiled"), strict=True):
+        assert compiled == pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.slow
+@needs_mnist
+def test_the_benchmark_leaves_a_table_a_chart_and_its_measurements(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    words = ["bench", "rounds=1", "epochs=2", "networks=C", "contenders=ours,our_loop,pytorch", f"dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mnist_lab", *words], cwd=ROOT, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "table.md").read_text()
+    assert "ours ÷ best of PyTorch loop, Keras" in table and "arithmetic floor" in table
+    rows = list(csv.DictReader((tmp_path / "measurements.csv").open()))
+    assert [row["contender"] for row in rows] == ["ours", "our_loop", "pytorch"]
+    for row in rows:
+        assert 0 < float(row["evaluation_s"]) < float(row["epoch_s"]) < float(row["command_s"])
+        assert 0.3 < float(row["memory_gb"]) < 3
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("contenders=keras", "there is no such one"),
+        ("networks=E", "They are: A3, B, C, D"),
+        ("rounds=0", "a whole number, 1 or more"),
+        ("round=1", "Did you mean rounds?"),
+    ],
+)
+def test_the_benchmark_answers_mistakes_in_a_line(lab: Command, word: str, answer: str) -> None:
+    done = lab("bench", word)
+    assert done.returncode == 2 and answer in done.stderr and "Traceback" not in done.stderr
