@@ -22,7 +22,7 @@ from torch import nn
 
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
-from mnist_lab.training import Classifier, EpochProgress, LayerTable
+from mnist_lab.training import Classifier, EpochProgress, LayerTable, Replay
 
 OF_THE_CLASSIFIER = ("gradient_clip_val", "accumulate_grad_batches")
 """Arguments of Lightning's Trainer that our LightningModule sees to: it makes the optimiser's steps itself."""
@@ -108,8 +108,11 @@ def check_device(cfg: DictConfig, trainer: L.Trainer) -> None:
         raise UserError(f"compile={cfg.compile} has not been made for {device}: leave compile=null")
 
 
-def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifier) -> None:
-    """Lets mini-batches share what Lightning does for a training step, unless something follows them one by one."""
+def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifier, compiled: bool) -> None:
+    """Lets mini-batches share what Lightning does for a training step, unless something follows them one by one.
+
+    And has the operations of the first step repeated.
+    """
     hooks = ["on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward"]
     hooks += ["on_after_backward", "on_before_optimizer_step"]
     followed = any(
@@ -124,7 +127,11 @@ def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifi
     if not (followed or limited or trainer.max_steps != -1 or trainer.fast_dev_run):  # type: ignore[attr-defined]
         data.images_at_once = 2048  # of MNIST 6 MB, which stay in a processor's cache
         module.direct = trainer.world_size == 1 and trainer.precision != "16-mixed" and module.clip is None
-    if trainer.strategy.root_device.type == "cpu":
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    plain = trainer.precision == "32-true" and module.accumulate == 1 and not compiled and not trainer._detect_anomaly
+    if module.direct and on_cpu and plain:
+        module.replay = Replay(module.net, module.loss)
+    if on_cpu:
         # Lightning has PyTorch look for GPUs anew, which takes 0.1 ms, whenever it is asked: Adam asks at each step.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 

@@ -92,7 +92,7 @@ def run(
     module = Classifier(
         net, loss, optimizer, schedule, cfg.trainer.gradient_clip_val, cfg.trainer.accumulate_grad_batches
     )
-    make_steps_cheap(trainer, data, module)
+    make_steps_cheap(trainer, data, module, compiled=cfg.compile is not None)
     if cfg.compile is not None:
         net.compile(mode=cfg.compile)
     module.example_input_array = trainer.precision_plugin.convert_input(torch.zeros(1, *data.shape))

@@ -23,6 +23,18 @@ MONOTONIC = ("relu", "leaky_relu", "elu", "tanh", "sigmoid")
 
 _ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 _AVX512 = _ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX512"
+# One operation for whoever lists a step's, of which PyTorch's own has a name that Python's grammar doesn't allow.
+_OPERATIONS = torch.library.Library("mnist_lab", "DEF")
+_OPERATIONS.define("random_words(int n) -> Tensor", tags=torch.Tag.nondeterministic_seeded)
+
+
+@torch.library.impl(_OPERATIONS, "random_words", "CompositeExplicitAutograd")
+def _random_words(n: int) -> Tensor:
+    """int64 (n,), each of its 64 bits random."""
+    # From the lowest int64 up: by default the highest bit is never set.
+    return torch.empty(n, dtype=torch.int64).random_(-(2**63), None)
+
+
 _ONEDNN_CALL = 2**20  # multiply-adds of a product; below, oneDNN's 10 µs a call cost more than it saves
 
 
@@ -183,8 +195,7 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, dropped: int) -> Tensor:
-        # From the lowest int64 up: by default the highest of 64 bits, and so every fourth int16's sign, is never set.
-        words = torch.empty(-(-inputs.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        words = torch.ops.mnist_lab.random_words(-(-inputs.numel() // 4))
         if not (inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last)):
             inputs = inputs.contiguous()
         bits = words.view(torch.int16)[: inputs.numel()].as_strided(inputs.shape, inputs.stride())

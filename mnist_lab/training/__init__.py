@@ -3,5 +3,6 @@
 from mnist_lab.training.callbacks import EpochProgress, History, LayerTable, NeuronForwardPass
 from mnist_lab.training.classifier import Classifier
 from mnist_lab.training.optimizers import RMSprop
+from mnist_lab.training.replay import Replay
 
-__all__ = ["Classifier", "EpochProgress", "History", "LayerTable", "NeuronForwardPass", "RMSprop"]
+__all__ = ["Classifier", "EpochProgress", "History", "LayerTable", "NeuronForwardPass", "RMSprop", "Replay"]

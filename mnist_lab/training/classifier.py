@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_lab.data import Batch, Batches
+from mnist_lab.training.replay import Replay
 
 
 class Classifier(L.LightningModule):
@@ -53,6 +54,8 @@ class Classifier(L.LightningModule):
         self.accumulate = accumulate
         self.direct = False
         """Whether steps go straight to PyTorch: where no hook, clipping, scaler or other process takes part in them."""
+        self.replay: Replay | None = None
+        """Repeats the operations of the first step."""
         self.metrics: dict[str, float] = {}
         """Of the latest epoch: train/loss, train/acc, val/loss, val/acc, lr; of a test: test/loss, test/acc, test/n."""
         self._sums: dict[str, tuple[Tensor, int]] = {}
@@ -68,17 +71,11 @@ class Classifier(L.LightningModule):
         assert isinstance(optimizer, LightningOptimizer)
         number = batch_idx * self._steps
         end = self._mini_batches if batch_idx + 1 == self.trainer.num_training_batches else None
+        if self.replay is not None:
+            self.replay.look()  # between training steps callbacks may have changed the network
         outcomes = []
         for images, labels in batch.mini_batches():
-            if number % self.accumulate == 0:
-                optimizer.zero_grad()
-            logits, loss = self._predict(images, labels)
-            weight = self._weight(number, len(labels)) / self.accumulate
-            loss_of_step = loss if weight == 1 else loss * weight
-            if self.direct:
-                loss_of_step.backward()
-            else:
-                self.manual_backward(loss_of_step)
+            logits, loss = self._differentiate(images, labels, number)
             number += 1
             if number % self.accumulate == 0 or number == end:
                 self.metrics["lr"] = optimizer.param_groups[0]["lr"]
@@ -90,8 +87,23 @@ class Classifier(L.LightningModule):
                     optimizer.step()
                 if schedule is not None:
                     schedule.step()  # type: ignore[union-attr]
-            outcomes.append((logits.detach(), loss.detach()))
+            outcomes.append((logits, loss))
         self._count("train", outcomes, batch)
+
+    def _differentiate(self, images: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Logits and mean loss of the mini-batch of this number, whose gradients are in the parameters afterwards."""
+        if self.replay is not None and (found := self.replay(images, labels)) is not None:
+            return found
+        if number % self.accumulate == 0:
+            self.optimizers().zero_grad()  # type: ignore[union-attr]
+        logits, loss = self._predict(images, labels)
+        weight = self._weight(number, len(labels)) / self.accumulate
+        loss_of_step = loss if weight == 1 else loss * weight
+        if self.direct:
+            loss_of_step.backward()
+        else:
+            self.manual_backward(loss_of_step)
+        return logits.detach(), loss.detach()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clips the gradients, which mixed precision has scaled back by now."""
