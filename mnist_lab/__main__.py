@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -21,6 +24,8 @@ def main() -> None:
     """Runs the verb that the command line names."""
     from mnist_lab.errors import UserError, closest
 
+    gc.disable()  # until all is imported, which leaves next to nothing to collect: looking for it would take 0.8 s
+    atexit.register(gc.unfreeze)
     words = sys.argv[1:]
     verb = words.pop(0) if words and words[0] in VERBS else "train"
     try:
@@ -46,6 +51,7 @@ def main() -> None:
         fail(error)
     except PermissionError as error:
         fail(UserError(f"{error.filename}: {error.strerror}"))
+    leave()
 
 
 def train(argv: list[str], fresh: bool = True) -> None:
@@ -75,6 +81,9 @@ def train(argv: list[str], fresh: bool = True) -> None:
         try:
             from mnist_lab.run import run
 
+            if not gc.isenabled():
+                gc.freeze()
+                gc.enable()
             if multirun:
                 flags = [("--config-path", args.config_path), ("--config-dir", args.config_dir)]
                 flags += [("--config-name", args.config_name)]
@@ -114,6 +123,17 @@ def leave_nothing(run_dir: Path, until: Path) -> None:
         if any(folder.iterdir()):
             break
         folder.rmdir()
+
+
+def leave() -> NoReturn:
+    """Ends the program with exit status 0, without taking apart what was imported: that takes 1.3 s and 0.1 GB."""
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def fail(error: Exception) -> NoReturn:
