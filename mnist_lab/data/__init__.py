@@ -4,12 +4,14 @@ from mnist_lab.data.augment import Augment
 from mnist_lab.data.batches import Batch, Batches, EpochOrder, WorkerBatches
 from mnist_lab.data.datamodule import ImageDataModule
 from mnist_lab.data.sources import (
+    DatasetImages,
     DataUnavailableError,
     ImageSet,
     Source,
     cifar10,
     emnist,
     fashion_mnist,
+    from_datasets,
     image_folder,
     kmnist,
     mnist,
@@ -22,6 +24,7 @@ __all__ = [
     "Batch",
     "Batches",
     "DataUnavailableError",
+    "DatasetImages",
     "EpochOrder",
     "ImageDataModule",
     "ImageSet",
@@ -30,6 +33,7 @@ __all__ = [
     "cifar10",
     "emnist",
     "fashion_mnist",
+    "from_datasets",
     "image_folder",
     "kmnist",
     "mnist",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mnist_lab.data.batches import Batch, Batches, EpochOrder, WorkerBatches
-from mnist_lab.data.sources import DataUnavailableError, ImageSet, Source, mnist_5k, stratified_part
+from mnist_lab.data.sources import DatasetImages, DataUnavailableError, ImageSet, Source, mnist_5k, stratified_part
 from mnist_lab.errors import UserError
 
 
@@ -80,7 +81,7 @@ class ImageDataModule(L.LightningDataModule):
         self.fallback = fallback
         self.seed = seed
         self.images: ImageSet | None = None
-        self._placed: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
+        self._placed: dict[tuple[str, torch.device], tuple[Tensor | DatasetImages, Tensor]] = {}
         self.images_at_once = 1
         """As many mini-batches as have that many images are made at once, and at least one."""
         self.fallback_reason: str | None = None
@@ -116,6 +117,10 @@ class ImageDataModule(L.LightningDataModule):
                 self._fall_back(error)
         images = self.images
         assert images is not None
+        if self.loader == "memory":
+            parts = {"train_images": images.train_images, "test_images": images.test_images}
+            read = {part: found.read() for part, found in parts.items() if isinstance(found, DatasetImages)}
+            images = self.images = replace(images, **read)  # type: ignore[arg-type]
         if tuple(images.train_images.shape[1:]) != self.shape:
             found = list(images.train_images.shape[1:])
             raise UserError(f"{images.name} has images of the shape {found}, and data.shape is {list(self.shape)}")
@@ -181,19 +186,19 @@ class ImageDataModule(L.LightningDataModule):
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
         training = order.seed is not None
         augment = self.augment if training else None
-        if self.loader == "workers" and training:
-            images, labels = self._place(part, torch.device("cpu"))
+        by_workers = self.loader == "workers" and training
+        images, labels = self._place(part, torch.device("cpu") if by_workers else device)
+        if by_workers or isinstance(images, DatasetImages):
             return WorkerBatches(
                 *(images, labels, order, batch_size, self.shift, self.divisor, device, augment, 1, rank, world_size),
-                transform=self.transform,
+                transform=self.transform if training else None,
                 workers=self.workers,
             )
-        images, labels = self._place(part, device)
         return Batches(
             images, labels, order, batch_size, self.shift, self.divisor, device, augment, steps, rank, world_size
         )
 
-    def _place(self, part: Literal["train", "test"], device: torch.device) -> tuple[Tensor, Tensor]:
+    def _place(self, part: Literal["train", "test"], device: torch.device) -> tuple[Tensor | DatasetImages, Tensor]:
         """Images and labels of a part on a device, moved there once however many loaders ask for them.
 
         Where more than half of a GPU's free memory would be taken they stay on the host, and batches are streamed.
@@ -206,7 +211,9 @@ class ImageDataModule(L.LightningDataModule):
             )
             if self.one_vs_rest is not None:
                 labels = (labels == self.one_vs_rest).long()
-            if device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+            if isinstance(images, DatasetImages):
+                pass  # its own processes read it
+            elif device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
                 images, labels = images.to(device), labels.to(device)
             self._placed[part, device] = (images, labels)
         return self._placed[part, device]
@@ -246,13 +253,15 @@ class ImageDataModule(L.LightningDataModule):
             train = train[stratified_part(labels[train], size, generator)]
         return train, val
 
-    def _scaling(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _scaling(self, images: Tensor | DatasetImages) -> tuple[Tensor, Tensor]:
         """What to subtract from pixel values and to divide the rest by: float32 (C, 1, 1) each."""
         channels = images.shape[1]
         if self.scale == "none":
             return torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
         if self.scale == "unit":
             return torch.zeros(channels, 1, 1), torch.full((channels, 1, 1), 255.0)
+        if isinstance(images, DatasetImages):
+            raise UserError("data.scale=standard needs all images at once: data.loader=memory, or data.scale=unit")
         values = torch.arange(256, dtype=torch.float64)
         mean, std = torch.empty(channels, 1, 1), torch.empty(channels, 1, 1)
         for c in range(channels):

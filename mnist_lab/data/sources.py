@@ -5,6 +5,7 @@ A source is a function `source(root, download) -> ImageSet`; a config names one 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import socket
 import struct
@@ -17,7 +18,9 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision import datasets
+from torchvision.transforms.functional import pil_to_tensor
 
 from mnist_lab.config import class_folders
 from mnist_lab.errors import UserError
@@ -30,21 +33,59 @@ class ImageSet:
 
     Attributes:
         name: how results call it.
-        train_images: uint8 (N, C, H, W), 0 to 255.
+        train_images: uint8 (N, C, H, W), 0 to 255; or images that are read anew whenever they are needed.
         train_labels: int64 (N,), 0 to len(classes) - 1.
-        test_images: uint8 (M, C, H, W).
+        test_images: uint8 (M, C, H, W); or likewise.
         test_labels: int64 (M,).
         classes: the classes' names, in the order of their labels.
         files: the files it was read from, each with its SHA-256.
     """
 
     name: str
-    train_images: Tensor
+    train_images: Tensor | DatasetImages
     train_labels: Tensor
-    test_images: Tensor
+    test_images: Tensor | DatasetImages
     test_labels: Tensor
     classes: tuple[str, ...]
     files: dict[str, str]
+
+
+class DatasetImages:
+    """The images of a PyTorch dataset, which it reads or makes when they are asked for.
+
+    Args:
+        dataset: by position gives pairs (image, label), the image uint8 or finished float32 (C, H, W), or a PIL image.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, position: int) -> Tensor:
+        image = self.dataset[position][0]
+        return image if isinstance(image, Tensor) else pil_to_tensor(image)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, H, W), by the first image."""
+        return torch.Size([len(self), *self[0].shape])
+
+    def read(self) -> Tensor:
+        """All of them: uint8 (N, C, H, W).
+
+        Raises:
+            UserError: they are not uint8, or differ in shape.
+        """
+        images = [self[position] for position in range(len(self))]
+        kind = type(self.dataset).__name__
+        if images[0].dtype != torch.uint8:
+            raise UserError(f"{kind} gives {images[0].dtype}, and memory holds uint8: add data.loader=workers")
+        shapes = list(dict.fromkeys(image.shape for image in images))
+        if len(shapes) > 1:
+            raise UserError(f"{kind} gives images of different shapes: {list(shapes[0])} and {list(shapes[1])}")
+        return torch.stack(images)
 
 
 Source = Callable[[Path, bool], ImageSet]
@@ -98,6 +139,7 @@ def emnist(root: Path, download: bool, split: str) -> ImageSet:
     files = [f"emnist-{split}-{p}-{k}" for p in ("train", "test") for k in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     classes = tuple(name for name in datasets.EMNIST.classes_split_dict[split] if name != "N/A")
     found = _idx_set("emnist", datasets.EMNIST, files, classes, root, download, split=split)
+    assert isinstance(found.train_images, Tensor) and isinstance(found.test_images, Tensor)
     first = 1 if split == "letters" else 0
     return ImageSet(
         f"emnist-{split}",
@@ -224,6 +266,41 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
         tuple(classes),
         dict(zip(names, digests(files), strict=True)),
     )
+
+
+def from_datasets(root: Path, download: bool, train: Dataset[Any], test: Dataset[Any], classes: int) -> ImageSet:
+    """Two PyTorch datasets of a user's own. With data.loader=workers each image is read when its batch is due.
+
+    Args:
+        root: has no meaning here, and `download` neither.
+        train: by position gives pairs (image, label), the image uint8 or finished float32 (C, H, W), or a PIL image;
+            the label 0 to classes - 1. `targets`, which torchvision's have, save reading them all.
+        test: the same.
+        classes: how many there are.
+
+    Raises:
+        UserError: a dataset has no length, or gives something else.
+    """
+    found: list[Any] = []
+    for dataset in (train, test):
+        kind = type(dataset).__name__
+        try:
+            labels = getattr(dataset, "targets", None)
+            if labels is None:
+                labels = [dataset[position][1] for position in range(len(dataset))]  # type: ignore[arg-type]
+            found += [DatasetImages(dataset), torch.as_tensor(labels, dtype=torch.int64)]
+            image = found[-2][0]
+        except (TypeError, ValueError, IndexError, KeyError, NotImplementedError) as error:
+            raise UserError(f"{kind} is no dataset of (image, label) by position: {error}") from error
+        if image.dim() != 3 or image.dtype not in (torch.uint8, torch.float32):
+            shape = list(image.shape)
+            raise UserError(f"{kind} gives {image.dtype} {shape}, which is neither uint8 nor float32 (C, H, W)")
+    names = tuple(map(str, getattr(train, "classes", range(classes))))
+    digest = {
+        f"{part} labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest()
+        for part, labels in (("train", found[1]), ("test", found[3]))
+    }
+    return ImageSet(type(train).__name__, found[0], found[1], found[2], found[3], names, digest)
 
 
 def _read_image(path: Path, shape: Sequence[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
