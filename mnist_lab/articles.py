@@ -70,7 +70,7 @@ def articles(words: list[str]) -> None:
             if (run_dir / "config.yaml").exists():  # of a run that was another, or never came to its end
                 shutil.rmtree(run_dir)
         if missing:
-            sweep = [f"hydra.sweep.dir='{folder / name}'", "hydra.sweep.subdir='seed=${seed}'"]
+            sweep = ["hydra/sweeper=basic", f"hydra.sweep.dir='{folder / name}'", "hydra.sweep.subdir='seed=${seed}'"]
             words = ["-m", *overrides, f"experiment={name}", f"seed={','.join(missing)}", *sweep]
             train([sys.argv[0], *words], fresh=False)
 

@@ -54,7 +54,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> 
     """
     last = ModelCheckpoint(run_dir / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False)
     best = ModelCheckpoint(run_dir / "checkpoints", "best", monitor="val/acc", mode="max", enable_version_counter=False)
-    every_run: list[Callback] = [EpochProgress(), LayerTable(), *([] if cfg.data.val == "none" else [best]), last]
+    checkpoints = [last] if cfg.data.val == "none" else [best, last]
     # TensorBoard writes through TensorFlow where that is installed, and imports all of it first: 4 s and 0.7 GB.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     try:
@@ -62,7 +62,8 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> 
         trainer: L.Trainer = instantiate(
             OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in OF_THE_CLASSIFIER]),
             logger=logger,
-            callbacks=[*every_run, *callbacks],
+            # Checkpoints come last: they hold what the others know of the epoch, its row in the history among it.
+            callbacks=[EpochProgress(), LayerTable(), *callbacks, *checkpoints],
             default_root_dir=run_dir,
             enable_model_summary=False,  # LayerTable is ours
             # Batches are made by position on the device, each process its share: there is no sampler to replace.
@@ -129,7 +130,8 @@ def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifi
         module.direct = trainer.world_size == 1 and trainer.precision != "16-mixed" and module.clip is None
     on_cpu = trainer.strategy.root_device.type == "cpu"
     plain = trainer.precision == "32-true" and module.accumulate == 1 and not compiled and not trainer._detect_anomaly
-    if module.direct and on_cpu and plain:
+    steps = (trainer.max_epochs or 0) * len(data.train_index) // data.batch_size
+    if module.direct and on_cpu and plain and steps >= 300:  # to write a step out takes what 300 repeated ones save
         module.replay = Replay(module.net, module.loss)
     if on_cpu:
         # Lightning has PyTorch look for GPUs anew, which takes 0.1 ms, whenever it is asked: Adam asks at each step.

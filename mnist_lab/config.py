@@ -26,6 +26,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from mnist_lab.errors import UserError, closest
+from mnist_lab.sweep.space import axis
+from mnist_lab.sweep.study import is_sweep
 
 _here = Path(__file__).resolve().parent
 CONF_DIR = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf"
@@ -132,6 +134,9 @@ device_count = Rule(
     ),
 )
 
+METRICS = ("test/acc", "test/loss", "val/acc", "val/loss", "train/acc", "train/loss", "seconds", "parameters")
+"""What runs can be judged by: loss and accuracy of the test or of the last epoch, seconds of training, parameters."""
+
 # Values are checked here rather than where they are used: a mistake is told before torch is imported. The rules hold
 # for our own keys and those of the libraries that we configure; those of a user's own class mean what that class says.
 RULES: dict[str, Rule] = {
@@ -196,6 +201,19 @@ RULES: dict[str, Rule] = {
     "trainer.limit_test_batches": batches,
     "trainer.deterministic": boolean,
     "trainer.detect_anomaly": boolean,
+    "sweep.sampler": one_of("grid", "random", "tpe", "cmaes", "qmc", "nsga2"),
+    "sweep.trials": _integer(1).or_null(),
+    "sweep.objective": one_of(*METRICS).or_list().or_null(),
+    "sweep.direction": one_of("maximize", "minimize").or_list(),
+    "sweep.seed": _integer(0, 2**31 - 1),
+    "sweep.pruner": one_of("none", "median", "halving"),
+    "sweep.patience": _integer(1),
+    "sweep.retries": _integer(0),
+    "sweep.max_failures": _integer(1).or_null(),
+    "sweep.at_a_time": _integer(1).or_null(),
+    "sweep.storage": text.or_null(),
+    "sweep.dry_run": boolean,
+    "sweep.accept_changes": boolean,
     "callbacks.early_stopping.monitor": one_of("val/loss", "val/acc", "train/loss", "train/acc"),
     "callbacks.early_stopping.mode": one_of("min", "max"),
     "callbacks.early_stopping.patience": _integer(1),
@@ -419,37 +437,58 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> Path:
         except OverrideParseException as error:
             raise UserError(f"{error.override}: not understood, {_one_line(error)}") from error
         axes = [_axis(override) for override in parsed]
-        first = [axis[0] for axis in axes]
+        first = [values[0] for values in axes]
         existing = _check_folder("hydra.sweep.dir", compose_config(first, name, hydra).hydra.sweep.dir, fresh)
-        for n, (override, axis) in enumerate(zip(parsed, axes, strict=True)):
+        for n, (override, values) in enumerate(zip(parsed, axes, strict=True)):
             key = override.get_key_element().lstrip("+")
             if hydra.config_loader.get_group_options(key):
-                for value in axis[1:]:
+                for value in values[1:]:
                     compose_config([*first[:n], value, *first[n + 1 :]], name, hydra)
             elif key in RULES:
-                for other in OverridesParser.create().parse_overrides(axis[1:]):
+                for other in OverridesParser.create().parse_overrides(values[1:]):
                     _check_value(key, other.value())
+        _check_sweep(parsed, compose_config(first, name, hydra))
         return existing
 
 
 def _axis(override: Override) -> list[str]:
-    """The overrides that one override of a sweep stands for."""
-    if not override.is_sweep_override():
-        return [str(override.input_line)]
-    try:
-        axis = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-    except (HydraException, ValueError) as error:
-        raise UserError(f"{override.input_line}: {_one_line(error)}") from error
-    if not axis:
-        raise UserError(f"{override.input_line}: an empty range, there is nothing to sweep over")
-    return axis
+    """Overrides that show what one override of a sweep stands for: each value, or both ends of an interval."""
+    return axis(override).extremes() if override.is_sweep_override() else [str(override.input_line)]
+
+
+def _check_sweep(overrides: list[Override], cfg: DictConfig) -> None:
+    """Checks what a sweep's options must fulfil together.
+
+    Raises:
+        UserError: they don't.
+    """
+    sweep = cfg.sweep
+    objectives, directions = (
+        value if isinstance(value, ListConfig) else [value] for value in (sweep.objective, sweep.direction)
+    )
+    if len(objectives) != len(directions):
+        raise UserError(
+            f"sweep.direction={list(directions)} is not allowed: sweep.objective has {len(objectives)}, so give as many"
+        )
+    if len(objectives) > 1 and sweep.pruner != "none":
+        raise UserError(f"sweep.pruner={sweep.pruner} needs a single objective, and there are {len(objectives)}")
+    if cfg.data.val == "none" and any(str(name).startswith("val/") for name in objectives):
+        raise UserError("sweep.objective needs validation data, and data.val=none gives none: use data.val=random")
+    swept = [override for override in overrides if override.is_sweep_override()]
+    intervals = [str(override.input_line) for override in swept if override.is_interval_sweep()]
+    intervals += [f"{key}={value}" for key, value in sweep.space.items() if "interval(" in str(value)]
+    if sweep.sampler == "grid" and intervals:
+        raise UserError(f"{intervals[0]}: a grid needs values that can be counted: add sweep=random or sweep=tpe")
+    if sweep.sampler != "grid" and not (swept or sweep.space):
+        raise UserError(f"sweep={sweep.sampler}: there is nothing to search; give ranges, or space=mlp or space=cnn")
 
 
 def _check_folder(key: str, folder: str, fresh: bool) -> Path:
     """The deepest existing folder on the way to a run's; that of another run, or of files of yours, is refused."""
     existing = Path(folder).absolute()
     if not folder or (fresh and existing.is_dir() and any(existing.iterdir()) and not is_helper_process()):
-        raise UserError(f"{key}={folder} is not allowed: a run needs a new or an empty folder of its own")
+        more = f"\nTo go on with that sweep: python -m mnist_lab resume {folder}" if is_sweep(existing) else ""
+        raise UserError(f"{key}={folder} is not allowed: a run needs a new or an empty folder of its own{more}")
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():
@@ -465,10 +504,11 @@ def is_helper_process() -> bool:
 
 
 def plain(cfg: DictConfig) -> DictConfig:
-    """The config of a run alone, without Hydra's own part and with every interpolation resolved."""
+    """The config of a run alone, without Hydra's own part and the sweep's, with every interpolation resolved."""
     cfg = cfg.copy()
     with open_dict(cfg):
         cfg.pop("hydra", None)
+        cfg.pop("sweep", None)
     resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(resolved, DictConfig)
     return resolved

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@cache
 def code_state() -> dict[str, Any]:
     """Version of this package, and the commit and cleanness of the checkout it runs from (null outside of one)."""
     here = Path(__file__).resolve().parent
@@ -124,6 +126,7 @@ def code_state() -> dict[str, Any]:
     }
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}

@@ -52,9 +52,16 @@ warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not emp
 
 
 def run(
-    cfg: DictConfig, run_dir: Path, overrides: list[str], command: list[str], started: float | None = None
+    cfg: DictConfig,
+    run_dir: Path,
+    overrides: list[str],
+    command: list[str],
+    started: float | None = None,
+    callbacks: Sequence[L.Callback] = (),
 ) -> Result | None:
     """Trains and tests what `cfg` describes, and leaves everything about it in `run_dir`.
+
+    Where a checkpoint of the same run is in `run_dir` it goes on from there, to the same numbers on a CPU.
 
     Args:
         cfg: a checked and resolved config, without Hydra's own part.
@@ -62,6 +69,7 @@ def run(
         overrides: what was asked for in Hydra's grammar.
         command: the words after `python -m mnist_lab` that repeat the run.
         started: `time.perf_counter()` when the program started; None: now.
+        callbacks: beside those of the config.
 
     Returns:
         The result; None in all processes of a distributed run but the first.
@@ -78,11 +86,11 @@ def run(
     net = build(cfg, "model")
     loss = build(cfg, "loss")
     history = History(run_dir / "history.csv")
-    callbacks = build(cfg, "callbacks")
-    for key, callback in callbacks.items():
+    configured = build(cfg, "callbacks")
+    for key, callback in configured.items():
         if not isinstance(callback, L.Callback):
             raise UserError(f"callbacks.{key} is no Lightning callback: it needs a _target_ that is one")
-    trainer = build_trainer(cfg, run_dir, [*callbacks.values(), history])
+    trainer = build_trainer(cfg, run_dir, [*configured.values(), history, *callbacks])
     check_device(cfg, trainer)
     data.prepare_data()
     data.setup()
@@ -102,7 +110,8 @@ def run(
         announce(cfg, net, data, trainer, run_dir)
     fit_start = time.perf_counter()
     try:
-        trainer.fit(module, datamodule=data)
+        last = run_dir / "checkpoints" / "last.ckpt"
+        trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
     except MisconfigurationException as error:  # what Lightning sees only when it looks at the batches
         raise UserError(f"trainer: {brief(error)}") from error
     fit_end = time.perf_counter()

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
+from mnist_lab.data import DatasetImages
 from mnist_lab.result import Result
 
 ROOT = Path(__file__).parent.parent
@@ -47,3 +49,9 @@ def result_in(folder: Path) -> Result:
     """The one result below `folder`."""
     (path,) = folder.rglob("result.json")
     return Result.load(path.parent)
+
+
+def in_memory(images: Tensor | DatasetImages) -> Tensor:
+    """The images of a data set that is held in memory."""
+    assert isinstance(images, Tensor)
+    return images

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import in_memory
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -168,7 +169,7 @@ def test_images_are_in_memory_once_as_bytes() -> None:
     data = module()
     batches = data.train_dataloader()
     assert data.images is not None
-    assert batches.images.data_ptr() == data.images.train_images.data_ptr()
+    assert batches.images.data_ptr() == in_memory(data.images.train_images).data_ptr()
     assert batches.images.dtype == torch.uint8
     validation = data.val_dataloader()
     assert isinstance(validation, Batches) and validation.images is batches.images

@@ -42,7 +42,7 @@ def test_every_command_is_of_a_kind_that_is_run_here() -> None:
 def examples(folder: Path) -> None:
     """What the README's text has the user make before the commands that need it."""
     (python,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    (config,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    config = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)[0]
     (folder / "own.py").write_text(python)
     (folder / "my_conf/model").mkdir(parents=True)
     (folder / "my_conf/model/mine.yaml").write_text(config)
@@ -65,7 +65,9 @@ def run(line: str, folder: Path, more: list[str], data: str | None = None) -> su
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in commands("python -m mnist_lab") if "run=RUN" not in line])
+@pytest.mark.parametrize(
+    "line", [line for line in commands("python -m mnist_lab") if "RUN" not in line and "SWEEP" not in line]
+)
 def test_a_command_runs(line: str, tmp_path: Path) -> None:
     examples(tmp_path)
     line = line.rpartition("&& ")[2]
@@ -80,6 +82,11 @@ def test_a_command_runs(line: str, tmp_path: Path) -> None:
         done = run(line, tmp_path, more, data=str(tmp_path / "no-data") if here else os.environ["MNIST_LAB_DATA"])
         assert done.returncode == (2 if here else 0), done.stderr
         return
+    if "sweep.trials=" in line:
+        more = [*SHORT, "sweep.trials=2"]
+    if "dry_run" in line:
+        assert run(line, tmp_path, []).returncode == 0 and not list(tmp_path.rglob("result.json"))
+        return
     if "trainer=gpu" in line:
         import torch
 
@@ -93,6 +100,19 @@ def test_a_command_runs(line: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     if more:
         assert list(tmp_path.rglob("result.json"))
+
+
+@pytest.mark.slow
+def test_a_sweep_is_resumed_and_compared(tmp_path: Path) -> None:
+    words = ["data=mnist_5k", "data.val=random", "sweep=random", "sweep.trials=1", "optimizer.lr=interval(0.001,0.1)"]
+    assert run("python -m mnist_lab -m", tmp_path, [*words, "trainer=debug"]).returncode == 0
+    (sweep,) = (tmp_path / "outputs/sweeps").iterdir()
+    lines = commands("SWEEP")
+    assert len(lines) == 3
+    for line in lines:
+        done = run(line.replace("SWEEP", str(sweep)).replace("trials=40", "trials=2"), tmp_path, [])
+        assert done.returncode == 0, done.stderr
+    assert (sweep / "1/result.json").exists() and (sweep / "compare.html").exists()
 
 
 @pytest.mark.slow
@@ -133,7 +153,18 @@ def test_the_test_verb_and_tensorboard_run_on_what_a_run_left(tmp_path: Path) ->
 def test_the_readme_shows_the_groups_that_there_are() -> None:
     from mnist_lab.config import CONF_DIR
 
-    for group in ("model", "data", "augment", "optimizer", "schedule", "callbacks", "trainer", "logger"):
+    for group in (
+        "model",
+        "data",
+        "augment",
+        "optimizer",
+        "schedule",
+        "callbacks",
+        "trainer",
+        "logger",
+        "sweep",
+        "space",
+    ):
         (row,) = (line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
         shown = set(re.findall(r"`(\w+)`", row)) - {group}
         assert shown == {path.stem for path in (CONF_DIR / group).glob("*.yaml")}

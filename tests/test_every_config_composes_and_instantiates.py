@@ -4,13 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import optuna
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
 from mnist_lab.config import ACTIVATIONS, CONF_DIR, EMNIST_CLASSES, RULES, _keys, compose_config, plain
 from mnist_lab.data import ImageDataModule
 from mnist_lab.models import layers
+from mnist_lab.sweep.space import axis
+from mnist_lab.sweep.study import sampler_of
 from mnist_lab.training import Classifier
 
 OPTIONS = sorted(
@@ -32,7 +36,21 @@ def test_there_are_options_in_every_group() -> None:
         "logger",
         "callbacks",
         "experiment",
+        "sweep",
+        "space",
     }
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "sweep" and option != "grid"])
+@pytest.mark.parametrize("space", ["mlp", "cnn"])
+def test_a_sampler_draws_from_a_space_what_the_network_takes(option: str, space: str) -> None:
+    cfg = compose_config([f"model={space}", f"sweep={option}", f"space={space}"])
+    axes = [axis(o) for o in OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in cfg.sweep.space.items()])]
+    study = optuna.create_study(sampler=sampler_of(cfg.sweep.sampler, cfg.sweep.seed, 0))
+    for _ in range(5):
+        trial = study.ask({one.name: one.distribution() for one in axes})
+        compose_config([f"model={space}", *(one.override(trial.params[one.name]) for one in axes)])
+        study.tell(trial, 0.5)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

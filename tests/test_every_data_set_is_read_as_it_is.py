@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import needs_mnist
+from conftest import in_memory, needs_mnist
 from PIL import Image
 from torchvision import datasets
 
@@ -42,7 +42,7 @@ def write_mnist_like(folder: Path, train: int = 30, test: int = 20) -> None:
 def test_kmnist(tmp_path: Path) -> None:
     write_mnist_like(tmp_path / "KMNIST/raw")
     found = sources.kmnist(tmp_path, False)
-    assert found.train_images.shape == (30, 1, 28, 28) and found.train_images.dtype == torch.uint8
+    assert found.train_images.shape == (30, 1, 28, 28) and in_memory(found.train_images).dtype == torch.uint8
     assert found.test_labels.tolist() == [i % 10 for i in range(20)]
     assert len(found.files) == 4 and len(found.classes) == 10
 
@@ -57,7 +57,7 @@ def test_emnist_is_upright_and_counts_labels_from_zero(split: str, tmp_path: Pat
         write_idx(Path(f"{prefix}-labels-idx1-ubyte"), np.arange(6, dtype=np.uint8) + first)
     found = sources.emnist(tmp_path, False, split)
     assert found.train_labels.tolist() == list(range(6))
-    assert found.train_images[0, 0, 20, 2] == 200
+    assert in_memory(found.train_images)[0, 0, 20, 2] == 200
     cfg: Any = compose_config(["data=emnist", f"data.source.split={split}"])
     assert len(found.classes) == cfg.data.num_classes
 
@@ -96,7 +96,7 @@ def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar(tmp_path, monkeypatch)
     found = sources.cifar10(tmp_path, False)
     assert found.train_images.shape == (10, 3, 32, 32) and found.test_images.shape == (2, 3, 32, 32)
-    assert found.train_images[0, 1, 0, 5] == (1024 + 5) % 256  # the file holds channel after channel
+    assert in_memory(found.train_images)[0, 1, 0, 5] == (1024 + 5) % 256  # the file holds channel after channel
     assert found.train_labels.tolist() == [0, 3, 1, 3, 2, 3, 3, 3, 4, 3]
 
 
@@ -120,9 +120,9 @@ def test_mnist_5k_are_images_of_mnists_training_set() -> None:
     import os
 
     mnist = sources.mnist(Path(os.environ["MNIST_LAB_DATA"]), False)
-    known = {image.numpy().tobytes() for image in mnist.train_images}
+    known = {image.numpy().tobytes() for image in in_memory(mnist.train_images)}
     few = sources.mnist_5k(Path(), False)
-    assert all(image.numpy().tobytes() in known for image in few.test_images)
+    assert all(image.numpy().tobytes() in known for image in in_memory(few.test_images))
 
 
 @needs_mnist
@@ -255,7 +255,7 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
     assert found.classes == ("blue", "red")
     assert torch.bincount(found.test_labels).tolist() == [4, 2]
     assert torch.bincount(found.train_labels).tolist() == [16, 8]
-    red = found.train_images[found.train_labels == 1]
+    red = in_memory(found.train_images)[found.train_labels == 1]
     assert red.shape == (8, 3, 16, 16) and (red[:, 0] == 255).all() and (red[:, 1:] == 0).all()
     grey = sources.image_folder(tmp_path, False, (1, 16, 16), 0.2)
     assert grey.train_images.shape == (24, 1, 16, 16)

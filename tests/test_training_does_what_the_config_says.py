@@ -9,7 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from conftest import Command, result_in
+from conftest import Command, in_memory, result_in
 from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
@@ -185,7 +185,7 @@ def test_loss_and_accuracy_are_over_images_not_over_batches(tmp_path: Path) -> N
     trainer.test(module, datamodule=data, verbose=False)
     assert data.images is not None
     with torch.no_grad():
-        logits = net(data.images.test_images / 255)
+        logits = net(in_memory(data.images.test_images) / 255)
     assert module.metrics["test/acc"] == (logits.argmax(1) == data.images.test_labels).sum().item() / 1000
     expected = nn.functional.cross_entropy(logits, data.images.test_labels).item()
     assert module.metrics["test/loss"] == pytest.approx(expected, rel=1e-6)
@@ -308,13 +308,13 @@ def test_a_run_is_a_hand_written_loop_from_the_same_weights_in_the_same_order(la
     for epoch in range(2):
         order.set_epoch(epoch)
         for batch in torch.split(order(), 300):
-            logits = net(found.train_images[batch] / 255)
+            logits = net(in_memory(found.train_images)[batch] / 255)
             loss = nn.functional.cross_entropy(logits, found.train_labels[batch])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
     with torch.no_grad():
-        logits = net(found.test_images / 255)
+        logits = net(in_memory(found.test_images) / 255)
     test = result_in(tmp_path).test
     assert test["correct"] == int((logits.argmax(1) == found.test_labels).sum())
     assert test["loss"] == pytest.approx(nn.functional.cross_entropy(logits, found.test_labels).item(), rel=1e-5)

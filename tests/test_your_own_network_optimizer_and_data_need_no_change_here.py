@@ -119,8 +119,8 @@ def test_an_option_of_yours_that_is_misspelt_finds_its_neighbour(mine: Path, lab
 def test_a_dataset_is_read_by_workers_whenever_a_batch_is_due(mine: Path, lab: Command, kind: str) -> None:
     record = mine / "record"
     words = [f"+data.source.{part}.kind={kind}" for part in ("train", "test")] + [
-        f"+data.source.train.record={record}", "data.loader=workers", "data.workers=2", "trainer.max_epochs=2", "optimizer.lr=0.1",
-        "data.val=test",
+        f"+data.source.train.record={record}", "data.loader=workers", "data.workers=2", "trainer.max_epochs=2",
+        "optimizer.lr=0.1", "data.val=test",
     ]  # fmt: skip
     done = lab("--config-dir", "my_conf", "model=mine", "data=photos", *words, PYTHONPATH=str(mine / "lib"))
     assert done.returncode == 0, done.stderr

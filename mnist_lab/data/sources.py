@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -368,18 +369,24 @@ def _idx_set(
         for path in paths:
             _check_idx(path)
         found = dict(zip(file_names, digests(paths), strict=True))
-        train, test = cls(root, train=True, **kwargs), cls(root, train=False, **kwargs)
+        train, test = _read_idx(cls, root, tuple(found.values()), **kwargs)
     except OSError as error:
         raise UserError(f"{error.filename} can't be read: {error.strerror}") from error
     for path in paths:
         if found[path.name] != _DIGESTS.get(f"{cls.__name__}/raw/{path.name}", found[path.name]):
             raise UserError(f"{path} is damaged: its digest is not the published one. Delete it to download it again")
-    if name == "qmnist":  # its labels come with seven more columns: writer, hand-set form, ...
-        train.targets, test.targets = train.targets[:, 0], test.targets[:, 0]
+    # QMNIST's labels come with seven more columns: writer, hand-set form, ...
+    labels = [part.targets[:, 0] if name == "qmnist" else part.targets for part in (train, test)]
     for part, (images_file, labels_file) in ((train, paths[:2]), (test, paths[2:])):
         if len(part.data) != len(part.targets):
             raise UserError(f"{images_file} has {len(part.data)} images, {labels_file.name} {len(part.targets)} labels")
-    return ImageSet(name, train.data.unsqueeze(1), train.targets, test.data.unsqueeze(1), test.targets, classes, found)
+    return ImageSet(name, train.data.unsqueeze(1), labels[0], test.data.unsqueeze(1), labels[1], classes, found)
+
+
+@lru_cache(maxsize=1)
+def _read_idx(cls: Any, root: Path, digests: tuple[str, ...], **kwargs: Any) -> tuple[Any, Any]:
+    """torchvision's training and test part, read once a process for files of these digests: trials share them."""
+    return cls(root, train=True, **kwargs), cls(root, train=False, **kwargs)
 
 
 def _archives(cls: Any, folder: Path) -> dict[Path, str]:

@@ -64,6 +64,14 @@ class History(Checkpoint):
             writer.writerows(self.rows)
             write_whole(self.path, text.getvalue())
 
+    def state_dict(self) -> dict[str, Any]:
+        """The rows, for the checkpoint."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the rows of the checkpoint."""
+        self.rows = state_dict["rows"]
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Says where a run was stopped by Ctrl-C; Lightning ends the program with exit status 1."""
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:

@@ -59,6 +59,7 @@ class Classifier(L.LightningModule):
         self.metrics: dict[str, float] = {}
         """Of the latest epoch: train/loss, train/acc, val/loss, val/acc, lr; of a test: test/loss, test/acc, test/n."""
         self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._random: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (B, num_classes), of images, float32 (B, C, H, W)."""
@@ -134,6 +135,19 @@ class Classifier(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Logs test/loss and test/acc."""
         self._log_sums("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the state of the random numbers, so that a run that is stopped goes on with the same masks."""
+        checkpoint["random"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Finds it again; it is set when the training begins."""
+        self._random = checkpoint.get("random")
+
+    def on_train_start(self) -> None:
+        """Goes on with the random numbers of the checkpoint, if there is one."""
+        if self._random is not None:
+            torch.set_rng_state(self._random)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, and its schedule step by step."""

@@ -1,0 +1,273 @@
+"""The verb `compare`: runs grouped by everything but the seed, best first, with what a difference is worth."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from mnist_lab.config import METRICS
+from mnist_lab.errors import UserError, closest
+from mnist_lab.files import write_whole
+from mnist_lab.result import Result
+
+USAGE = "use: python -m mnist_lab compare DIR [DIR ...] [metric=test/acc] [dir=FOLDER for the files]"
+SIGNIFICANT = 0.05
+WITHOUT = ("name", "seed", "data.seed", "data.root", "reported")
+"""Keys that make no difference between runs: names, and what the seed decides."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        differs: the keys by which groups of this comparison differ, with this group's values.
+        results: its runs.
+        values: of the metric, a run each; those that were measured.
+        p: of Welch's t-test against the best group, two-sided; None for that group itself, and where either has fewer
+            than two runs.
+    """
+
+    differs: dict[str, Any]
+    results: tuple[Result, ...]
+    values: tuple[float, ...]
+    p: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """Of the metric; NaN without a value."""
+        return fmean(self.values) if self.values else math.nan
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation; None with fewer than two values."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def interval(self) -> float | None:
+        """Half of the mean's 95 % confidence interval, from Student's t; None with fewer than two values."""
+        if self.spread is None:
+            return None
+        from scipy.stats import t
+
+        return float(t.ppf(0.975, len(self.values) - 1)) * self.spread / math.sqrt(len(self.values))
+
+    @property
+    def name(self) -> str:
+        """What the group has that others haven't."""
+        shown = (f"{value:.4g}" if isinstance(value, float) else value for value in self.differs.values())
+        return (
+            " ".join(f"{key}={value}" for key, value in zip(self.differs, shown, strict=True)) or self.results[0].name
+        )
+
+
+def compare(words: list[str]) -> None:
+    """Prints the comparison of all runs below some folders, and writes it where `dir=` says.
+
+    Args:
+        words: folders, `metric=NAME` (test/acc) and `dir=FOLDER`: compare.html, .md and .csv go there; of a single
+            folder, without it, into that.
+
+    Raises:
+        UserError: a word is not understood, or there is no finished run.
+    """
+    metric, target, folders = "test/acc", None, []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key == "metric":
+            metric = value
+        elif equals and key == "dir":
+            target = Path(value)
+        elif equals and not Path(word).exists():
+            raise UserError(f"{word}: not understood.{closest(key, ['metric', 'dir'])}\n{USAGE}")
+        else:
+            folders.append(Path(word))
+    if metric not in METRICS:
+        raise UserError(
+            f"metric={metric}: there is no such metric.{closest(metric, METRICS)}\nThey are: {', '.join(METRICS)}"
+        )
+    if not folders:
+        raise UserError(USAGE)
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: there is no such folder")
+    results = [Result.load(path.parent) for folder in folders for path in sorted(folder.rglob("result.json"))]
+    if not results:
+        raise UserError(f"no finished run in {', '.join(map(str, folders))}: none has a result.json")
+    groups = grouped(results, metric)
+    show(groups, metric)
+    if target is None and len(folders) == 1:
+        target = folders[0]
+    if target is not None:
+        write_whole(target / "compare.md", markdown(groups, metric))
+        write_whole(target / "compare.csv", table(groups, metric))
+        from mnist_lab.sweep.report import page
+
+        write_whole(
+            target / "compare.html",
+            page(groups, metric, " ".join(folder.name or str(folder.resolve().name) for folder in folders)),
+        )
+        print("files    " + "  ".join(str(target / f"compare.{kind}") for kind in ("html", "md", "csv")))
+
+
+def grouped(results: Sequence[Result], metric: str) -> list[Group]:
+    """Groups of runs that differ in their seed alone, best first.
+
+    Args:
+        results: the runs.
+        metric: one of METRICS.
+
+    Returns:
+        The groups, each with the p-value of Welch's t-test of its difference to the best.
+    """
+    flat = [_flat(result.config) | {"data.name": result.data["name"]} for result in results]
+    keys = list(dict.fromkeys(key for config in flat for key in config if key not in WITHOUT))
+    differing = [key for key in keys if len({repr(config.get(key, "–")) for config in flat}) > 1]
+    members: dict[str, list[int]] = {}
+    for n, config in enumerate(flat):
+        members.setdefault(repr([config.get(key, "–") for key in differing]), []).append(n)
+    shown = _shown(results, flat, differing, list(members.values()))
+    groups = [
+        Group(
+            shown[numbers[0]],
+            tuple(results[n] for n in numbers),
+            tuple(value for n in numbers if (value := value_of(results[n], metric)) is not None),
+        )
+        for numbers in members.values()
+    ]
+    worst_last = -1 if metric.endswith("acc") else 1
+    groups.sort(key=lambda group: (not group.values, worst_last * group.mean if group.values else 0))
+    return [groups[0], *(_tested(group, groups[0]) for group in groups[1:])]
+
+
+def value_of(result: Result, metric: str) -> float | None:
+    """A run's value of one of METRICS; None where it was not measured or is not finite."""
+    if metric == "parameters":
+        return float(result.model["parameters"])
+    if metric == "seconds":
+        return float(result.seconds["train"])
+    stage, _, name = metric.partition("/")
+    value = result.test[name] if stage == "test" else result.history[-1][metric]
+    return None if value is None else float(value)
+
+
+def _tested(group: Group, best: Group) -> Group:
+    if group.spread is None or best.spread is None:
+        return group
+    if group.spread == best.spread == 0:
+        return Group(group.differs, group.results, group.values, float(group.mean == best.mean))
+    from scipy.stats import ttest_ind
+
+    p = float(ttest_ind(group.values, best.values, equal_var=False).pvalue)
+    return Group(group.differs, group.results, group.values, p)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= {k: v for k, v in _flat(value, f"{prefix}{key}.").items() if k.partition(".")[0] not in WITHOUT}
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _shown(
+    results: Sequence[Result], flat: list[dict[str, Any]], differing: list[str], members: list[list[int]]
+) -> list[dict[str, Any]]:
+    """What tells the groups apart, a dictionary a run: what was typed, and more only where that isn't enough."""
+    typed = [
+        {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in result.overrides)}
+        for result in results
+    ]
+    keys = [key for key in dict.fromkeys(k for words in typed for k in words) if key not in WITHOUT]
+    keys = [key for key in keys if len({words.get(key) for words in typed}) > 1]
+    shown = [{key: flat[n].get(key, typed[n].get(key, "–")) for key in keys} for n in range(len(results))]
+    if len({repr(shown[numbers[0]]) for numbers in members}) == len(members):
+        return shown
+    return [{key: config.get(key, "–") for key in differing} for config in flat]
+
+
+HEADER = ("runs", "mean", "± 95 %", "std", "n", "difference to the best", "parameters", "s to train")
+
+
+def rows(groups: Sequence[Group], metric: str) -> list[list[str]]:
+    """The table's cells, as HEADER names them, a row a group."""
+
+    def number(value: float | None) -> str:
+        if value is None or math.isnan(value):
+            return ""
+        return f"{100 * value:.2f} %" if metric.endswith("acc") else f"{value:.4g}"
+
+    found = []
+    for group in groups:
+        if group is groups[0]:
+            difference = "best"
+        elif group.p is None:
+            difference = "unknown: fewer than two runs"
+        else:
+            difference = f"p = {group.p:.2g}" + ("" if group.p < SIGNIFICANT else ", not significant")
+        seconds = fmean(result.seconds["train"] for result in group.results)
+        found.append(
+            [
+                group.name,
+                number(group.mean),
+                number(group.interval),
+                number(group.spread),
+                str(len(group.values)),
+                difference,
+                f"{group.results[0].model['parameters']:,}",
+                f"{seconds:.1f}",
+            ]
+        )
+    return found
+
+
+FOOT = (
+    "± 95 %: half of the confidence interval of the mean, from Student's t. p: Welch's t-test against the best, "
+    "two-sided; below 0.05 counts as significant, without a correction for the number of groups."
+)
+
+
+def markdown(groups: Sequence[Group], metric: str) -> str:
+    """The comparison as a Markdown table."""
+    lines = [f"{metric}, best first", "", "| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows(groups, metric)]
+    return "\n".join([*lines, "", FOOT]) + "\n"
+
+
+def table(groups: Sequence[Group], metric: str) -> str:
+    """The comparison as CSV: a row a group, numbers unrounded."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    keys = list(groups[0].differs)
+    writer.writerow([*keys, "metric", "mean", "ci95", "std", "n", "p", "parameters", "train_seconds"])
+    for group in groups:
+        seconds = fmean(result.seconds["train"] for result in group.results)
+        cost = [group.results[0].model["parameters"], round(seconds, 3)]
+        numbers = [group.mean, group.interval, group.spread, len(group.values), group.p]
+        writer.writerow([*(group.differs[key] for key in keys), metric, *numbers, *cost])
+    return text.getvalue()
+
+
+def show(groups: Sequence[Group], metric: str) -> None:
+    """Prints the comparison."""
+    from rich import get_console
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    right: Any = {"justify": "right"}
+    columns = [Column(HEADER[0], ratio=1), *(Column(name, no_wrap=True, **right) for name in HEADER[1:])]
+    found = Table(*columns, box=SIMPLE_HEAD, title=f"{metric}, best first", title_justify="left")
+    for row in rows(groups, metric):
+        found.add_row(*row)
+    console = Console(width=max(140, get_console().width))
+    console.print(found)
+    console.print(FOOT, style="dim")

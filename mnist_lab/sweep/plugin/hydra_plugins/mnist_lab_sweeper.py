@@ -1,0 +1,270 @@
+"""What Hydra calls for `-m`: plans trials, has Hydra's launcher run them, and goes on until none is left.
+
+Hydra instantiates sweepers only from the namespace package `hydra_plugins`, to which the build maps this folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_lab.__main__ import fail
+from mnist_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from mnist_lab.sweep.space import Axis
+
+AT_ONCE = ("grid", "random", "qmc")
+"""Samplers that learn nothing from earlier trials, so that all can be planned before the first runs."""
+
+
+class StudySweeper(Sweeper):
+    """Keeps a sweep as an Optuna study in its folder: stopped at any moment, it goes on where it was."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before `sweep`."""
+        self.loader, self.base = hydra_context.config_loader, config
+        self.engine: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Runs the sweep, or what is left of it.
+
+        Ends the program with status 1 if a trial failed, with 2 if what is asked for can't be done, with 130 on Ctrl-C.
+        """
+        try:
+            self._sweep(arguments)
+        except UserError as error:  # here, because Hydra would add its traceback
+            fail(error)
+
+    def _sweep(self, arguments: list[str]) -> None:
+        from mnist_lab.sweep.live import Live
+        from mnist_lab.sweep.study import held, open_study, trials_of
+
+        folder = Path(self.base.hydra.sweep.dir).absolute()
+        options: Any = OmegaConf.to_container(self.base.sweep, resolve=True)
+        self.options: dict[str, Any] = options
+        fixed, axes = self._divide(arguments)
+        if self.options["objective"] is None:
+            self.options["objective"] = self._default_objective(fixed, axes)
+        if self.options["trials"] is None:
+            self.options["trials"] = prod(len(one.words) for one in axes)
+        if self.options["dry_run"]:
+            self._dry_run(fixed, axes)
+            return
+        with held(folder / ".held", f"{folder}"):
+            self._record(folder, fixed, axes)
+            self.study = open_study(folder)
+            stopped, live = False, Live(self.study, self.options, folder)
+            try:
+                with live:
+                    self._run_all(folder, fixed, axes)
+            except KeyboardInterrupt:
+                stopped = True
+            states = [trial.state.name for trial in trials_of(self.study)]
+        live.end()
+        if "COMPLETE" in states and not stopped:
+            from mnist_lab.sweep.compare import compare
+
+            compare([str(live.folder), f"metric={live.objective}"])
+        left = sum(state in ("WAITING", "RUNNING") for state in states)
+        if stopped or left:
+            print(f"\n{left} of {len(states)} trials are left. To go on: python -m mnist_lab resume {live.folder}")
+        if stopped:
+            sys.exit(130)
+        if "FAIL" in states:
+            sys.exit(1)
+
+    def _divide(self, arguments: list[str]) -> tuple[list[str], list[Axis]]:
+        """The overrides that all trials share, and the axes along which they differ."""
+        from mnist_lab.sweep.space import axis
+
+        parser = OverridesParser.create(config_loader=self.loader)
+        space = [f"{key}={value}" for key, value in (self.options["space"] or {}).items()]
+        overrides = {o.get_key_element(): o for o in parser.parse_overrides([*space, *arguments])}
+        fixed = [str(o.input_line) for o in overrides.values() if not o.is_sweep_override()]
+        return fixed, [axis(o) for o in overrides.values() if o.is_sweep_override()]
+
+    def _default_objective(self, fixed: list[str], axes: list[Axis]) -> str:
+        """val/acc; of a grid whose runs have no validation data, test/acc, by which it chooses nothing.
+
+        Raises:
+            UserError: a search would choose by the test set.
+        """
+        first = [one.extremes()[0] for one in axes]
+        asked = [first]
+        for n, one in enumerate(axes):
+            if self.loader.get_group_options(one.name) or one.name == "data.val":
+                asked += [[*first[:n], word, *first[n + 1 :]] for word in one.extremes()[1:]]
+        configs = [self.loader.load_sweep_config(self.base, [*fixed, *words]) for words in asked]
+        if all(config.data.val != "none" for config in configs):
+            return "val/acc"
+        if self.options["sampler"] != "grid":
+            raise UserError("a search needs validation data, and data.val=none gives none: use data.val=random")
+        return "test/acc"
+
+    def _plan(self, axes: list[Axis]) -> None:
+        """Adds the trials that can be planned now, waiting."""
+        from itertools import islice
+
+        import optuna
+
+        from mnist_lab.sweep.space import grid
+        from mnist_lab.sweep.study import sampler_of, set_state, trials_of
+
+        planned, total = len(trials_of(self.study)), self.options["trials"]
+        distributions = {one.name: one.distribution() for one in axes}
+        if self.options["sampler"] == "grid":
+            for values in islice(grid(axes), planned, total):
+                trial = optuna.trial.create_trial(
+                    state=optuna.trial.TrialState.WAITING, params=values, distributions=distributions
+                )
+                self.study.add_trial(trial)
+            return
+        at_once = total if self.options["sampler"] in AT_ONCE else self.options["at_a_time"] or self._side_by_side()
+        for number in range(planned, min(total, planned + at_once)):
+            self.study.sampler = sampler_of(self.options["sampler"], self.options["seed"], number)
+            self.study.ask(distributions)
+        for trial in trials_of(self.study)[planned:]:  # only now: to ask again would give one that waits
+            set_state(self.study, trial, "WAITING")
+
+    def _side_by_side(self) -> int:
+        """How many trials the launcher runs at a time, on this machine."""
+        return max(1, int(self.base.hydra.launcher.get("n_jobs", 1) or 1))
+
+    def _run_all(self, folder: Path, fixed: list[str], axes: list[Axis]) -> None:
+        from mnist_lab.sweep.study import set_attr, set_state, trials_of
+
+        by_name = {one.name: one for one in axes}
+        launches: dict[int, int] = {}
+        while True:
+            todo = [trial for trial in trials_of(self.study) if not trial.state.is_finished()]
+            if not todo:
+                self._plan(axes)
+                todo = [trial for trial in trials_of(self.study) if not trial.state.is_finished()]
+            if not todo or self._too_many_failures():
+                return
+            for trial in list(todo):  # whose process ended without a word, again and again
+                if launches.get(trial.number, 0) > self.options["retries"]:
+                    set_attr(self.study, trial, "error", "its process was killed")
+                    set_state(self.study, trial, "FAIL")
+                    todo.remove(trial)
+            jobs = [self._job(trial, fixed, by_name) for trial in todo]
+            before = self._states()
+            stopped: Exception | None = None
+            try:
+                if jobs:
+                    self.engine.launch(jobs, initial_job_idx=todo[0].number)
+            except Exception as error:  # a launcher's own: one of its processes was killed, say
+                stopped = error
+                print(f"the launcher stopped: {type(error).__name__}: {error}", file=sys.stderr)
+            after = self._states()
+            for trial in todo:
+                launches[trial.number] = launches.get(trial.number, 0) + (after[trial.number] == "RUNNING")
+            if jobs and before == after and "RUNNING" not in after.values():
+                raise UserError(f"{self.base.hydra.launcher._target_} runs none of the trials: {stopped}")
+
+    def _states(self) -> dict[int, str]:
+        from mnist_lab.sweep.study import trials_of
+
+        return {trial.number: trial.state.name for trial in trials_of(self.study)}
+
+    def _too_many_failures(self) -> bool:
+        from mnist_lab.sweep.study import trials_of
+
+        limit = self.options["max_failures"]
+        return limit is not None and sum(t.state.name == "FAIL" for t in trials_of(self.study)) >= limit
+
+    @staticmethod
+    def _job(trial: FrozenTrial, fixed: list[str], by_name: dict[str, Axis]) -> list[str]:
+        """The overrides of a trial: the launcher's folder for it is its number, whenever it is launched."""
+        differs = [by_name[name].override(value) for name, value in trial.params.items()]
+        return [*fixed, *differs, f"hydra.sweep.subdir='{trial.number}'", "hydra/job_logging=mnist_lab_file"]
+
+    def _record(self, folder: Path, fixed: list[str], axes: list[Axis]) -> None:
+        """Keeps what was asked for; of a sweep that is there already, makes sure that it still means the same.
+
+        Raises:
+            UserError: it doesn't.
+        """
+        from mnist_lab.sweep.study import code_digests, differences, is_sweep, load_asked, save_asked
+
+        base = self.loader.load_sweep_config(self.base, [*fixed, *(a.extremes()[0] for a in axes)])
+        config: Any = OmegaConf.to_container(base, resolve=False)
+        for key in ("hydra", "sweep"):
+            config.pop(key, None)
+        now = {
+            "argv": [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")],
+            "storage": self.options["storage"],
+            "objectives": self._list("objective"),
+            "directions": self._list("direction"),
+            "options": {k: v for k, v in self.options.items() if k not in ("accept_changes", "dry_run")},
+            "axes": [[a.key, list(a.words), a.low, a.high, a.log, a.whole] for a in axes],
+            "fixed": fixed,
+            "side_by_side": self._side_by_side(),
+            "config": config,
+            "code": code_digests(),
+        }
+        if is_sweep(folder):
+            before = load_asked(folder)
+            changed = [
+                line
+                for part in ("config", "code", "objectives", "directions", "axes", "storage")
+                for line in differences(before[part], now[part], part)
+            ]
+            if changed and not self.options["accept_changes"]:
+                raise UserError(
+                    "what this sweep's trials are made of has changed, and those to come would not be comparable:\n  "
+                    + "\n  ".join(changed[:20])
+                    + "\nTo go on all the same: add sweep.accept_changes=true"
+                )
+            now["argv"] = before["argv"]
+        save_asked(folder, now)
+
+    def _dry_run(self, fixed: list[str], axes: list[Axis]) -> None:
+        """Lists what would run, each job composed and checked. Ends the program with status 2 if one can't run.
+
+        Of a search that learns from results only the first trials are known.
+        """
+        import optuna
+
+        from mnist_lab.config import check
+        from mnist_lab.sweep.study import trials_of
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.study = optuna.create_study(directions=self._list("direction"))
+        self._plan(axes)
+        by_name, mistakes = {one.name: one for one in axes}, 0
+        for trial in trials_of(self.study):
+            job = self._job(trial, fixed, by_name)
+            config = self.loader.load_sweep_config(self.base, job)
+            HydraConfig.instance().set_config(config)
+            words = " ".join(job[len(fixed) : -2])
+            try:
+                check(config)
+                print(f"trial {trial.number}   {words}")
+            except UserError as error:
+                mistakes += 1
+                print(f"trial {trial.number}   {words}   can't run: {error}")
+        planned = len(trials_of(self.study))
+        later = "" if planned == self.options["trials"] else f", the rest of {self.options['trials']} by their results"
+        print(f"{planned} trials would run{later}; {mistakes} of them can't")
+        if mistakes:
+            sys.exit(2)
+
+    def _list(self, key: str) -> list[Any]:
+        value = self.options[key]
+        return value if isinstance(value, list) else [value]

@@ -1,0 +1,251 @@
+"""A comparison as one self-contained page: the table, and the plots that people look at."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from mnist_lab.sweep.compare import FOOT, HEADER, Group, rows, value_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+CURVES = 12
+"""Groups whose learning curves are drawn: more can't be told apart."""
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em }
+h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2.2em }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92em }
+th, td { padding: 0.25em 0.8em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left; white-space: normal }
+tr.best { font-weight: 600 } .note { color: #555; font-size: 0.88em } img { max-width: 100%; height: auto }
+.wide { overflow-x: auto }
+"""
+
+
+def page(groups: Sequence[Group], metric: str, title: str) -> str:
+    """The page's HTML.
+
+    Args:
+        groups: as `grouped` gives them, best first.
+        metric: by which they were compared.
+        title: what was compared.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    results = [result for group in groups for result in group.results]
+    cells = rows(groups, metric)
+    table = "".join(
+        f"<tr{' class=best' if n == 0 else ''}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for n, row in enumerate(cells)
+    )
+    head = "".join(f"<th>{escape(name)}</th>" for name in HEADER)
+    parts = [
+        f"<h1>{escape(title)}: {metric}</h1>",
+        f"<p>{len(results)} finished runs in {len(groups)} groups that differ in more than the seed, best first.</p>",
+        f"<div class=wide><table><tr>{head}</tr>{table}</table></div><p class=note>{escape(FOOT)}</p>",
+    ]
+    points = [(group, value) for group in groups for value in group.values]
+    keys = list(groups[0].differs)
+    if keys and len(points) > 1:
+        parts += ["<h2>Each hyperparameter against the metric</h2>", _image(_against(points, keys, metric))]
+    if len(keys) > 1 and len(groups) > 2:
+        parts += ["<h2>Parallel coordinates</h2>", _image(_parallel(points, keys, metric))]
+        if (importance := _importance(points, keys)) is not None:
+            parts += [
+                "<h2>Importance</h2>",
+                _image(_bars(importance)),
+                "<p class=note>PED-ANOVA (Watanabe et al. 2023), as Optuna computes it: which parameter decides "
+                "whether a run is among the best. A guide from few runs, not a measurement.</p>",
+            ]
+    parts += ["<h2>Learning curves</h2>", _image(_curves(groups, metric))]
+    parts += ["<h2>Cost against accuracy</h2>", _image(_cost(groups, metric))]
+    notes = sorted({note for result in results for note in result.notes})
+    if notes:
+        parts += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
+        + "\n".join(parts)
+        + "</html>\n"
+    )
+
+
+def _figure(columns: int = 1, lines: int = 1, width: float = 9.0, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25)
+    return figure, list(axes.flat)
+
+
+def _image(figure: Figure) -> str:
+    content = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    return f'<img alt="" src="data:image/svg+xml;base64,{base64.b64encode(content.getvalue()).decode()}">'
+
+
+def _numeric(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _positions(values: Sequence[Any]) -> tuple[list[float], list[str] | None, bool]:
+    """Where values lie on an axis; the names of its ticks, of values that aren't numbers; whether it is logarithmic."""
+    if _numeric(values):
+        spread = min(values) > 0 and max(values) / min(values) >= 30
+        return [float(value) for value in values], None, spread
+    names = list(dict.fromkeys(map(str, values)))
+    return [float(names.index(str(value))) for value in values], names, False
+
+
+def _against(points: Sequence[tuple[Group, float]], keys: Sequence[str], metric: str) -> Figure:
+    columns = min(3, len(keys))
+    figure, axes = _figure(columns, math.ceil(len(keys) / columns), height=3.0)
+    for ax, key in zip(axes, keys, strict=False):
+        where, names, log = _positions([group.differs[key] for group, _ in points])
+        ax.scatter(where, [value for _, value in points], s=22, alpha=0.7, color="#0072b2", linewidths=0)
+        ax.set_xlabel(key)
+        if names is not None:
+            ax.set_xticks(range(len(names)), [name[:18] for name in names], rotation=20 if len(names) > 3 else 0)
+            ax.set_xlim(-0.5, len(names) - 0.5)
+        if log:
+            ax.set_xscale("log")
+    for ax in axes[::columns]:
+        ax.set_ylabel(metric)
+    for ax in axes[len(keys) :]:
+        ax.set_visible(False)
+    return figure
+
+
+def _parallel(points: Sequence[tuple[Group, float]], keys: Sequence[str], metric: str) -> Figure:
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    figure, (ax,) = _figure(height=4.2)
+    ax.grid(visible=False)
+    colour = ScalarMappable(Normalize(min(v for _, v in points), max(v for _, v in points)), colormaps["viridis"])
+    lines = []
+    for n, key in enumerate(keys):
+        where, names, log = _positions([group.differs[key] for group, _ in points])
+        scaled = [math.log10(value) for value in where] if log else where
+        low, high = min(scaled), max(scaled)
+        lines.append([(value - low) / (high - low) if high > low else 0.5 for value in scaled])
+        ax.axvline(n, color="#888", linewidth=1)
+        ticks = names if names is not None else [f"{min(where):.3g}", f"{max(where):.3g}"]
+        for k, tick in enumerate(ticks):
+            ax.annotate(
+                tick[:18], (n, k / max(1, len(ticks) - 1) if len(ticks) > 1 else 0.5), xytext=(4, 0),
+                textcoords="offset points", fontsize=8, va="center", backgroundcolor="#ffffffbb",
+            )  # fmt: skip
+    shades = colour.to_rgba([value for _, value in points])  # type: ignore[arg-type]
+    for n in sorted(range(len(points)), key=lambda n: points[n][1], reverse=metric.endswith("loss")):  # the best on top
+        ax.plot(range(len(keys)), [line[n] for line in lines], color=shades[n], alpha=0.75, linewidth=1.3)
+    ax.set_xticks(range(len(keys)), keys)
+    ax.set_yticks([])
+    ax.set_xlim(-0.15, len(keys) - 0.6)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    figure.colorbar(colour, ax=ax, label=metric, pad=0.01)
+    return figure
+
+
+def _importance(points: Sequence[tuple[Group, float]], keys: Sequence[str]) -> dict[str, float] | None:
+    """How much each key decides; None where there are too few runs to say."""
+    import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if len(points) < 8:
+        return None
+    distributions: dict[str, Any] = {}
+    for key in keys:
+        values = [group.differs[key] for group, _ in points]
+        if _numeric(values):
+            distributions[key] = FloatDistribution(float(min(values)), float(max(values)), log=_positions(values)[2])
+        else:
+            distributions[key] = CategoricalDistribution(tuple(dict.fromkeys(map(str, values))))
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize")
+    for group, value in points:
+        params = {
+            k: group.differs[k] if isinstance(d, FloatDistribution) else str(group.differs[k])
+            for k, d in distributions.items()
+        }
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
+    with warnings.catch_warnings(action="ignore"):
+        found = optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+        )
+    return found if sum(found.values()) > 0 else None
+
+
+def _bars(importance: dict[str, float]) -> Figure:
+    figure, (ax,) = _figure(height=0.6 + 0.35 * len(importance))
+    names = list(importance)[::-1]
+    ax.barh(names, [importance[name] for name in names], color="#0072b2")
+    ax.set_xlabel("share of the importance")
+    ax.grid(visible=False, axis="y")
+    return figure
+
+
+def _curves(groups: Sequence[Group], metric: str) -> Figure:
+    """Mean over the runs of each group, epoch by epoch; validation where there is some, else training."""
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    stage = (
+        "val" if any(row["val/loss"] is not None for g in groups for r in g.results for row in r.history) else "train"
+    )
+    figure, axes = _figure(2, height=3.6 + 0.2 * min(CURVES, len(groups)))
+    for ax, kind in zip(axes, ("loss", "acc"), strict=True):
+        for n, group in enumerate(groups[:CURVES]):
+            histories = [[row[f"{stage}/{kind}"] for row in result.history] for result in group.results]
+            epochs = min(map(len, histories))
+            by_epoch = [[h[e] for h in histories if h[e] is not None] for e in range(epochs)]
+            means = [sum(values) / len(values) if values else math.nan for values in by_epoch]
+            colour = colormaps["viridis"](n / max(1, min(CURVES, len(groups)) - 1) * 0.9)
+            ax.plot(range(1, epochs + 1), means, color=colour, marker="o", markersize=3, label=group.name[:90])
+        ax.set_xlabel("epoch")
+        ax.set_ylabel(f"{stage}/{kind}")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=1 if max(map(len, names)) > 45 else 3,
+        fontsize=8,
+        frameon=False,
+    )
+    return figure
+
+
+def _cost(groups: Sequence[Group], metric: str) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _figure(2)
+    for ax, (name, label) in zip(axes, (("seconds", "seconds of training"), ("parameters", "parameters")), strict=True):
+        for n, group in enumerate(groups):
+            if not group.values:
+                continue
+            costs = [value for result in group.results if (value := value_of(result, name)) is not None]
+            where = sum(costs) / len(costs)
+            style = {"color": "#d55e00" if n == 0 else "#0072b2", "zorder": 3 if n == 0 else 2}
+            ax.errorbar(where, group.mean, yerr=group.interval or None, fmt="o", markersize=5, capsize=2, **style)  # type: ignore[arg-type]
+            if n == 0:
+                ax.annotate("best", (where, group.mean), xytext=(6, 4), textcoords="offset points", fontsize=9)
+        ax.set_xlabel(label)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_formatter("{x:,.6g}")
+        ax.set_ylabel(metric + (", mean and 95 % interval" if any(g.interval for g in groups) else ""))
+    return figure

@@ -1,0 +1,127 @@
+"""From Hydra's grammar of overrides to what differs between trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
+
+from mnist_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One key that differs from trial to trial.
+
+    Attributes:
+        key: as it was typed, `+` included.
+        words: for values that can be counted, each in Hydra's grammar; empty for an interval.
+        low: of an interval.
+        high: of an interval, which includes it.
+        log: whether an interval is searched by orders of magnitude.
+        whole: whether an interval has only whole numbers.
+    """
+
+    key: str
+    words: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+
+    @property
+    def name(self) -> str:
+        """The key as dashboards and tables show it."""
+        return self.key.lstrip("+")
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """The words as numbers, truth values or null where they are some, else as texts."""
+        return tuple(map(_value, self.words))
+
+    def override(self, value: Value) -> str:
+        """The word of a command that gives the key this value."""
+        if self.words:
+            return f"{self.key}={self.words[self.values.index(value)]}"
+        return f"{self.key}={value!r}"
+
+    def distribution(self) -> BaseDistribution:
+        """The same for Optuna."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.words:
+            return CategoricalDistribution(self.values)
+        if self.whole:
+            return IntDistribution(int(self.low), int(self.high), log=self.log)
+        return FloatDistribution(self.low, self.high, log=self.log)
+
+    def extremes(self) -> list[str]:
+        """Overrides that between them show whether all values are allowed: each word, or both ends of an interval."""
+        ends: list[Value] = [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
+        return [self.override(value) for value in (self.values or ends)]
+
+
+def axis(override: Override) -> Axis:
+    """What an override of several values stands for.
+
+    Args:
+        override: as Hydra parses `key=a,b`, `key=choice(a,b)`, `key=range(1,5)`, `key=interval(0,1)`, `key=glob(*)`, or
+            one of them inside of `tag(log,...)`, `sort(...)`, `shuffle(...)`, `int(...)`, `float(...)`.
+
+    Raises:
+        UserError: there is nothing to choose from.
+    """
+    sweep = override.value()
+    if isinstance(sweep, IntervalSweep):
+        assert sweep.start is not None and sweep.end is not None
+        low, high, log = float(sweep.start), float(sweep.end), "log" in sweep.tags
+        whole = isinstance(sweep.start, int) and isinstance(sweep.end, int) and not isinstance(sweep.start, bool)
+        if not low < high or (log and low <= 0):
+            why = "logarithmic from above 0" if log and low <= 0 else "from a smaller number to a greater"
+            raise UserError(f"{override.input_line}: an interval must go {why}")
+        return Axis(override.get_key_element(), low=low, high=high, log=log, whole=whole)
+    assert isinstance(sweep, ChoiceSweep | RangeSweep | Glob)
+    try:
+        words = tuple(dict.fromkeys(override.sweep_string_iterator()))
+    except (HydraException, ValueError) as error:
+        raise UserError(f"{override.input_line}: {' '.join(str(error).split())}") from error
+    if not words:
+        raise UserError(f"{override.input_line}: an empty range, there is nothing to sweep over")
+    return Axis(override.get_key_element(), words)
+
+
+def grid(axes: list[Axis]) -> Iterator[dict[str, Any]]:
+    """Every combination, the last axis changing fastest: values by the axis' name.
+
+    Raises:
+        UserError: an axis is an interval, which has no end of values.
+    """
+    for one in axes:
+        if not one.words:
+            raise UserError(
+                f"{one.key}: a grid needs values that can be counted; an interval needs sweep=random or tpe"
+            )
+    for values in product(*(one.values for one in axes)):
+        yield dict(zip((one.name for one in axes), values, strict=True))
+
+
+def _value(word: str) -> Value:
+    if word in ("null", "true", "false"):
+        return {"null": None, "true": True, "false": False}[word]
+    for kind in (int, float):
+        try:
+            number = kind(word)
+        except ValueError:
+            continue
+        return number if isfinite(number) else word
+    return word

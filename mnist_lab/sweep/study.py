@@ -1,0 +1,187 @@
+"""The study of a sweep on disk: what was asked for, the trials, who is at work on them."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mnist_lab.errors import UserError
+from mnist_lab.files import write_whole
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
+
+ASKED = "sweep.json"
+"""In a sweep's folder: the command, the config and the code that its trials are made of."""
+JOURNAL = "study.journal"
+"""In a sweep's folder: Optuna's storage of the trials, unless `sweep.storage` names another."""
+STATES = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is that of a sweep with a study."""
+    return (folder / ASKED).is_file()
+
+
+def load_asked(folder: Path) -> dict[str, Any]:
+    """What a sweep's folder says was asked for.
+
+    Raises:
+        UserError: it is no sweep's folder, or the file is damaged.
+    """
+    try:
+        asked = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+        if not {"argv", "storage", "directions", "objectives", "config", "code"} <= asked.keys():
+            raise ValueError("fields are missing")
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no sweep: it has no {ASKED}") from None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{folder / ASKED} is damaged: {error}") from error
+    found: dict[str, Any] = asked
+    return found
+
+
+def save_asked(folder: Path, asked: dict[str, Any]) -> None:
+    """Writes what was asked for, whole or not at all."""
+    write_whole(folder / ASKED, json.dumps(asked, indent=2, ensure_ascii=False) + "\n")
+
+
+@cache
+def open_study(folder: Path) -> optuna.Study:
+    """The study of a sweep's folder, made where it isn't there yet. One object a process, which reads what is new.
+
+    Raises:
+        UserError: the folder is no sweep's, or its storage can't be used.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    asked = load_asked(folder)
+    try:
+        return optuna.create_study(
+            storage=storage_of(folder, asked["storage"]),
+            study_name=folder.name,
+            directions=asked["directions"],
+            load_if_exists=True,
+        )
+    except Exception as error:  # of databases, each with errors of its own
+        raise UserError(f"sweep.storage={asked['storage']}: {error}") from error
+
+
+def storage_of(folder: Path, url: str | None) -> Any:
+    """Optuna's storage: a journal in the sweep's folder, or the database that a URL names."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    if url is not None:
+        return url
+    path = str(folder / JOURNAL)
+    return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+
+
+def sampler_of(name: str, seed: int, trials: int) -> BaseSampler:
+    """Optuna's sampler of this name, which continues with other numbers when `trials` there are already."""
+    from optuna import samplers
+
+    seed += 1000 * trials
+    if name == "cmaes":
+        return samplers.CmaEsSampler(seed=seed)
+    if name == "qmc":
+        with warnings.catch_warnings(action="ignore"):  # Optuna calls it experimental
+            return samplers.QMCSampler(seed=seed, scramble=True)
+    others = {"random": samplers.RandomSampler, "tpe": samplers.TPESampler, "nsga2": samplers.NSGAIISampler}
+    sampler: BaseSampler = others[name](seed=seed)
+    return sampler
+
+
+def pruner_of(name: str, patience: int) -> optuna.pruners.BasePruner:
+    """Optuna's pruner of this name; `patience` epochs pass before it stops a trial."""
+    from optuna import pruners
+
+    if name == "median":
+        return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=patience)
+    if name == "halving":
+        return pruners.SuccessiveHalvingPruner(min_resource=max(1, patience))
+    return pruners.NopPruner()
+
+
+def trials_of(study: optuna.Study) -> list[FrozenTrial]:
+    """All trials, by number."""
+    return study.get_trials(deepcopy=False)
+
+
+def attrs_of(trial: FrozenTrial) -> dict[str, Any]:
+    """What is kept of a trial beside its values: error, attempts, epochs."""
+    return trial.user_attrs
+
+
+def set_attr(study: optuna.Study, trial: FrozenTrial, name: str, value: Any) -> None:
+    """Keeps something of a trial."""
+    study._storage.set_trial_user_attr(trial._trial_id, name, value)
+
+
+def set_state(study: optuna.Study, trial: FrozenTrial, state: str, values: list[float] | None = None) -> None:
+    """Moves a trial to one of STATES."""
+    from optuna.trial import TrialState
+
+    study._storage.set_trial_state_values(trial._trial_id, TrialState[state], values)
+
+
+@contextmanager
+def held(path: Path, what: str) -> Iterator[None]:
+    """Holds a file for as long as this process lives, and no longer: the system lets go of it however it ends.
+
+    Args:
+        path: the file; it then says who holds it.
+        what: it is, in words for whoever comes second.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UserError(f"{what} is being worked on by {file.read().strip() or 'another process'}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        yield
+
+
+def code_digests() -> dict[str, str]:
+    """SHA-256 of each of this package's files that decide what a trial means."""
+    package = Path(__file__).resolve().parent.parent
+    own = [
+        *package.glob("*.py"),
+        *(path for part in ("data", "models", "training") for path in (package / part).glob("*.py")),
+    ]
+    return {str(path.relative_to(package)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(own)}
+
+
+def differences(before: Any, now: Any, key: str = "") -> list[str]:
+    """Where two nested dictionaries differ, a line a key."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(name for name in now if name not in before)]
+        return [
+            line
+            for name in keys
+            for line in differences(
+                before.get(name, "(nothing)"), now.get(name, "(nothing)"), f"{key}.{name}".lstrip(".")
+            )
+        ]
+    return [] if before == now else [f"{key}: {before} → {now}"]

@@ -1,0 +1,140 @@
+"""One trial of a sweep, in the process that runs it: claimed, reported, recorded."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from optuna import TrialPruned
+from rich import get_console
+
+from mnist_lab.errors import UserError
+from mnist_lab.result import Result, cores
+from mnist_lab.sweep.study import attrs_of, held, load_asked, open_study, pruner_of, set_attr, set_state, trials_of
+from mnist_lab.training import Classifier
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class Report(Checkpoint):
+    """Tells the study what each epoch brought, and ends a trial that isn't worth going on with.
+
+    A Checkpoint, because Lightning calls those last: when the module has logged its epoch.
+
+    Args:
+        study: the study.
+        number: the trial's.
+        objective: the metric that is reported.
+        pruner: none, median or halving.
+        patience: epochs before which no trial is ended.
+    """
+
+    def __init__(self, study: optuna.Study, number: int, objective: str, pruner: str, patience: int) -> None:
+        self.study, self.number, self.objective = study, number, objective
+        self.pruner = pruner_of(pruner, patience)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Reports the epoch.
+
+        Raises:
+            TrialPruned: others did better at this epoch.
+        """
+        assert isinstance(pl_module, Classifier)
+        value = pl_module.metrics.get(self.objective)
+        trial = trials_of(self.study)[self.number]
+        epoch = trainer.current_epoch + 1
+        set_attr(self.study, trial, "epoch", epoch)
+        if value is None or not math.isfinite(value):
+            return
+        self.study._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+        if epoch < (trainer.max_epochs or 0) and self.pruner.prune(self.study, trials_of(self.study)[self.number]):
+            raise TrialPruned(f"after epoch {epoch}")
+
+
+def run_trial(run_dir: Path, run: Callable[[list[L.Callback]], Result | None]) -> None:
+    """Runs the trial of this folder, unless it is finished or another process is at it, and records how it ended.
+
+    Args:
+        run_dir: the trial's folder: its number, in the sweep's.
+        run: the run itself, given callbacks beside its own.
+    """
+    folder, number = run_dir.parent, int(run_dir.name)
+    study, asked = open_study(folder), load_asked(folder)
+    options = asked["options"]
+    try:
+        with held(run_dir / ".held", f"trial {number}"):
+            trial = trials_of(study)[number]
+            limit = options["max_failures"]
+            failures = sum(t.state.name == "FAIL" for t in trials_of(study))
+            if trial.state.is_finished() or (limit is not None and failures >= limit):
+                return
+            set_state(study, trial, "RUNNING")
+            if asked["side_by_side"] > 1:
+                torch.set_num_threads(max(1, cores() // asked["side_by_side"]))
+            quiet, get_console().quiet = get_console().quiet, True  # of a sweep one table is shown; run.log has it all
+            try:
+                _attempts(study, number, options, asked["objectives"], run)
+            finally:
+                get_console().quiet = quiet
+    except UserError:
+        return  # held by another process, which will record it
+
+
+def _attempts(
+    study: optuna.Study,
+    number: int,
+    options: dict[str, object],
+    objectives: list[str],
+    run: Callable[[list[L.Callback]], Result | None],
+) -> None:
+    retries, pruner, patience = options["retries"], options["pruner"], options["patience"]
+    assert isinstance(retries, int) and isinstance(pruner, str) and isinstance(patience, int)
+    while True:
+        trial = trials_of(study)[number]
+        attempt = attrs_of(trial).get("failures", 0)
+        try:
+            result = run([Report(study, number, objectives[0], pruner, patience)])
+            if result is None:
+                return
+            values = [objective_of(result, name) for name in objectives]
+            set_attr(study, trial, "seconds", sum(result.seconds.values()))
+            set_attr(study, trial, "parameters", result.model["parameters"])
+            set_state(study, trial, "COMPLETE", values)
+            return
+        except TrialPruned as pruned:
+            set_attr(study, trial, "pruned", str(pruned))
+            set_state(study, trial, "PRUNED")
+            return
+        except SystemExit as stopped:  # which Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from stopped
+        except Exception as error:
+            set_attr(study, trial, "error", f"{type(error).__name__}: {error}"[:2000])
+            set_attr(study, trial, "traceback", traceback.format_exc()[-8000:])
+            set_attr(study, trial, "failures", attempt + 1)
+            if attempt >= retries or isinstance(error, UserError):
+                set_state(study, trial, "FAIL")
+                return
+
+
+def objective_of(result: Result, name: str) -> float:
+    """A result's value of an objective: a metric of the last epoch, of the test, `parameters` or `seconds`.
+
+    Raises:
+        ValueError: it was not measured, or is not a finite number.
+    """
+    if name == "parameters":
+        return float(result.model["parameters"])
+    if name == "seconds":
+        return float(result.seconds["train"])
+    stage, _, metric = name.partition("/")
+    value = result.test[metric] if stage == "test" else result.history[-1][name]
+    if value is None or not math.isfinite(value):
+        raise ValueError(f"{name} is not a finite number: the training diverged, or had no such data")
+    return float(value)

@@ -1,0 +1,283 @@
+"""A sweep is a study on disk: nothing of it is lost, run twice or mixed up, and it ends in a comparison."""
+
+import csv
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from conftest import Command
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnist_lab.result import Result
+from mnist_lab.sweep.compare import grouped
+from mnist_lab.sweep.space import Axis, axis, grid
+from mnist_lab.sweep.study import open_study
+
+QUICK = ["model=mlp_784_32", "data=mnist_5k", "data.val=random", "trainer=cpu", "logger=none", "trainer.max_epochs=2"]
+FAILING = """
+import os
+from mnist_lab.models import MLP
+
+
+class Net(MLP):
+    '''Fails where a file says so, once or always.'''
+
+    def __init__(self, *args, breaks, **kwargs):
+        super().__init__(*args, **kwargs)
+        with open(os.environ["ATTEMPTS"], "a") as file:
+            file.write(f"{breaks}\\n")
+        if breaks == "always" or (breaks == "once" and open(os.environ["ATTEMPTS"]).read().count("once") == 1):
+            raise ArithmeticError("out of luck")
+"""
+
+
+def states(folder: Path) -> dict[int, str]:
+    open_study.cache_clear()
+    return {trial.number: trial.state.name for trial in open_study(folder).get_trials()}
+
+
+def outcome(folder: Path) -> tuple[Any, ...]:
+    """What a trial found, without the time it took."""
+    result = Result.load(folder)
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result.history]
+    weights = torch.load(folder / "checkpoints/last.ckpt", weights_only=False)["state_dict"]
+    return result.test, rows, {name: tensor.tolist() for name, tensor in weights.items()}
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """A command that goes on while the test looks."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mnist_lab", *words],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never came")
+
+
+def test_a_grid_runs_each_combination_once_in_a_folder_of_its_number(lab: Command, tmp_path: Path) -> None:
+    done = lab("-m", *QUICK, "optimizer.lr=0.01,0.1", "seed=range(0,2)", "hydra.sweep.dir=s")
+    assert done.returncode == 0, done.stderr
+    found = {n: Result.load(tmp_path / "s" / str(n)) for n in range(4)}
+    pairs = {n: (result.config["optimizer"]["lr"], result.seed) for n, result in found.items()}
+    assert pairs == {0: (0.01, 0), 1: (0.01, 1), 2: (0.1, 0), 3: (0.1, 1)}
+    assert "4 trials, 4 complete" in done.stdout and "trial 3   optimizer.lr=0.1 seed=1   complete" in done.stdout
+    rows = list(csv.DictReader((tmp_path / "s/compare.csv").open()))
+    assert [row["optimizer.lr"] for row in rows] == ["0.1", "0.01"] and {row["n"] for row in rows} == {"2"}
+    assert "Welch" in (tmp_path / "s/compare.md").read_text()
+    assert "trial 0" in (tmp_path / "s/sweep.log").read_text()
+
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(tmp_path / "s/study.journal"))
+    )
+    study = optuna.load_study(study_name="s", storage=storage)
+    assert study.best_trial.params["optimizer.lr"] == 0.1
+
+    done = lab("-m", *QUICK, "seed=range(0,2)", "hydra.sweep.dir=s")
+    assert done.returncode == 2 and "mnist_lab resume s" in done.stderr
+    before = (tmp_path / "s/0/result.json").stat().st_mtime_ns
+    done = lab("resume", "s")
+    assert done.returncode == 0 and "4 trials, 4 complete" in done.stdout
+    assert (tmp_path / "s/0/result.json").stat().st_mtime_ns == before, "finished trials never run again"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill", "interrupt"])
+def test_a_sweep_that_was_stopped_ends_as_if_it_had_not_been(how: str, lab: Command, tmp_path: Path) -> None:
+    words = ["-m", "model=mlp", *QUICK[1:5], "trainer.max_epochs=12", "seed=range(0,3)"]
+    assert lab(*words, "hydra.sweep.dir=whole").returncode == 0
+    process = start(tmp_path, *words, "hydra.sweep.dir=stopped")
+    second = tmp_path / "stopped/1/history.csv"
+    wait_for(lambda: second.exists() and len(second.read_text().splitlines()) > 3)
+    os.killpg(process.pid, signal.SIGKILL if how == "kill" else signal.SIGINT)
+    said = process.communicate()[0]
+    if how == "interrupt":
+        assert process.returncode == 130 and "To go on: python -m mnist_lab resume stopped" in said
+    assert states(tmp_path / "stopped") == {0: "COMPLETE", 1: "RUNNING", 2: "WAITING"}
+    assert not (tmp_path / "stopped/1/result.json").exists()
+    assert lab("resume", "stopped").returncode == 0
+    for number in range(3):
+        assert outcome(tmp_path / "stopped" / str(number)) == outcome(tmp_path / "whole" / str(number))
+    assert states(tmp_path / "stopped") == dict.fromkeys(range(3), "COMPLETE")
+
+
+def test_a_failing_trial_is_tried_again_and_then_recorded_and_the_others_go_on(lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(FAILING)
+    done = lab(
+        "-m", *QUICK, "model._target_=own.Net", "+model.breaks=never,always,once", "hydra.sweep.dir=s",
+        PYTHONPATH=str(tmp_path), ATTEMPTS=str(tmp_path / "attempts"),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert states(tmp_path / "s") == {0: "COMPLETE", 1: "FAIL", 2: "COMPLETE"}
+    assert (tmp_path / "attempts").read_text().split() == ["never", "always", "always", "once", "once"]
+    failed = open_study(tmp_path / "s").get_trials()[1]
+    assert "out of luck" in failed.user_attrs["error"] and "own.py" in failed.user_attrs["traceback"]
+    assert "failed   ArithmeticError" in done.stdout or "out of luck" in done.stdout
+    done = lab(
+        "-m", *QUICK, "model._target_=own.Net", "+model.breaks=always", "seed=range(0,5)", "hydra.sweep.dir=t",
+        "sweep.max_failures=2", "sweep.retries=0",
+        PYTHONPATH=str(tmp_path), ATTEMPTS=str(tmp_path / "attempts"),
+    )  # fmt: skip
+    assert done.returncode == 1 and list(states(tmp_path / "t").values()).count("FAIL") == 2
+
+
+def test_a_search_never_has_more_trials_than_asked_and_can_be_continued_with_more(lab: Command, tmp_path: Path) -> None:
+    words = ["-m", *QUICK, "sweep=tpe", "sweep.trials=3", "optimizer.lr=tag(log,interval(1e-3,1))", "hydra.sweep.dir=s"]
+    done = lab(*words, "sweep.pruner=halving")
+    assert done.returncode == 0, done.stderr
+    first = [trial.params for trial in open_study(tmp_path / "s").get_trials()]
+    assert len(first) == 3 and all(1e-3 <= params["optimizer.lr"] <= 1 for params in first)
+    done = lab("resume", "s", "sweep.trials=5")
+    assert done.returncode == 0, done.stderr
+    assert len(states(tmp_path / "s")) == 5
+    assert [trial.params for trial in open_study(tmp_path / "s").get_trials()][:3] == first
+    done = lab("resume", "s", "model=cnn")
+    assert done.returncode == 2 and "only sweep.* can be changed" in done.stderr
+
+
+def test_two_at_once_on_one_sweep_the_second_is_told_who_holds_it(lab: Command, tmp_path: Path) -> None:
+    assert lab("-m", *QUICK, "seed=0", "hydra.sweep.dir=s").returncode == 0
+    with (tmp_path / "s/.held").open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("process 1 on elsewhere\n")
+        file.flush()
+        done = lab("resume", "s", "sweep.trials=2")
+        assert done.returncode == 2 and "is being worked on by process 1 on elsewhere" in done.stderr
+    assert lab("resume", "s").returncode == 0, "whoever held it is gone, and what he wrote holds nothing"
+
+
+def test_a_sweep_whose_meaning_changed_is_not_resumed_unless_told(lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "my/model").mkdir(parents=True)
+    config = tmp_path / "my/model/mine.yaml"
+    text = "_target_: mnist_lab.models.MLP\ninput_shape: ${data.shape}\nnum_classes: 10\nhidden: [WIDTH]\n"
+    config.write_text(text.replace("WIDTH", "8"))
+    words = ["--config-dir", "my", "-m", "model=mine", *QUICK[1:], "seed=0,1", "hydra.sweep.dir=s"]
+    assert lab(*words).returncode == 0
+    config.write_text(text.replace("WIDTH", "9"))
+    done = lab("resume", "s")
+    assert done.returncode == 2 and "config.model.hidden: [8] → [9]" in done.stderr
+    assert "sweep.accept_changes=true" in done.stderr
+    assert lab("resume", "s", "sweep.accept_changes=true").returncode == 0
+
+
+def test_a_dry_run_lists_and_checks_every_job_and_leaves_nothing(lab: Command, tmp_path: Path) -> None:
+    done = lab("-m", "model=mlp,mlp_512", "seed=range(0,3)", "sweep.dry_run=true")
+    assert done.returncode == 0 and "6 trials would run; 0 of them can't" in done.stdout
+    assert "trial 5   model=mlp_512 seed=2" in done.stdout
+    done = lab("-m", "model=neuron,mlp", "data.one_vs_rest=3,11", "sweep.dry_run=true")
+    assert done.returncode == 2 and not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_side_by_side_outlive_one_of_them(lab: Command, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["-m", "model=mlp", *QUICK[1:5], "trainer.max_epochs=8", "seed=range(0,6)"]
+    process = start(
+        tmp_path, *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=s", "sweep.retries=2"
+    )
+    wait_for(lambda: (tmp_path / "s/2/history.csv").exists())
+    (holder,) = [(tmp_path / "s/2/.held").read_text().split()[1]]
+    os.kill(int(holder), signal.SIGKILL)
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    assert states(tmp_path / "s") == dict.fromkeys(range(6), "COMPLETE")
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["-m", "sweep=tpe"], "there is nothing to search"),
+        (["-m", "optimizer.lr=interval(0.1,0.2)"], "a grid needs values that can be counted"),
+        (["-m", "seed=0,1", "sweep.objective=acc"], "sweep.objective=acc is not allowed"),
+        (["-m", "sweep=random", "optimizer.lr=interval(-1,1)"], "optimizer.lr=-1.0 is not allowed"),
+        (["-m", "sweep=random", "optimizer.lr=interval(1,0.1)"], "from a smaller number to a greater"),
+        (["-m", "seed=0,1", "sweep.objective=[val/acc,parameters]"], "has 2, so give as many"),
+        (["-m", "seed=0,1", "sweep=gridd"], "Did you mean grid?"),
+        (["resume", "nowhere"], "is no sweep"),
+        (["compare", "nowhere"], "there is no such folder"),
+        (["compare", ".", "metric=test/acd"], "Did you mean test/acc?"),
+    ],
+)
+def test_mistakes_get_a_line(words: list[str], answer: str, lab: Command, tmp_path: Path) -> None:
+    done = lab(*words)
+    assert done.returncode == 2 and answer in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+numbers = st.integers(-1000, 1000) | st.floats(-1e6, 1e6).map(lambda value: round(value, 3))
+words = st.sampled_from(["true", "null", "relu", "[1,2]", "{a: 1}", "'a, b'", "a-b"]) | numbers.map(str)
+
+
+@given(st.lists(words, min_size=2, max_size=6, unique=True))
+def test_the_values_of_a_sweep_come_back_in_hydras_own_grammar(values: list[str]) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"+a.b={','.join(values)}"])
+    found = axis(override)
+    again = OverridesParser.create().parse_overrides(found.extremes())
+    expected = [OverridesParser.create().parse_override(f"+a.b={value}").value() for value in dict.fromkeys(values)]
+    assert [one.value() for one in again] == expected or len({str(v) for v in expected}) < len(expected)
+
+
+@given(st.floats(1e-6, 1.0), st.floats(1.1, 100.0), st.booleans(), st.integers(0, 2**31))
+def test_an_intervals_draws_lie_within_it_and_survive_the_command_line(
+    low: float, high: float, log: bool, seed: int
+) -> None:
+    word = f"interval({low!r},{high!r})"
+    (override,) = OverridesParser.create().parse_overrides([f"lr={f'tag(log,{word})' if log else word}"])
+    found = axis(override)
+    assert (found.low, found.high, found.log) == (low, high, log)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    value = study.ask({"lr": found.distribution()}).params["lr"]
+    assert low <= value <= high
+    assert OverridesParser.create().parse_override(found.override(value)).value() == value
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_a_grid_is_the_product_of_its_axes(sizes: list[int]) -> None:
+    axes = [Axis(f"k{n}", tuple(map(str, range(size)))) for n, size in enumerate(sizes)]
+    found = [tuple(values.values()) for values in grid(axes)]
+    assert len(found) == len(set(found)) == int(torch.tensor(sizes).prod()) and found == sorted(found)
+
+
+def result(seed: int, lr: float, accuracy: float) -> Result:
+    config = {"seed": seed, "optimizer": {"lr": lr}, "data": {"seed": seed}}
+    return Result(
+        1, "n", "", [f"optimizer.lr={lr}", f"seed={seed}"], config, seed, "", {}, {}, {}, {"name": "mnist"},
+        {"parameters": 7}, [{}], {"acc": accuracy, "loss": 0.1, "n": 100}, {"train": 1.0}, [], {},
+    )  # fmt: skip
+
+
+def test_groups_are_all_but_the_seed_and_a_difference_has_its_p_value() -> None:
+    from scipy import stats
+
+    good, bad = [0.95, 0.96, 0.94, 0.97], [0.90, 0.93, 0.955, 0.91]
+    results = [result(s, 0.1, a) for s, a in enumerate(bad)] + [result(s, 0.2, a) for s, a in enumerate(good)]
+    best, other = grouped(results, "test/acc")
+    assert best.differs == {"optimizer.lr": 0.2} and best.values == tuple(good) and best.p is None
+    assert other.p == pytest.approx(stats.ttest_ind(bad, good, equal_var=False).pvalue)
+    assert best.interval is not None
+    low, high = stats.t.interval(0.95, 3, loc=best.mean, scale=stats.sem(good))
+    assert (best.mean - best.interval, best.mean + best.interval) == pytest.approx((low, high))
+    assert grouped(results, "test/loss")[0].mean == pytest.approx(0.1)
+
+
+def test_what_was_asked_for_is_on_disk_before_the_first_trial_ends(lab: Command, tmp_path: Path) -> None:
+    assert lab("-m", *QUICK, "seed=0", "hydra.sweep.dir=s").returncode == 0
+    asked = json.loads((tmp_path / "s/sweep.json").read_text())
+    assert asked["argv"][:2] == ["-m", "model=mlp_784_32"] and asked["objectives"] == ["val/acc"]
