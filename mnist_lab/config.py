@@ -204,7 +204,7 @@ RULES: dict[str, Rule] = {
     "sweep.sampler": one_of("grid", "random", "tpe", "cmaes", "qmc", "nsga2"),
     "sweep.trials": _integer(1).or_null(),
     "sweep.objective": one_of(*METRICS).or_list().or_null(),
-    "sweep.direction": one_of("maximize", "minimize").or_list(),
+    "sweep.direction": one_of("maximize", "minimize").or_list().or_null(),
     "sweep.seed": _integer(0, 2**31 - 1),
     "sweep.pruner": one_of("none", "median", "halving"),
     "sweep.patience": _integer(1),
@@ -466,7 +466,7 @@ def _check_sweep(overrides: list[Override], cfg: DictConfig) -> None:
     objectives, directions = (
         value if isinstance(value, ListConfig) else [value] for value in (sweep.objective, sweep.direction)
     )
-    if len(objectives) != len(directions):
+    if sweep.direction is not None and len(objectives) != len(directions):
         raise UserError(
             f"sweep.direction={list(directions)} is not allowed: sweep.objective has {len(objectives)}, so give as many"
         )

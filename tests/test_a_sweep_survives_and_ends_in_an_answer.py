@@ -1,7 +1,6 @@
 """A sweep is a study on disk: nothing of it is lost, run twice or mixed up, and it ends in a comparison."""
 
 import csv
-import fcntl
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ import optuna
 import pytest
 import torch
 from conftest import Command
+from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,12 +152,38 @@ def test_a_search_never_has_more_trials_than_asked_and_can_be_continued_with_mor
     assert done.returncode == 2 and "only sweep.* can be changed" in done.stderr
 
 
+def test_several_objectives_and_a_loss_that_is_to_be_small(lab: Command, tmp_path: Path) -> None:
+    words = [
+        "-m",
+        *QUICK[1:],
+        "model=mlp",
+        "model.hidden=[8],[64]",
+        "sweep=nsga2",
+        "sweep.trials=3",
+        "hydra.sweep.dir=s",
+    ]
+    done = lab(*words, "sweep.objective=[val/loss,parameters]")
+    assert done.returncode == 0, done.stderr
+    study = open_study(tmp_path / "s")
+    assert [direction.name for direction in study.directions] == ["MINIMIZE", "MINIMIZE"]
+    for trial in study.get_trials():
+        result = Result.load(tmp_path / "s" / str(trial.number))
+        assert trial.values == [result.history[-1]["val/loss"], result.model["parameters"]]
+
+
+def test_a_hopeless_trial_is_ended_early(lab: Command, tmp_path: Path) -> None:
+    words = ["-m", "model=mlp", *QUICK[1:5], "trainer.max_epochs=4", "optimizer.lr=0.001,0.0011,0.0012,0.0013,1e-7"]
+    done = lab(*words, "sweep.pruner=median", "hydra.sweep.dir=s")
+    assert done.returncode == 0, done.stderr
+    assert states(tmp_path / "s") == {**dict.fromkeys(range(4), "COMPLETE"), 4: "PRUNED"}
+    assert len((tmp_path / "s/4/history.csv").read_text().splitlines()) < 1 + 4
+    assert "trial 4   optimizer.lr=1e-07   pruned" in done.stdout
+
+
 def test_two_at_once_on_one_sweep_the_second_is_told_who_holds_it(lab: Command, tmp_path: Path) -> None:
     assert lab("-m", *QUICK, "seed=0", "hydra.sweep.dir=s").returncode == 0
-    with (tmp_path / "s/.held").open("r+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write("process 1 on elsewhere\n")
-        file.flush()
+    (tmp_path / "s/.holder").write_text("process 1 on elsewhere\n")
+    with FileLock(tmp_path / "s/.held"):
         done = lab("resume", "s", "sweep.trials=2")
         assert done.returncode == 2 and "is being worked on by process 1 on elsewhere" in done.stderr
     assert lab("resume", "s").returncode == 0, "whoever held it is gone, and what he wrote holds nothing"
@@ -193,7 +219,7 @@ def test_two_processes_side_by_side_outlive_one_of_them(lab: Command, tmp_path: 
         tmp_path, *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=s", "sweep.retries=2"
     )
     wait_for(lambda: (tmp_path / "s/2/history.csv").exists())
-    (holder,) = [(tmp_path / "s/2/.held").read_text().split()[1]]
+    (holder,) = [(tmp_path / "s/2/.holder").read_text().split()[1]]
     os.kill(int(holder), signal.SIGKILL)
     said = process.communicate()[0]
     assert process.returncode == 0, said
@@ -208,7 +234,10 @@ def test_two_processes_side_by_side_outlive_one_of_them(lab: Command, tmp_path: 
         (["-m", "seed=0,1", "sweep.objective=acc"], "sweep.objective=acc is not allowed"),
         (["-m", "sweep=random", "optimizer.lr=interval(-1,1)"], "optimizer.lr=-1.0 is not allowed"),
         (["-m", "sweep=random", "optimizer.lr=interval(1,0.1)"], "from a smaller number to a greater"),
-        (["-m", "seed=0,1", "sweep.objective=[val/acc,parameters]"], "has 2, so give as many"),
+        (
+            ["-m", "seed=0,1", "sweep.objective=[val/acc,parameters]", "sweep.direction=maximize"],
+            "has 2, so give as many",
+        ),
         (["-m", "seed=0,1", "sweep=gridd"], "Did you mean grid?"),
         (["resume", "nowhere"], "is no sweep"),
         (["compare", "nowhere"], "there is no such folder"),

@@ -239,7 +239,7 @@ def markdown(groups: Sequence[Group], metric: str) -> str:
     """The comparison as a Markdown table."""
     lines = [f"{metric}, best first", "", "| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows(groups, metric)]
-    return "\n".join([*lines, "", FOOT]) + "\n"
+    return "\n".join([*lines, "", FOOT, *(f"\nNote: {note}" for note in notes_of(groups))]) + "\n"
 
 
 def table(groups: Sequence[Group], metric: str) -> str:
@@ -254,6 +254,11 @@ def table(groups: Sequence[Group], metric: str) -> str:
         numbers = [group.mean, group.interval, group.spread, len(group.values), group.p]
         writer.writerow([*(group.differs[key] for key in keys), metric, *numbers, *cost])
     return text.getvalue()
+
+
+def notes_of(groups: Sequence[Group]) -> list[str]:
+    """What nobody may miss who reads the comparison, each once."""
+    return sorted({note for group in groups for result in group.results for note in result.notes})
 
 
 def show(groups: Sequence[Group], metric: str) -> None:
@@ -271,3 +276,5 @@ def show(groups: Sequence[Group], metric: str) -> None:
     console = Console(width=max(140, get_console().width))
     console.print(found)
     console.print(FOOT, style="dim")
+    for note in notes_of(groups):
+        console.print(f"note: {note}", markup=False, highlight=False)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from mnist_lab.sweep.compare import FOOT, HEADER, Group, rows, value_of
+from mnist_lab.sweep.compare import FOOT, HEADER, Group, notes_of, rows, value_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,8 +68,7 @@ def page(groups: Sequence[Group], metric: str, title: str) -> str:
             ]
     parts += ["<h2>Learning curves</h2>", _image(_curves(groups, metric))]
     parts += ["<h2>Cost against accuracy</h2>", _image(_cost(groups, metric))]
-    notes = sorted({note for result in results for note in result.notes})
-    if notes:
+    if notes := notes_of(groups):
         parts += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -140,27 +139,31 @@ def set_state(study: optuna.Study, trial: FrozenTrial, state: str, values: list[
 
 
 @contextmanager
-def held(path: Path, what: str) -> Iterator[None]:
-    """Holds a file for as long as this process lives, and no longer: the system lets go of it however it ends.
+def held(folder: Path, what: str) -> Iterator[None]:
+    """Holds a folder for as long as this process lives, and no longer: the system lets go of it however it ends.
 
     Args:
-        path: the file; it then says who holds it.
+        folder: of a sweep or a trial.
         what: it is, in words for whoever comes second.
 
     Raises:
         UserError: another process holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise UserError(f"{what} is being worked on by {file.read().strip() or 'another process'}") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        file.flush()
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(folder / ".held"), folder / ".holder"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = holder.read_text().strip() if holder.exists() else "another process"
+        raise UserError(f"{what} is being worked on by {who}") from None
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
         yield
+    finally:
+        lock.release()
 
 
 def code_digests() -> dict[str, str]:

@@ -69,7 +69,7 @@ def run_trial(run_dir: Path, run: Callable[[list[L.Callback]], Result | None]) -
     study, asked = open_study(folder), load_asked(folder)
     options = asked["options"]
     try:
-        with held(run_dir / ".held", f"trial {number}"):
+        with held(run_dir, f"trial {number}"):
             trial = trials_of(study)[number]
             limit = options["max_failures"]
             failures = sum(t.state.name == "FAIL" for t in trials_of(study))

@@ -60,12 +60,15 @@ class StudySweeper(Sweeper):
         fixed, axes = self._divide(arguments)
         if self.options["objective"] is None:
             self.options["objective"] = self._default_objective(fixed, axes)
+        if self.options["direction"] is None:
+            directions = ["maximize" if name.endswith("acc") else "minimize" for name in self._list("objective")]
+            self.options["direction"] = directions if len(directions) > 1 else directions[0]
         if self.options["trials"] is None:
             self.options["trials"] = prod(len(one.words) for one in axes)
         if self.options["dry_run"]:
             self._dry_run(fixed, axes)
             return
-        with held(folder / ".held", f"{folder}"):
+        with held(folder, str(folder)):
             self._record(folder, fixed, axes)
             self.study = open_study(folder)
             stopped, live = False, Live(self.study, self.options, folder)
