@@ -474,6 +474,13 @@ def _check_sweep(overrides: list[Override], cfg: DictConfig) -> None:
         raise UserError(f"sweep.pruner={sweep.pruner} needs a single objective, and there are {len(objectives)}")
     if cfg.data.val == "none" and any(str(name).startswith("val/") for name in objectives):
         raise UserError("sweep.objective needs validation data, and data.val=none gives none: use data.val=random")
+    if cfg.hydra.sweeper._target_.startswith("hydra_plugins.mnist_lab"):
+        for override in overrides:
+            if override.key_or_group == "hydra.sweep.subdir":
+                raise UserError(
+                    f"{override.input_line} is not allowed: a trial's folder is its number; "
+                    "hydra/sweeper=basic has folders of any name"
+                )
     swept = [override for override in overrides if override.is_sweep_override()]
     intervals = [str(override.input_line) for override in swept if override.is_interval_sweep()]
     intervals += [f"{key}={value}" for key, value in sweep.space.items() if "interval(" in str(value)]

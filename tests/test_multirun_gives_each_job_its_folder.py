@@ -1,4 +1,4 @@
-"""Hydra's multirun: each combination once, each in a folder of its own, in one process."""
+"""Multirun: each combination once, each in a folder of its own, in one process."""
 
 import shlex
 from pathlib import Path
@@ -42,7 +42,11 @@ def test_globs_and_folders_of_yours_work_as_in_hydra(lab: Command, tmp_path: Pat
 
 
 def test_a_job_never_writes_into_the_folder_of_another(lab: Command, tmp_path: Path) -> None:
-    done = lab("-m", "seed=0,1", "hydra.sweep.subdir=same", "data=mnist_5k", "trainer=debug", "hydra.sweep.dir=s")
+    words = ["-m", "seed=0,1", "hydra.sweep.subdir=same", "data=mnist_5k", "trainer=debug", "hydra.sweep.dir=s"]
+    done = lab(*words)
+    assert done.returncode == 2 and "a trial's folder is its number" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    done = lab(*words, "hydra/sweeper=basic")
     assert done.returncode == 2
     assert "has the files of another run" in done.stderr
     assert Result.load(tmp_path / "s/same").seed == 0
