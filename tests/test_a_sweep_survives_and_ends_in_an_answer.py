@@ -138,6 +138,13 @@ def test_a_failing_trial_is_tried_again_and_then_recorded_and_the_others_go_on(l
     assert done.returncode == 1 and list(states(tmp_path / "t").values()).count("FAIL") == 2
 
 
+def test_a_trial_that_can_not_run_says_why_and_is_not_tried_again(lab: Command, tmp_path: Path) -> None:
+    done = lab("-m", *QUICK, "model.num_classes=5,10", "hydra.sweep.dir=s")
+    assert done.returncode == 1 and "for two images it gives [2, 5], where [2, 10] is needed" in done.stdout
+    assert states(tmp_path / "s") == {0: "FAIL", 1: "COMPLETE"}
+    assert open_study(tmp_path / "s").get_trials()[0].user_attrs["failures"] == 1
+
+
 def test_a_search_never_has_more_trials_than_asked_and_can_be_continued_with_more(lab: Command, tmp_path: Path) -> None:
     words = ["-m", *QUICK, "sweep=tpe", "sweep.trials=3", "optimizer.lr=tag(log,interval(1e-3,1))", "hydra.sweep.dir=s"]
     done = lab(*words, "sweep.pruner=halving")

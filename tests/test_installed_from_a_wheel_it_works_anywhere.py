@@ -26,6 +26,15 @@ def test_the_wheel_carries_the_configs(tmp_path: Path) -> None:
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
+    sweep = subprocess.run(
+        [sys.executable, "-m", "mnist_lab", "-m", "seed=0,1", "data=mnist_5k", "trainer=debug"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert sweep.returncode == 0 and "2 trials, 2 complete" in sweep.stdout, sweep.stderr
     probe = "import mnist_lab.config as c; print(c.CONF_DIR)"
     found = subprocess.run(
         [sys.executable, "-c", probe],

@@ -122,7 +122,6 @@ NEEDS_TORCH = {
     "data=mnist_5k +callbacks.x=1": "callbacks.x is no Lightning callback",
     "data=mnist_5k loss._target_=torch.nn.MSELoss ~loss.label_smoothing": "can't be used on logits and labels",
     "data=mnist_5k data.val=random trainer.limit_val_batches=0.1": "limit_val_batches",
-    "-m data=mnist_5k model.num_classes=5,6": "[2, 10] is needed",
     "data=mnist_5k +trainer.speed=1": "unexpected keyword argument 'speed'",
     "data=mnist_5k model._target_=nowhere.Net": "No module named 'nowhere'",
 }
