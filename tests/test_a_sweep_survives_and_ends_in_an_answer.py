@@ -138,6 +138,14 @@ def test_a_failing_trial_is_tried_again_and_then_recorded_and_the_others_go_on(l
     assert done.returncode == 1 and list(states(tmp_path / "t").values()).count("FAIL") == 2
 
 
+def test_two_sweeps_of_one_name_share_a_database_and_nothing_else(lab: Command, tmp_path: Path) -> None:
+    url = f"sweep.storage=sqlite:///{tmp_path}/trials.db"
+    for folder, seeds in (("a/s", "0,1"), ("b/s", "2")):
+        assert lab("-m", *QUICK, f"seed={seeds}", url, f"hydra.sweep.dir={folder}").returncode == 0
+    assert states(tmp_path / "a/s") == {0: "COMPLETE", 1: "COMPLETE"} and states(tmp_path / "b/s") == {0: "COMPLETE"}
+    assert lab("resume", "a/s").returncode == 0 and len(states(tmp_path / "a/s")) == 2
+
+
 def test_a_trial_that_can_not_run_says_why_and_is_not_tried_again(lab: Command, tmp_path: Path) -> None:
     done = lab("-m", *QUICK, "model.num_classes=5,10", "hydra.sweep.dir=s")
     assert done.returncode == 1 and "for two images it gives [2, 5], where [2, 10] is needed" in done.stdout

@@ -42,7 +42,7 @@ def load_asked(folder: Path) -> dict[str, Any]:
     """
     try:
         asked = json.loads((folder / ASKED).read_text(encoding="utf-8"))
-        if not {"argv", "storage", "directions", "objectives", "config", "code"} <= asked.keys():
+        if not {"argv", "storage", "study", "directions", "objectives", "config", "code"} <= asked.keys():
             raise ValueError("fields are missing")
     except FileNotFoundError:
         raise UserError(f"{folder} is no sweep: it has no {ASKED}") from None
@@ -71,7 +71,7 @@ def open_study(folder: Path) -> optuna.Study:
     try:
         return optuna.create_study(
             storage=storage_of(folder, asked["storage"]),
-            study_name=folder.name,
+            study_name=asked["study"],
             directions=asked["directions"],
             load_if_exists=True,
         )

@@ -9,6 +9,7 @@ import sys
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -212,6 +213,8 @@ class StudySweeper(Sweeper):
         now = {
             "argv": [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")],
             "storage": self.options["storage"],
+            # A database may hold sweeps of the same name from other folders.
+            "study": folder.name if self.options["storage"] is None else f"{folder.name}-{uuid4().hex[:8]}",
             "objectives": self._list("objective"),
             "directions": self._list("direction"),
             "options": {k: v for k, v in self.options.items() if k not in ("accept_changes", "dry_run")},
@@ -234,7 +237,7 @@ class StudySweeper(Sweeper):
                     + "\n  ".join(changed[:20])
                     + "\nTo go on all the same: add sweep.accept_changes=true"
                 )
-            now["argv"] = before["argv"]
+            now |= {"argv": before["argv"], "study": before["study"]}
         save_asked(folder, now)
 
     def _dry_run(self, fixed: list[str], axes: list[Axis]) -> None:
