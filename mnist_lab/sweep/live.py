@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live as RichLive
 from rich.table import Column, Table
 
-from mnist_lab.sweep.study import STATES, attrs_of, trials_of
+from mnist_lab.sweep.study import STATES, trials_of
 
 if TYPE_CHECKING:
     import optuna
@@ -87,7 +87,7 @@ class Live:
                 if trial.state.name == "COMPLETE":
                     words.append(f"{self.objective} {trial.values[0]:.4f}")
                 if trial.state.name == "FAIL":
-                    words.append(" ".join(str(attrs_of(trial).get("error")).split())[:200])
+                    words.append(" ".join(str(trial.user_attrs.get("error")).split())[:200])
                 if best is not None:
                     words.append(f"best {best.values[0]:.4f} (trial {best.number})")
                 if (left := self._time_left()) is not None:
@@ -132,7 +132,7 @@ class Live:
                 str(trial.number),
                 self.differs(trial),
                 STATES[trial.state.name],
-                str(attrs_of(trial).get("epoch", "")),
+                str(trial.user_attrs.get("epoch", "")),
                 "" if value is None else f"{value:.4f}",
             )
         best, left = self.best(), self._time_left()

@@ -121,11 +121,6 @@ def trials_of(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False)
 
 
-def attrs_of(trial: FrozenTrial) -> dict[str, Any]:
-    """What is kept of a trial beside its values: error, attempts, epochs."""
-    return trial.user_attrs
-
-
 def set_attr(study: optuna.Study, trial: FrozenTrial, name: str, value: Any) -> None:
     """Keeps something of a trial."""
     study._storage.set_trial_user_attr(trial._trial_id, name, value)

@@ -6,7 +6,7 @@ import math
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -16,7 +16,7 @@ from rich import get_console
 
 from mnist_lab.errors import UserError
 from mnist_lab.result import Result, cores
-from mnist_lab.sweep.study import attrs_of, held, load_asked, open_study, pruner_of, set_attr, set_state, trials_of
+from mnist_lab.sweep.study import held, load_asked, open_study, pruner_of, set_attr, set_state, trials_of
 from mnist_lab.training import Classifier
 
 if TYPE_CHECKING:
@@ -90,17 +90,15 @@ def run_trial(run_dir: Path, run: Callable[[list[L.Callback]], Result | None]) -
 def _attempts(
     study: optuna.Study,
     number: int,
-    options: dict[str, object],
+    options: dict[str, Any],
     objectives: list[str],
     run: Callable[[list[L.Callback]], Result | None],
 ) -> None:
-    retries, pruner, patience = options["retries"], options["pruner"], options["patience"]
-    assert isinstance(retries, int) and isinstance(pruner, str) and isinstance(patience, int)
     while True:
         trial = trials_of(study)[number]
-        attempt = attrs_of(trial).get("failures", 0)
+        attempt = trial.user_attrs.get("failures", 0)
         try:
-            result = run([Report(study, number, objectives[0], pruner, patience)])
+            result = run([Report(study, number, objectives[0], options["pruner"], options["patience"])])
             if result is None:
                 return
             values = [objective_of(result, name) for name in objectives]
@@ -118,7 +116,7 @@ def _attempts(
             set_attr(study, trial, "error", f"{type(error).__name__}: {error}"[:2000])
             set_attr(study, trial, "traceback", traceback.format_exc()[-8000:])
             set_attr(study, trial, "failures", attempt + 1)
-            if attempt >= retries or isinstance(error, UserError):
+            if attempt >= options["retries"] or isinstance(error, UserError):
                 set_state(study, trial, "FAIL")
                 return
 
