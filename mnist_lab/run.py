@@ -319,6 +319,9 @@ def log_hyperparameters(logger: Logger | None, result: Result, step: int) -> Non
             for key, value in config[section].items()
             if key not in ("_target_", "_partial_", "input_shape", "num_classes", "fused")
         }
+    for word in result.overrides:  # by the names that a sweep's tables give them
+        key, _, value = word.lstrip("+").partition("=")
+        chosen.setdefault(key, value)
     metrics = {"test/loss": result.test["loss"], "test/acc": result.test["acc"]}
     logger.log_hyperparams({k: v for k, v in chosen.items() if v is not None}, metrics, step)
     logger.experiment.add_text("config", "```yaml\n" + OmegaConf.to_yaml(OmegaConf.create(config)) + "```")

@@ -138,6 +138,14 @@ def test_a_failing_trial_is_tried_again_and_then_recorded_and_the_others_go_on(l
     assert done.returncode == 1 and list(states(tmp_path / "t").values()).count("FAIL") == 2
 
 
+def test_tensorboard_knows_trials_by_the_names_that_the_sweep_gives_them(lab: Command, tmp_path: Path) -> None:
+    words = [word for word in QUICK if word != "logger=none"]
+    assert lab("-m", *words, "data.batch_size=100,200", "hydra.sweep.dir=s").returncode == 0
+    for number in (0, 1):
+        events = b"".join(path.read_bytes() for path in (tmp_path / f"s/{number}/tensorboard").rglob("events*"))
+        assert b"data.batch_size" in events
+
+
 def test_two_sweeps_of_one_name_share_a_database_and_nothing_else(lab: Command, tmp_path: Path) -> None:
     url = f"sweep.storage=sqlite:///{tmp_path}/trials.db"
     for folder, seeds in (("a/s", "0,1"), ("b/s", "2")):
