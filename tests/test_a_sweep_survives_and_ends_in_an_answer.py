@@ -24,6 +24,7 @@ from mnist_lab.result import Result
 from mnist_lab.sweep.compare import grouped
 from mnist_lab.sweep.space import Axis, axis, grid
 from mnist_lab.sweep.study import open_study
+from mnist_lab.sweep.trial import take_gpu
 
 QUICK = ["model=mlp_784_32", "data=mnist_5k", "data.val=random", "trainer=cpu", "logger=none", "trainer.max_epochs=2"]
 FAILING = """
@@ -136,6 +137,23 @@ def test_a_failing_trial_is_tried_again_and_then_recorded_and_the_others_go_on(l
         PYTHONPATH=str(tmp_path), ATTEMPTS=str(tmp_path / "attempts"),
     )  # fmt: skip
     assert done.returncode == 1 and list(states(tmp_path / "t").values()).count("FAIL") == 2
+
+
+@pytest.mark.parametrize(("visible", "taken"), [(None, "1"), ("4,6", "6")])
+def test_each_process_takes_a_gpu_that_no_other_has(
+    visible: str | None, taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    take_gpu.cache_clear()
+    with FileLock(tmp_path / ".gpu0"):  # of another process
+        lock = take_gpu(tmp_path)
+        assert lock is not None and os.environ["CUDA_VISIBLE_DEVICES"] == taken
+        take_gpu.cache_clear()
+        assert take_gpu(tmp_path) is None, "both are taken"
+        lock.release()
 
 
 def test_tensorboard_knows_trials_by_the_names_that_the_sweep_gives_them(lab: Command, tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Checkpoint
 from optuna import TrialPruned
 from rich import get_console
@@ -78,6 +81,7 @@ def run_trial(run_dir: Path, run: Callable[[list[L.Callback]], Result | None]) -
             set_state(study, trial, "RUNNING")
             if asked["side_by_side"] > 1:
                 torch.set_num_threads(max(1, cores() // asked["side_by_side"]))
+                take_gpu(folder)
             quiet, get_console().quiet = get_console().quiet, True  # of a sweep one table is shown; run.log has it all
             try:
                 _attempts(study, number, options, asked["objectives"], run)
@@ -85,6 +89,28 @@ def run_trial(run_dir: Path, run: Callable[[list[L.Callback]], Result | None]) -
                 get_console().quiet = quiet
     except UserError:
         return  # held by another process, which will record it
+
+
+@cache
+def take_gpu(folder: Path) -> FileLock | None:
+    """Has this process see a single GPU, which no other process of the sweep sees, as long as there are enough.
+
+    Args:
+        folder: the sweep's.
+
+    Returns:
+        What holds the GPU for as long as the process lives; None where none is free.
+    """
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    for n in range(torch.cuda.device_count()):
+        lock = FileLock(folder / f".gpu{n}")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[n] if n < len(names) and names[n] else str(n)
+        return lock
+    return None
 
 
 def _attempts(
