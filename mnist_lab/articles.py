@@ -13,6 +13,7 @@ from mnist_lab.config import CONF_DIR, compose_config, plain
 from mnist_lab.errors import UserError, closest
 from mnist_lab.files import write_whole
 from mnist_lab.result import Result
+from mnist_lab.words import divide
 
 USAGE = "use: python -m mnist_lab articles [seeds=5] [experiments=NAME,NAME] [dir=outputs/articles] [overrides ...]"
 
@@ -31,18 +32,10 @@ def articles(words: list[str]) -> None:
 
     from mnist_lab.__main__ import train
 
-    own = {"seeds": "5", "experiments": "", "dir": "outputs/articles"}
-    overrides = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise UserError(f"{word}: not understood\n{USAGE}")
-        if key in ("seed", "experiment"):
+    own, overrides = divide(words, {"seeds": "5", "experiments": "", "dir": "outputs/articles"}, USAGE)
+    for word in overrides:
+        if (key := word.partition("=")[0]) in ("seed", "experiment"):
             raise UserError(f"{word} is not allowed here: use {key}s=...\n{USAGE}")
-        if key in own:
-            own[key] = value
-        else:
-            overrides.append(word)
     known = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
     chosen = [name for name in own["experiments"].split(",") if name] or known
     for name in chosen:

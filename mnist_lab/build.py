@@ -185,22 +185,39 @@ def check_optimizer(net: nn.Module, optimizer: Any, schedule: Any) -> None:
         raise UserError(f"{section}: {brief(error)}") from error
 
 
-def load_weights(net: nn.Module, checkpoint: Path) -> None:
-    """Loads the network's weights from a checkpoint. Never executes code that the file holds.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint. Never executes code that the file holds.
 
     Raises:
-        UserError: the file can't be read, or holds the weights of another network.
+        UserError: the file can't be read, or is no checkpoint of a run.
     """
     try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        weights = {key.removeprefix("net."): value for key, value in saved.items() if key.startswith("net.")}
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(saved["state_dict"], dict):
+            raise TypeError("its state_dict is none")
     except Exception as error:  # torch raises what its unpickler and its zip reader raise
-        raise UserError(f"{checkpoint} can't be read as a checkpoint: {brief(error)}") from error
+        raise UserError(f"{path} can't be read as a checkpoint: {brief(error)}") from error
+    found: dict[str, Any] = saved
+    return found
+
+
+def load_weights(net: nn.Module, path: Path, saved: dict[str, Any]) -> None:
+    """Gives the network the weights of a checkpoint.
+
+    Args:
+        net: the network.
+        path: the checkpoint's file, as errors name it.
+        saved: what `read_checkpoint` found there.
+
+    Raises:
+        UserError: they are the weights of another network.
+    """
+    weights = {k.removeprefix("net."): value for k, value in saved["state_dict"].items() if k.startswith("net.")}
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).splitlines()[1].split())
-        raise UserError(f"{checkpoint} is of another network than the run's config: {reason}") from error
+        raise UserError(f"{path} is of another network than the run's config: {reason}") from error
 
 
 def brief(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mnist_lab.config import check, one_of, unknown_key_hint
 from mnist_lab.errors import UserError
+from mnist_lab.words import divide
 
 USAGE = "use: python -m mnist_lab test run=DIR [checkpoint=last|best] [key=value of the run's config ...]"
 
@@ -24,25 +25,31 @@ def evaluate(words: list[str]) -> None:
     Raises:
         UserError: there is no such run or checkpoint, or a word is not understood.
     """
-    bad = next((word for word in words if "=" not in word), None)
-    if bad is not None:
-        raise UserError(f"{bad}: not understood\n{USAGE}")
-    options = dict(word.split("=", 1) for word in words if word.partition("=")[0] in ("run", "checkpoint"))
-    if "run" not in options:
+    options, overrides = divide(words, {"run": "", "checkpoint": "last"}, USAGE)
+    if not options["run"]:
         raise UserError(f"which run? {USAGE}")
-    checkpoint = options.get("checkpoint", "last")
-    if not (rule := one_of("last", "best")).holds(checkpoint):
-        raise UserError(f"checkpoint={checkpoint} is not allowed: it must be {rule.allowed}")
     run_dir = Path(options["run"]).expanduser()
-    cfg = load_config(run_dir, [word for word in words if word.partition("=")[0] not in ("run", "checkpoint")])
-    path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
-    if not path.exists():
-        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.ckpt"))) or "none"
-        raise UserError(f"{path}: there is no such checkpoint. Those of this run: {there}")
+    cfg = load_config(run_dir, overrides)
+    path = checkpoint_of(run_dir, options["checkpoint"])
 
     from mnist_lab.run import test_again
 
     test_again(cfg, run_dir, path)
+
+
+def checkpoint_of(run_dir: Path, name: str) -> Path:
+    """The file of a run's checkpoint.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if not (rule := one_of("last", "best")).holds(name):
+        raise UserError(f"checkpoint={name} is not allowed: it must be {rule.allowed}")
+    path = run_dir / "checkpoints" / f"{name}.ckpt"
+    if not path.exists():
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.ckpt"))) or "none"
+        raise UserError(f"{path}: there is no such checkpoint. Those of this run: {there}")
+    return path
 
 
 def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:

@@ -31,6 +31,7 @@ from mnist_lab.build import (
     check_optimizer,
     load_weights,
     make_steps_cheap,
+    read_checkpoint,
 )
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
@@ -188,7 +189,7 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
     data.prepare_data()
     data.setup()
     check_fit(cfg, net, loss, data)
-    load_weights(net, checkpoint)
+    load_weights(net, checkpoint, read_checkpoint(checkpoint))
     module = Classifier(net, loss, build(cfg, "optimizer"))
     cfg.logger = {}
     trainer = build_trainer(cfg, run_dir, [])

@@ -74,13 +74,10 @@ def bench(words: list[str]) -> None:
         UserError: a word is not understood, a peer or the data set is missing, or a contender failed.
     """
     from mnist_lab.config import compose_config, plain
+    from mnist_lab.words import understood
 
-    own = {"rounds": "3", "epochs": "3", "networks": "", "contenders": "", "dir": "outputs/bench"}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or key not in own:
-            raise UserError(f"{word}: not understood.{closest(key, list(own))}\n{USAGE}")
-        own[key] = value
+    defaults = {"rounds": "3", "epochs": "3", "networks": "", "contenders": "", "dir": "outputs/bench"}
+    own = understood(words, defaults, USAGE)
     networks, contenders = _chosen("networks", own, NETWORKS), _chosen("contenders", own, tuple(CONTENDERS))
     for key, least in (("rounds", 1), ("epochs", 2)):
         if not own[key].isdecimal() or int(own[key]) < least:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -173,6 +173,15 @@ class ImageDataModule(L.LightningDataModule):
         assert self.images is not None
         order = EpochOrder(torch.arange(len(self.images.test_labels)), None)
         return self._batches("test", order, self.eval_batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must say for its network to be used without the training data."""
+        return {
+            "shape": list(self.shape),
+            "class_names": list(self.class_names),
+            "shift": self.shift,
+            "divisor": self.divisor,
+        }
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Nothing to do: batches are made on the device."""

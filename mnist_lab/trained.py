@@ -1,0 +1,124 @@
+"""A run's network, ready to be asked about images: no trainer, no training data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from mnist_lab.build import brief, build, load_weights, read_checkpoint
+from mnist_lab.errors import UserError
+from mnist_lab.evaluate import checkpoint_of, load_config
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a run has learned.
+
+    Attributes:
+        run_dir: the run's folder.
+        checkpoint: "last" or "best".
+        cfg: the run's config.
+        net: float32 (B, C, H, W) → logits (B, classes), in evaluation mode, on `device`.
+        shape: (C, H, W) of the images that it takes.
+        class_names: in the order of the logits.
+        shift: float32 (C, 1, 1), subtracted from pixel values.
+        divisor: float32 (C, 1, 1), divides what remains.
+        device: where the network is.
+    """
+
+    run_dir: Path
+    checkpoint: str
+    cfg: DictConfig
+    net: nn.Module
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    shift: Tensor
+    divisor: Tensor
+    device: torch.device
+
+    def scale(self, images: Tensor) -> Tensor:
+        """Pixels as the network takes them.
+
+        Args:
+            images: uint8 (N, C, H, W).
+
+        Returns:
+            float32 (N, C, H, W), on the network's device.
+        """
+        return (images.to(self.device).float() - self.shift) / self.divisor
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor | np.ndarray[Any, Any], batch_size: int = 250) -> Tensor:
+        """Probabilities of the classes.
+
+        Args:
+            images: uint8 (N, C, H, W), or (N, H, W) where C is 1, as a tensor or an array: light on dark, as the
+                images were that the network has learned from.
+            batch_size: images a forward pass.
+
+        Returns:
+            float32 (N, classes), on the CPU; each row sums to 1.
+
+        Raises:
+            UserError: images of another shape or type.
+        """
+        images = torch.as_tensor(images)
+        if images.dim() == 3 and self.shape[0] == 1:
+            images = images.unsqueeze(1)
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.shape:
+            raise UserError(
+                f"{self.run_dir} takes uint8 images of the shape {list(self.shape)}, "
+                f"not {str(images.dtype).removeprefix('torch.')} of the shape {list(images.shape[1:])}"
+            )
+        batches = images.split(batch_size)
+        found = [self.net(self.scale(batch)).float().softmax(1).cpu() for batch in batches]
+        return torch.cat(found) if found else torch.empty(0, len(self.class_names))
+
+
+def load_run(
+    run_dir: str | Path, checkpoint: str | None = None, overrides: Sequence[str] = (), device: str | None = None
+) -> TrainedRun:
+    """Loads the network of a run from its folder. Never executes code that a checkpoint holds.
+
+    Args:
+        run_dir: the run's folder.
+        checkpoint: "last" or "best"; None: the one that the run was tested with.
+        overrides: `key=value`, replacing values of the run's config.
+        device: as PyTorch names it; None: a GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: there is no such run, device or checkpoint, or they don't belong together.
+    """
+    run_dir = Path(run_dir).expanduser()
+    cfg = load_config(run_dir, list(overrides))
+    checkpoint = checkpoint or cfg.test_checkpoint
+    path = checkpoint_of(run_dir, checkpoint)
+    try:
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={device}: {brief(error)}") from error
+    saved = read_checkpoint(path)
+    facts = saved.get("ImageDataModule")
+    if not isinstance(facts, dict) or not {"shape", "class_names", "shift", "divisor"} <= facts.keys():
+        raise UserError(f"{path} doesn't say how images are prepared for it: train the run again")
+    net = build(cfg, "model")
+    load_weights(net, path, saved)
+    return TrainedRun(
+        run_dir=run_dir,
+        checkpoint=checkpoint,
+        cfg=cfg,
+        net=net.to(where).eval().requires_grad_(False),
+        shape=tuple(facts["shape"]),
+        class_names=tuple(facts["class_names"]),
+        shift=facts["shift"].to(where),
+        divisor=facts["divisor"].to(where),
+        device=where,
+    )
