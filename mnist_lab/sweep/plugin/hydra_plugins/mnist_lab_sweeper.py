@@ -6,20 +6,24 @@ Hydra instantiates sweepers only from the namespace package `hydra_plugins`, to 
 from __future__ import annotations
 
 import sys
-from math import prod
+from collections.abc import Sequence
+from math import nan, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_lab.__main__ import fail
+from mnist_lab.config import CONF_DIR
 from mnist_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,8 +35,25 @@ AT_ONCE = ("grid", "random", "qmc")
 """Samplers that learn nothing from earlier trials, so that all can be planned before the first runs."""
 
 
+# Makes `hydra/sweeper=study` an option of any Hydra application.
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="study", node={"_target_": f"{__name__}.StudySweeper"}, provider="mnist_lab"
+)
+
+
 class StudySweeper(Sweeper):
-    """Keeps a sweep as an Optuna study in its folder: stopped at any moment, it goes on where it was."""
+    """Keeps a sweep as an Optuna study in its folder: stopped at any moment, it goes on where it was.
+
+    In other applications than this package's, trials are judged by the number that a job returns, and a job that was
+    stopped starts again.
+
+    Args:
+        options: `hydra.sweeper.KEY`, those of conf/sweep/grid.yaml that are not to have the values they have there or
+            in the config's section `sweep`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.given = options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before `sweep`."""
@@ -41,86 +62,99 @@ class StudySweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def sweep(self, arguments: list[str]) -> None:
+    def sweep(self, arguments: list[str]) -> list[list[JobReturn]]:
         """Runs the sweep, or what is left of it.
+
+        Returns:
+            What the launcher gave back, launch by launch.
 
         Ends the program with status 1 if a trial failed, with 2 if what is asked for can't be done, with 130 on Ctrl-C.
         """
         try:
-            self._sweep(arguments)
+            return self._sweep(arguments)
         except UserError as error:  # here, because Hydra would add its traceback
             fail(error)
 
-    def _sweep(self, arguments: list[str]) -> None:
+    def _sweep(self, arguments: list[str]) -> list[list[JobReturn]]:
         from mnist_lab.sweep.live import Live
         from mnist_lab.sweep.study import held, open_study, trials_of
 
         folder = Path(self.base.hydra.sweep.dir).absolute()
-        options: Any = OmegaConf.to_container(self.base.sweep, resolve=True)
-        self.options: dict[str, Any] = options
-        fixed, axes = self._divide(arguments)
+        self.ours = "sweep" in self.base
+        section = self.base.sweep if self.ours else OmegaConf.load(CONF_DIR / "sweep" / "grid.yaml")
+        options: Any = OmegaConf.to_container(section, resolve=True)
+        self.options: dict[str, Any] = options | self.given
+        self.parts = self._divide(arguments)
+        self.axes = [part for part in self.parts if not isinstance(part, str)]
         if self.options["objective"] is None:
-            self.options["objective"] = self._default_objective(fixed, axes)
+            self.options["objective"] = self._default_objective() if self.ours else "returned"
         if self.options["direction"] is None:
             directions = ["maximize" if name.endswith("acc") else "minimize" for name in self._list("objective")]
             self.options["direction"] = directions if len(directions) > 1 else directions[0]
         if self.options["trials"] is None:
-            self.options["trials"] = prod(len(one.words) for one in axes)
+            self.options["trials"] = prod(len(one.words) for one in self.axes)
         if self.options["dry_run"]:
-            self._dry_run(fixed, axes)
-            return
+            self._dry_run()
+            return []
         with held(folder, str(folder)):
-            self._record(folder, fixed, axes)
+            self._record(folder)
             self.study = open_study(folder)
             stopped, live = False, Live(self.study, self.options, folder)
+            found: list[list[JobReturn]] = []
             try:
                 with live:
-                    self._run_all(folder, fixed, axes)
+                    self._run_all(found)
             except KeyboardInterrupt:
                 stopped = True
             states = [trial.state.name for trial in trials_of(self.study)]
         live.end()
-        if "COMPLETE" in states and not stopped:
+        if "COMPLETE" in states and not stopped and self.ours:
             from mnist_lab.sweep.compare import compare
 
             compare([str(live.folder), f"metric={live.objective}"])
         left = sum(state in ("WAITING", "RUNNING") for state in states)
         if stopped or left:
-            print(f"\n{left} of {len(states)} trials are left. To go on: python -m mnist_lab resume {live.folder}")
+            again = f"python -m mnist_lab resume {live.folder}" if self.ours else "the same command and hydra.sweep.dir"
+            print(f"\n{left} of {len(states)} trials are left. To go on: {again}")
         if stopped:
             sys.exit(130)
         if "FAIL" in states:
             sys.exit(1)
+        return found
 
-    def _divide(self, arguments: list[str]) -> tuple[list[str], list[Axis]]:
-        """The overrides that all trials share, and the axes along which they differ."""
+    def _divide(self, arguments: list[str]) -> list[str | Axis]:
+        """The overrides that all trials share and the axes along which they differ, in their order."""
         from mnist_lab.sweep.space import axis
 
         parser = OverridesParser.create(config_loader=self.loader)
         space = [f"{key}={value}" for key, value in (self.options["space"] or {}).items()]
         overrides = {o.get_key_element(): o for o in parser.parse_overrides([*space, *arguments])}
-        fixed = [str(o.input_line) for o in overrides.values() if not o.is_sweep_override()]
-        return fixed, [axis(o) for o in overrides.values() if o.is_sweep_override()]
+        return [axis(o) if o.is_sweep_override() else str(o.input_line) for o in overrides.values()]
 
-    def _default_objective(self, fixed: list[str], axes: list[Axis]) -> str:
+    def _words(self, of_axes: Sequence[str]) -> list[str]:
+        """A job's overrides, in the order of the command, from those of the axes."""
+        rest = iter(of_axes)
+        return [part if isinstance(part, str) else next(rest) for part in self.parts]
+
+    def _default_objective(self) -> str:
         """val/acc; of a grid whose runs have no validation data, test/acc, by which it chooses nothing.
 
         Raises:
             UserError: a search would choose by the test set.
         """
-        first = [one.extremes()[0] for one in axes]
+        first = [one.extremes()[0] for one in self.axes]
         asked = [first]
-        for n, one in enumerate(axes):
+        for n, one in enumerate(self.axes):
             if self.loader.get_group_options(one.name) or one.name == "data.val":
                 asked += [[*first[:n], word, *first[n + 1 :]] for word in one.extremes()[1:]]
-        configs = [self.loader.load_sweep_config(self.base, [*fixed, *words]) for words in asked]
+        configs = [self.loader.load_sweep_config(self.base, self._words(words)) for words in asked]
         if all(config.data.val != "none" for config in configs):
             return "val/acc"
         if self.options["sampler"] != "grid":
             raise UserError("a search needs validation data, and data.val=none gives none: use data.val=random")
         return "test/acc"
 
-    def _plan(self, axes: list[Axis]) -> None:
+    def _plan(self) -> None:
         """Adds the trials that can be planned now, waiting."""
         from itertools import islice
 
@@ -130,9 +164,10 @@ class StudySweeper(Sweeper):
         from mnist_lab.sweep.study import sampler_of, set_state, trials_of
 
         planned, total = len(trials_of(self.study)), self.options["trials"]
-        distributions = {one.name: one.distribution() for one in axes}
+        distributions = {one.name: one.distribution() for one in self.axes}
         if self.options["sampler"] == "grid":
-            for values in islice(grid(axes), planned, total):
+            end = min(total, planned + (self.options["at_a_time"] or total))
+            for values in islice(grid(self.axes), planned, end):
                 trial = optuna.trial.create_trial(
                     state=optuna.trial.TrialState.WAITING, params=values, distributions=distributions
                 )
@@ -149,15 +184,15 @@ class StudySweeper(Sweeper):
         """How many trials the launcher runs at a time, on this machine."""
         return max(1, int(self.base.hydra.launcher.get("n_jobs", 1) or 1))
 
-    def _run_all(self, folder: Path, fixed: list[str], axes: list[Axis]) -> None:
+    def _run_all(self, found: list[list[JobReturn]]) -> None:
+        """Adds what the launcher gives back to `found`, launch by launch."""
         from mnist_lab.sweep.study import set_attr, set_state, trials_of
 
-        by_name = {one.name: one for one in axes}
         launches: dict[int, int] = {}
         while True:
             todo = [trial for trial in trials_of(self.study) if not trial.state.is_finished()]
             if not todo:
-                self._plan(axes)
+                self._plan()
                 todo = [trial for trial in trials_of(self.study) if not trial.state.is_finished()]
             if not todo or self._too_many_failures():
                 return
@@ -166,20 +201,37 @@ class StudySweeper(Sweeper):
                     set_attr(self.study, trial, "error", "its process was killed")
                     set_state(self.study, trial, "FAIL")
                     todo.remove(trial)
-            jobs = [self._job(trial, fixed, by_name) for trial in todo]
             before = self._states()
             stopped: Exception | None = None
             try:
-                if jobs:
-                    self.engine.launch(jobs, initial_job_idx=todo[0].number)
+                if todo:
+                    jobs = [self._job(trial) for trial in todo]
+                    returned = list(self.engine.launch(jobs, initial_job_idx=todo[0].number))
+                    found.append(returned)
+                    if not self.ours:
+                        self._record_returned(todo, returned)
             except Exception as error:  # a launcher's own: one of its processes was killed, say
                 stopped = error
                 print(f"the launcher stopped: {type(error).__name__}: {error}", file=sys.stderr)
             after = self._states()
             for trial in todo:
                 launches[trial.number] = launches.get(trial.number, 0) + (after[trial.number] == "RUNNING")
-            if jobs and before == after and "RUNNING" not in after.values():
+            if todo and before == after and "RUNNING" not in after.values():
                 raise UserError(f"{self.base.hydra.launcher._target_} runs none of the trials: {stopped}")
+
+    def _record_returned(self, trials: list[FrozenTrial], returned: list[JobReturn]) -> None:
+        """Records trials that don't do so themselves: a number that a job returned is what it is judged by."""
+        from mnist_lab.sweep.study import set_attr, set_state
+
+        for trial, job in zip(trials, returned, strict=True):
+            if job.status == JobStatus.COMPLETED:
+                value = job.return_value
+                numbers = value if isinstance(value, list | tuple) else [value]
+                judged = [float(n) if isinstance(n, int | float) else nan for n in numbers]
+                set_state(self.study, trial, "COMPLETE", judged)
+            else:
+                set_attr(self.study, trial, "error", f"{type(job._return_value).__name__}: {job._return_value}")
+                set_state(self.study, trial, "FAIL")
 
     def _states(self) -> dict[int, str]:
         from mnist_lab.sweep.study import trials_of
@@ -192,13 +244,16 @@ class StudySweeper(Sweeper):
         limit = self.options["max_failures"]
         return limit is not None and sum(t.state.name == "FAIL" for t in trials_of(self.study)) >= limit
 
-    @staticmethod
-    def _job(trial: FrozenTrial, fixed: list[str], by_name: dict[str, Axis]) -> list[str]:
-        """The overrides of a trial: the launcher's folder for it is its number, whenever it is launched."""
-        differs = [by_name[name].override(value) for name, value in trial.params.items()]
-        return [*fixed, *differs, f"hydra.sweep.subdir='{trial.number}'", "hydra/job_logging=mnist_lab_file"]
+    def _job(self, trial: FrozenTrial) -> list[str]:
+        """The overrides of a trial, whose folder is the same whenever it is launched."""
+        words = self._words([one.override(trial.params[one.name]) for one in self.axes])
+        if self.ours:
+            return [*words, f"hydra.sweep.subdir='{trial.number}'", "hydra/job_logging=mnist_lab_file"]
+        pattern = OmegaConf.to_container(self.base.hydra.sweep)["subdir"]  # type: ignore[call-overload,index]
+        subdir = str(pattern).replace("${hydra.job.num}", str(trial.number)).replace("'", r"\'")
+        return [*words, f"hydra.sweep.subdir='{subdir}'"]
 
-    def _record(self, folder: Path, fixed: list[str], axes: list[Axis]) -> None:
+    def _record(self, folder: Path) -> None:
         """Keeps what was asked for; of a sweep that is there already, makes sure that it still means the same.
 
         Raises:
@@ -206,7 +261,7 @@ class StudySweeper(Sweeper):
         """
         from mnist_lab.sweep.study import code_digests, differences, is_sweep, load_asked, save_asked
 
-        base = self.loader.load_sweep_config(self.base, [*fixed, *(a.extremes()[0] for a in axes)])
+        base = self.loader.load_sweep_config(self.base, self._words([a.extremes()[0] for a in self.axes]))
         config: Any = OmegaConf.to_container(base, resolve=False)
         for key in ("hydra", "sweep"):
             config.pop(key, None)
@@ -218,8 +273,8 @@ class StudySweeper(Sweeper):
             "objectives": self._list("objective"),
             "directions": self._list("direction"),
             "options": {k: v for k, v in self.options.items() if k not in ("accept_changes", "dry_run")},
-            "axes": [[a.key, list(a.words), a.low, a.high, a.log, a.whole] for a in axes],
-            "fixed": fixed,
+            "axes": [[a.key, list(a.words), a.low, a.high, a.log, a.whole] for a in self.axes],
+            "fixed": [part for part in self.parts if isinstance(part, str)],
             "side_by_side": self._side_by_side(),
             "config": config,
             "code": code_digests(),
@@ -239,8 +294,9 @@ class StudySweeper(Sweeper):
                 )
             now |= {"argv": before["argv"], "study": before["study"]}
         save_asked(folder, now)
+        OmegaConf.save(self.base, folder / "multirun.yaml")
 
-    def _dry_run(self, fixed: list[str], axes: list[Axis]) -> None:
+    def _dry_run(self) -> None:
         """Lists what would run, each job composed and checked. Ends the program with status 2 if one can't run.
 
         Of a search that learns from results only the first trials are known.
@@ -252,15 +308,16 @@ class StudySweeper(Sweeper):
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(directions=self._list("direction"))
-        self._plan(axes)
-        by_name, mistakes = {one.name: one for one in axes}, 0
+        self._plan()
+        mistakes = 0
         for trial in trials_of(self.study):
-            job = self._job(trial, fixed, by_name)
+            job = self._job(trial)
             config = self.loader.load_sweep_config(self.base, job)
             HydraConfig.instance().set_config(config)
-            words = " ".join(job[len(fixed) : -2])
+            words = " ".join(one.override(trial.params[one.name]) for one in self.axes)
             try:
-                check(config)
+                if self.ours:
+                    check(config)
                 print(f"trial {trial.number}   {words}")
             except UserError as error:
                 mistakes += 1

@@ -1,0 +1,51 @@
+"""Hydra's own test suites for plugins, run on `hydra/sweeper=study` in applications that are not ours."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
+from omegaconf import DictConfig
+
+
+@pytest.mark.parametrize("launcher_name, overrides", [("basic", ["hydra/sweeper=study"])])
+class TestJobs(LauncherTestSuite):
+    pass
+
+
+@pytest.mark.parametrize("launcher_name, overrides", [("basic", ["hydra/sweeper=study", "+hydra.sweeper.at_a_time=2"])])
+class TestBatches(BatchedSweeperTestSuite):
+    pass
+
+
+@pytest.mark.parametrize("task_launcher_cfg, extra_flags", [({}, ["-m", "hydra/sweeper=study"])])
+class TestApplications(IntegrationTestSuite):
+    @pytest.mark.xfail(strict=True, reason="runs two programs into one folder; a sweep that is finished stays finished")
+    def test_to_absolute_path_multirun(
+        self, tmpdir: Path, task_launcher_cfg: DictConfig, extra_flags: list[str]
+    ) -> None:
+        super().test_to_absolute_path_multirun(tmpdir, task_launcher_cfg, extra_flags)
+
+
+APPLICATION = """
+import hydra
+from omegaconf import DictConfig
+
+@hydra.main(version_base="1.3", config_path=None)
+def distance(cfg: DictConfig) -> float:
+    return (cfg.x - 3.0) ** 2
+
+distance()
+"""
+
+
+def test_it_searches_for_the_least_number_that_another_application_returns(tmp_path: Path) -> None:
+    (tmp_path / "distance.py").write_text(APPLICATION)
+    search = ["hydra/sweeper=study", "+hydra.sweeper.sampler=tpe", "+hydra.sweeper.trials=40", "hydra.sweep.dir=found"]
+    words = [sys.executable, "distance.py", "-m", *search, "+x=interval(-10,10)"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (line,) = re.findall(r"trial 39 .* best (\S+) \(trial", done.stdout)
+    assert float(line) < 0.3, done.stdout
