@@ -81,6 +81,7 @@ class ImageDataModule(L.LightningDataModule):
         self.fallback = fallback
         self.seed = seed
         self.images: ImageSet | None = None
+        self._ready = False
         self._placed: dict[tuple[str, torch.device], tuple[Tensor | DatasetImages, Tensor]] = {}
         self.images_at_once = 1
         """As many mini-batches as have that many images are made at once, and at least one."""
@@ -105,11 +106,13 @@ class ImageDataModule(L.LightningDataModule):
         self.images = mnist_5k(self.root, False)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the images and divides them. Lightning calls this in every process.
+        """Reads the images and divides them, once. Lightning calls this in every process, and before each stage.
 
         Raises:
             UserError: the data can't be had, is not of the configured shape, or can't be divided as configured.
         """
+        if self._ready:
+            return
         if self.images is None:
             try:
                 self.images = self.source(self.root, False)
@@ -138,6 +141,7 @@ class ImageDataModule(L.LightningDataModule):
                 )
         self.train_index, self.val_index = self._divide(images.train_labels)
         self.shift, self.divisor = self._scaling(images.train_images)
+        self._ready = True
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from math import nan, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -41,6 +46,29 @@ ConfigStore.instance().store(
 )
 
 
+class ReadOnce(CachingConfigRepository):
+    """Config files as they were when a sweep began: its trials are all made of the same, and none reads them again."""
+
+    def __init__(self, delegate: IConfigRepository) -> None:
+        self.delegate = delegate
+        self.cache: dict[str, ConfigResult | None] = {}
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """A copy, because Hydra changes what it gets."""
+        return deepcopy(super().load_config(config_path))
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        """Looks elsewhere from now on."""
+        super().initialize_sources(config_search_path)
+        self.cache = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReadOnce:
+        """What Hydra makes for each job: other sources can be given to it, what has been read is shared."""
+        copied = ReadOnce(deepcopy(self.delegate, memo))
+        copied.cache = self.cache
+        return copied
+
+
 class StudySweeper(Sweeper):
     """Keeps a sweep as an Optuna study in its folder: stopped at any moment, it goes on where it was.
 
@@ -58,6 +86,8 @@ class StudySweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before `sweep`."""
         self.loader, self.base = hydra_context.config_loader, config
+        if isinstance(self.loader, ConfigLoaderImpl) and not isinstance(self.loader.repository, ReadOnce):
+            self.loader.repository = ReadOnce(self.loader.repository)  # type: ignore[assignment]
         self.engine: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
