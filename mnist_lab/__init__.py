@@ -1,3 +1,79 @@
-"""Image classifiers trained, tested and logged with one line: Hydra composes, Lightning trains."""
+"""Image classifiers trained, tested and logged with one line: Hydra composes, Lightning trains.
+
+From Python, as in a notebook: `compose` a config, `train` a network, `load_run` to ask a trained one. The words are
+those of the command line; mistakes in them raise `UserError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mnist_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from mnist_lab.trained import TrainedRun
 
 __version__ = "0.1.0"
+__all__ = ["UserError", "compose", "load_run", "train"]
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The config of a run, resolved and checked.
+
+    Args:
+        overrides: such as `"model=cnn", "optimizer.lr=0.01"`.
+
+    Raises:
+        UserError: something in it is unknown, malformed or not allowed.
+    """
+    from mnist_lab.config import compose_config, plain
+
+    return plain(compose_config(list(overrides)))
+
+
+def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
+    """Trains and tests a network, and leaves a run's folder behind as the command does.
+
+    Args:
+        overrides: as for `compose`.
+        run_dir: the run's folder, new or empty; None: a new one below outputs/.
+
+    Returns:
+        The trained network; its `result` has the numbers.
+
+    Raises:
+        UserError: what is asked for can't be done. Nothing is left in `run_dir` then.
+    """
+    from datetime import datetime
+
+    from mnist_lab.__main__ import leave_nothing
+    from mnist_lab.run import run
+    from mnist_lab.terminal import logged
+
+    cfg = compose(*overrides)
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    folder = Path(run_dir or Path("outputs") / cfg.name / now).expanduser().absolute()
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"run_dir={folder} is not empty: each run needs a folder of its own")
+    existing = next(path for path in folder.parents if path.exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    with logged(folder / "run.log"):
+        try:
+            run(cfg, folder, list(overrides), command=list(overrides))
+        except UserError:
+            leave_nothing(folder, until=existing)
+            raise
+    return load_run(folder)
+
+
+def load_run(
+    run_dir: str | Path, checkpoint: str | None = None, overrides: Sequence[str] = (), device: str | None = None
+) -> TrainedRun:
+    """Loads the network of a run from its folder: `mnist_lab.trained.load_run`, which says what it takes and raises."""
+    from mnist_lab import trained
+
+    return trained.load_run(run_dir, checkpoint, overrides, device)

@@ -108,7 +108,7 @@ def train(argv: list[str], fresh: bool = True) -> None:
             else:
                 run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
         except (UserError, PermissionError) as error:
-            if not is_helper_process() and not (run_dir / "history.csv").exists():
+            if not is_helper_process():
                 leave_nothing(run_dir, until=existing)
             fail(error)
 
@@ -126,10 +126,14 @@ def train(argv: list[str], fresh: bool = True) -> None:
 def leave_nothing(run_dir: Path, until: Path) -> None:
     """Takes away the folder of a run that never began, which was new or empty, and the folders that this leaves empty.
 
+    A run that has finished an epoch keeps its folder.
+
     Args:
         run_dir: the run's folder.
         until: what existed before the command; it stays.
     """
+    if (run_dir / "history.csv").exists():
+        return
     shutil.rmtree(run_dir, ignore_errors=True)
     for folder in run_dir.parents:
         if folder == until or not folder.is_relative_to(until):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 
@@ -15,6 +18,29 @@ from rich.text import Text
 from mnist_lab.result import Result
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Has messages shown and written to a run's log file, as Hydra's logging does for the command.
+
+    Args:
+        path: the log file.
+    """
+    file, console = logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler(sys.stdout)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root, ours = logging.getLogger(), logging.getLogger("mnist_lab")
+    level = ours.level
+    ours.setLevel(logging.INFO)
+    for handler in (file, console):
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in (file, console):
+            root.removeHandler(handler)
+        file.close()
+        ours.setLevel(level)
 
 
 def show(renderable: RenderableType) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mnist_lab.build import brief, build, load_weights, read_checkpoint
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import checkpoint_of, load_config
+from mnist_lab.result import Result
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,15 @@ class TrainedRun:
     shift: Tensor
     divisor: Tensor
     device: torch.device
+
+    @property
+    def result(self) -> Result:
+        """What the run recorded.
+
+        Raises:
+            UserError: it was never finished.
+        """
+        return Result.load(self.run_dir)
 
     def scale(self, images: Tensor) -> Tensor:
         """Pixels as the network takes them.

