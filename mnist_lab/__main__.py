@@ -40,7 +40,7 @@ def main() -> None:
 
             evaluate(words)
         elif verb == "resume":
-            from mnist_lab.sweep.resume import resume
+            from mnist_lab.resume import resume
 
             resume(words)
         elif verb == "compare":
@@ -74,7 +74,7 @@ def train(argv: list[str], fresh: bool = True) -> None:
 
     from mnist_lab.config import CONF_DIR, check_command, is_helper_process
     from mnist_lab.errors import UserError
-    from mnist_lab.sweep.study import is_sweep
+    from mnist_lab.sweep.study import held, is_sweep
 
     def job(cfg: DictConfig) -> None:
         """One run in the folder that Hydra has made for it."""
@@ -105,8 +105,11 @@ def train(argv: list[str], fresh: bool = True) -> None:
                 from mnist_lab.sweep.trial import run_trial
 
                 run_trial(run_dir, lambda callbacks: run(plain(cfg), run_dir, overrides, words, callbacks=callbacks))
-            else:
+            elif is_helper_process():
                 run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
+            else:
+                with held(run_dir, str(run_dir)):
+                    run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
         except (UserError, PermissionError) as error:
             if not is_helper_process():
                 leave_nothing(run_dir, until=existing)

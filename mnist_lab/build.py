@@ -22,7 +22,7 @@ from torch import nn
 
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
-from mnist_lab.training import Classifier, EpochProgress, LayerTable, Replay
+from mnist_lab.training import Checkpoints, Classifier, EpochProgress, LayerTable, Replay, WholeFiles
 
 OF_THE_CLASSIFIER = ("gradient_clip_val", "accumulate_grad_batches")
 """Arguments of Lightning's Trainer that our LightningModule sees to: it makes the optimiser's steps itself."""
@@ -52,9 +52,8 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> 
     Raises:
         UserError: an option that Lightning refuses, or an accelerator that isn't here.
     """
-    last = ModelCheckpoint(run_dir / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False)
-    best = ModelCheckpoint(run_dir / "checkpoints", "best", monitor="val/acc", mode="max", enable_version_counter=False)
-    checkpoints = [last] if cfg.data.val == "none" else [best, last]
+    number, unit = cfg.checkpoint.every.split()
+    checkpoints = Checkpoints(run_dir / "checkpoints", int(number), unit.rstrip("s"), best=cfg.data.val != "none")
     # TensorBoard writes through TensorFlow where that is installed, and imports all of it first: 4 s and 0.7 GB.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     try:
@@ -63,7 +62,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> 
             OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in OF_THE_CLASSIFIER]),
             logger=logger,
             # Checkpoints come last: they hold what the others know of the epoch, its row in the history among it.
-            callbacks=[EpochProgress(), LayerTable(), *callbacks, *checkpoints],
+            callbacks=[EpochProgress(), LayerTable(), *callbacks, checkpoints],
             default_root_dir=run_dir,
             enable_model_summary=False,  # LayerTable is ours
             # Batches are made by position on the device, each process its share: there is no sampler to replace.
@@ -80,6 +79,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> 
         asked = cfg.trainer.accelerator
         hint = f" trainer.accelerator={asked}: use trainer=cpu, or auto" if asked not in ("auto", "cpu") else ""
         raise UserError(f"trainer: {brief(cause)}{hint}") from error
+    trainer.strategy.checkpoint_io = WholeFiles()
     return trainer
 
 
@@ -120,7 +120,7 @@ def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifi
         getattr(type(callback), hook) is not getattr(Callback, hook)
         for callback in trainer.callbacks  # type: ignore[attr-defined]
         for hook in hooks
-        if not isinstance(callback, EpochProgress)
+        if not isinstance(callback, EpochProgress | Checkpoints)
         and not (isinstance(callback, ModelCheckpoint) and callback._every_n_train_steps == 0)
     )
     limits = (trainer.limit_train_batches, trainer.limit_val_batches, trainer.limit_test_batches)

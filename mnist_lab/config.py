@@ -143,6 +143,10 @@ RULES: dict[str, Rule] = {
     "name": Rule("a text of 1 to 200 characters", lambda v: isinstance(v, str) and 0 < len(v) <= 200),
     "seed": _integer(0, 2**32 - 1),
     "test_checkpoint": one_of("last", "best"),
+    "checkpoint.every": Rule(
+        "a number of epochs, steps or minutes: 1 epoch, 500 steps, 10 minutes",
+        lambda v: isinstance(v, str) and re.fullmatch(r"[1-9]\d{0,8} (epoch|step|minute)s?", v) is not None,
+    ),
     "compile": one_of("default", "reduce-overhead", "max-autotune").or_null(),
     "loss.label_smoothing": below_one,
     "data.root": text,

@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake that the user can mend: shown as its message alone, with exit status 2 and no traceback."""
 
 
+class Diverged(UserError):
+    """A training whose loss is infinite or no number: what comes after it means nothing."""
+
+
 def closest(word: str, candidates: Iterable[str]) -> str:
     """The candidate most like `word` as ` Did you mean ...?`, or an empty string where none is like it."""
     matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import logging
 import math
 import platform
@@ -34,12 +35,16 @@ from mnist_lab.build import (
     read_checkpoint,
 )
 from mnist_lab.data import ImageDataModule
-from mnist_lab.errors import UserError
+from mnist_lab.errors import Diverged, UserError
+from mnist_lab.files import write_whole
 from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, package_versions, processor
 from mnist_lab.terminal import metrics_table, relative, show, show_result, warn
-from mnist_lab.training import Classifier, History, NeuronForwardPass
+from mnist_lab.training import Classifier, History, NeuronForwardPass, newest
 
 log = logging.getLogger(__name__)
+
+ASKED = "run.json"
+"""In a run's folder: the command and the overrides that it was asked for with."""
 
 # Lightning's advice on DataLoader workers and its reports of what a Trainer found are not about anything done here.
 for name in ("lightning.pytorch", "lightning.fabric"):
@@ -92,6 +97,7 @@ def run(
         if not isinstance(callback, L.Callback):
             raise UserError(f"callbacks.{key} is no Lightning callback: it needs a _target_ that is one")
     trainer = build_trainer(cfg, run_dir, [*configured.values(), history, *callbacks])
+    last = newest(run_dir / "checkpoints")
     check_device(cfg, trainer)
     data.prepare_data()
     data.setup()
@@ -107,21 +113,26 @@ def run(
     module.example_input_array = trainer.precision_plugin.convert_input(torch.zeros(1, *data.shape))
 
     if trainer.is_global_zero:
-        OmegaConf.save(cfg, run_dir / "config.yaml")
+        write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
+        write_whole(run_dir / ASKED, json.dumps({"command": command, "overrides": overrides}) + "\n")
         announce(cfg, net, data, trainer, run_dir)
     fit_start = time.perf_counter()
     try:
-        last = run_dir / "checkpoints" / "last.ckpt"
-        trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
+        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
     except MisconfigurationException as error:  # what Lightning sees only when it looks at the batches
         raise UserError(f"trainer: {brief(error)}") from error
+    except Diverged as error:
+        kept = run_dir / "checkpoints" / "last.ckpt"
+        good = f"the last good checkpoint is {relative(kept)}" if kept.exists() else "no checkpoint was written before"
+        raise Diverged(f"{error}; {good}. A smaller optimizer.lr may help") from error
     fit_end = time.perf_counter()
     if trainer.is_global_zero and len(history.rows) < cfg.trainer.max_epochs:
         log.info(f"stopped after epoch {len(history.rows)} of {cfg.trainer.max_epochs}")
     best = run_dir / "checkpoints" / "best.ckpt"
     if cfg.test_checkpoint == "best" and not best.exists():
         raise UserError("test_checkpoint=best: no epoch was validated, see trainer.check_val_every_n_epoch")
-    trainer.test(module, datamodule=data, ckpt_path=best if cfg.test_checkpoint == "best" else None, verbose=False)
+    tested = best if cfg.test_checkpoint == "best" else None
+    trainer.test(module, datamodule=data, ckpt_path=tested, weights_only=True, verbose=False)
     test_end = time.perf_counter()
     if not trainer.is_global_zero:
         return None

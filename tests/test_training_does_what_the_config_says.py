@@ -1,6 +1,7 @@
 """Optimisers, schedules, the exact counting of loss and accuracy, early stopping, clipping, checkpoints."""
 
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -274,13 +275,25 @@ def test_history_has_the_rate_that_was_used_and_only_the_epochs_own_validation(l
     assert [row["val/acc"] is None for row in history] == [True, False, True, False]
 
 
-def test_a_run_that_diverged_says_so_and_leaves_valid_json(lab: Command, tmp_path: Path) -> None:
-    done = lab("data=mnist_5k", "model=mlp_512", "trainer.max_epochs=1", "optimizer=sgd", "optimizer.lr=1e30")
-    assert done.returncode == 0, done.stderr
-    assert "Training diverged" in done.stdout
-    (path,) = tmp_path.rglob("result.json")
-    assert "NaN" not in path.read_text()
-    assert result_in(tmp_path).test["loss"] is None
+def test_a_training_that_diverges_stops_and_says_where(lab: Command, tmp_path: Path) -> None:
+    words = ["data=mnist_5k", "model=mlp_512", "trainer.max_epochs=3", "optimizer=sgd"]
+    done = lab(*words, "optimizer.lr=1e30")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    expected = r"training diverged: in mini-batch \d+ of epoch 1 the loss is (nan|inf), at a learning rate of 1e\+30"
+    assert re.search(expected, done.stderr), done.stderr
+    words += ["schedule=step", "schedule.every=1", "schedule.gamma=1", "optimizer.lr=0.01", "hydra.run.dir=run"]
+    (tmp_path / "own.py").write_text(
+        "from lightning.pytorch.callbacks import Callback\n\n\n"
+        "class Spoil(Callback):\n"
+        "    def on_train_epoch_start(self, trainer, module):\n"
+        "        if trainer.current_epoch == 1:\n"
+        "            next(module.parameters()).data.fill_(float('nan'))\n"
+    )
+    done = lab(*words, "+callbacks.spoil._target_=own.Spoil", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert "in mini-batch 1 of epoch 2 the loss is nan" in done.stderr
+    assert "the last good checkpoint is run/checkpoints/last.ckpt" in done.stderr
+    assert (tmp_path / "run/checkpoints/last.ckpt").exists() and not (tmp_path / "run/result.json").exists()
 
 
 def test_the_neuron_computes_in_double_precision() -> None:

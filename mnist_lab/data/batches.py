@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import torch
@@ -52,20 +53,24 @@ class Batch(NamedTuple):
     """int64 (B,)."""
     sizes: list[int]
     """How many images each mini-batch has; their sum is B."""
-    prepare: Callable[[Tensor], Tensor]
-    """uint8 (b, C, H, W) → the float32 (b, C, H, W) that the network gets."""
+    first: int
+    """The first mini-batch's number in its epoch, from 0."""
+    prepare: Callable[[Tensor, int], Tensor]
+    """uint8 (b, C, H, W), and the mini-batch's number → the float32 (b, C, H, W) that the network gets."""
 
     def mini_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Each mini-batch: images, float32 (b, C, H, W), and labels, int64 (b,)."""
-        for pixels, labels in zip(self.pixels.split(self.sizes), self.labels.split(self.sizes), strict=True):
-            yield self.prepare(pixels), labels
+        parts = zip(self.pixels.split(self.sizes), self.labels.split(self.sizes), strict=True)
+        for number, (pixels, labels) in enumerate(parts, self.first):
+            yield self.prepare(pixels, number), labels
 
 
 class Batches:
     """An epoch of batches, made by index from images in memory.
 
-    Iterating gives a `Batch` for each `steps` mini-batches. The last mini-batch holds what is left. Of each, process
-    `rank` of `world_size` gets its share, so that `batch_size` is that of all of them together.
+    Iterating gives a `Batch` for each `steps` mini-batches; a checkpoint keeps how many were given. The last mini-batch
+    holds what is left. Of each, process `rank` of `world_size` gets its share, so that `batch_size` is that of all of
+    them together.
 
     Args:
         images: uint8 (N, C, H, W), on the device that computes; or on the host, and streamed to it.
@@ -108,6 +113,8 @@ class Batches:
         self.steps = steps
         self.rank = rank
         self.world_size = world_size
+        self._given = 0
+        self._skipped = 0
 
     def __len__(self) -> int:
         return -(-self.mini_batches // self.steps)
@@ -122,28 +129,42 @@ class Batches:
         return min(self.batch_size, len(self.sampler.index) - number * self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        self._generator = self._seeded(self.device)
+        start = self._start()
         index, sizes = [], []
         for several in self.sampler().to(self.images.device).split(self.batch_size * self.steps):
             mine = [batch[self.rank :: self.world_size] for batch in several.split(self.batch_size)]
             index.append(several if self.world_size == 1 else torch.cat(mine))
             sizes.append([len(part) for part in mine])
         # index_select copies an image at a time, where indexing by a tensor goes value by value.
-        pairs = ((self.images.index_select(0, i), self.labels.index_select(0, i)) for i in index)
+        pairs = ((self.images.index_select(0, i), self.labels.index_select(0, i)) for i in index[start:])
         streams = self.device != self.images.device
         found: Iterable[tuple[Tensor, Tensor]] = _streamed(pairs, self.device) if streams else pairs
-        for (images, labels), parts in zip(found, sizes, strict=True):
-            yield Batch(images, labels, parts, self.prepare)
+        for (images, labels), parts in zip(found, sizes[start:], strict=True):
+            self._given += 1
+            yield Batch(images, labels, parts, (self._given - 1) * self.steps, self.prepare)
 
-    def _seeded(self, device: torch.device) -> torch.Generator:
-        """Random numbers that depend on the seed, the epoch and the process, and on nothing else."""
-        seed = (self.sampler.seed or 0) + 2**32 * (1 + self.rank)  # no seed of a batch order
-        return torch.Generator(device).manual_seed(seed * 2**20 + self.sampler.epoch)
+    def state_dict(self) -> dict[str, int]:
+        """How many were given in this epoch."""
+        return {"given": self._given}
 
-    def prepare(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) → float32 (B, C, H, W), augmented and scaled."""
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """The next epoch to begin leaves out those that were given."""
+        self._skipped = state_dict["given"]
+
+    def _start(self) -> int:
+        """How many an epoch that begins now leaves out."""
+        self._given, self._skipped = self._skipped, 0
+        return self._given
+
+    def _seeded(self, device: torch.device, number: int) -> torch.Generator:
+        """Random numbers that depend on the seed, the process, the epoch and a number, and on nothing else."""
+        facts = f"{self.sampler.seed or 0}/{self.rank}/{self.sampler.epoch}/{number}".encode()
+        return torch.Generator(device).manual_seed(int.from_bytes(blake2b(facts, digest_size=8).digest()))
+
+    def prepare(self, pixels: Tensor, number: int) -> Tensor:
+        """uint8 (B, C, H, W), the mini-batch of this number → float32 (B, C, H, W), augmented and scaled."""
         if self.augment is not None:
-            pixels = self.augment(pixels.float(), self._generator)
+            pixels = self.augment(pixels.float(), self._seeded(self.device, number))
         shifted = pixels if self.shift is None else pixels - self.shift
         return shifted.float() if self.divisor is None else shifted / self.divisor
 
@@ -168,18 +189,21 @@ class WorkerBatches(Batches):
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        self._generator = self._seeded(self.device)
+        start = self._start()
         # Processes that start anew each epoch have random numbers that don't depend on the epochs before.
-        self._loader.generator = self._seeded(torch.device("cpu"))
-        for images, labels in self._loader:
+        self._loader.generator = self._seeded(torch.device("cpu"), -1)
+        for number, (images, labels) in enumerate(self._loader):
+            if number < start:  # made all the same, for the random numbers that go into it
+                continue
             images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
-            yield Batch(images, labels, [len(labels)], self.prepare)
+            self._given += 1
+            yield Batch(images, labels, [len(labels)], number, self.prepare)
 
-    def prepare(self, pixels: Tensor) -> Tensor:
+    def prepare(self, pixels: Tensor, number: int) -> Tensor:
         """uint8 or finished float32 (B, C, H, W) → float32 (B, C, H, W), augmented; uint8 is scaled."""
         if not pixels.is_floating_point():
-            return super().prepare(pixels)
-        return pixels if self.augment is None else self.augment(pixels, self._generator)
+            return super().prepare(pixels, number)
+        return pixels if self.augment is None else self.augment(pixels, self._seeded(self.device, number))
 
 
 class _Shares:

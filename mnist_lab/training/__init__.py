@@ -1,8 +1,20 @@
 """The LightningModule and the callbacks of a run."""
 
 from mnist_lab.training.callbacks import EpochProgress, History, LayerTable, NeuronForwardPass
+from mnist_lab.training.checkpoints import Checkpoints, WholeFiles, newest
 from mnist_lab.training.classifier import Classifier
 from mnist_lab.training.optimizers import RMSprop
 from mnist_lab.training.replay import Replay
 
-__all__ = ["Classifier", "EpochProgress", "History", "LayerTable", "NeuronForwardPass", "RMSprop", "Replay"]
+__all__ = [
+    "Checkpoints",
+    "Classifier",
+    "EpochProgress",
+    "History",
+    "LayerTable",
+    "NeuronForwardPass",
+    "RMSprop",
+    "Replay",
+    "WholeFiles",
+    "newest",
+]

@@ -21,7 +21,7 @@ from rich.table import Column, Table
 from mnist_lab.data import Batches
 from mnist_lab.files import write_whole
 from mnist_lab.models import Neuron
-from mnist_lab.terminal import relative, show
+from mnist_lab.terminal import show
 from mnist_lab.training.classifier import Classifier
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class History(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, float | int | None]] = []
+        self._start = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the epoch's clock."""
@@ -65,19 +66,13 @@ class History(Checkpoint):
             write_whole(self.path, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows, for the checkpoint."""
-        return {"rows": self.rows}
+        """The rows, for the checkpoint, and how long the epoch has taken so far."""
+        return {"rows": self.rows, "elapsed": time.perf_counter() - self._start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the rows of the checkpoint."""
         self.rows = state_dict["rows"]
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Says where a run was stopped by Ctrl-C; Lightning ends the program with exit status 1."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
-            epoch, done = trainer.current_epoch + 1, len(self.rows)
-            kept = f"checkpoints/last.ckpt has epoch {done}" if done else "no epoch was completed"
-            log.warning(f"stopped in epoch {epoch}: {kept}, in {relative(self.path.parent)}")
+        self._start = time.perf_counter() - state_dict["elapsed"]
 
     @staticmethod
     def _line(row: dict[str, Any], epochs: int) -> str:

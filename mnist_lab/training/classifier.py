@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_lab.data import Batch, Batches
+from mnist_lab.errors import Diverged
 from mnist_lab.training.replay import Replay
 
 
@@ -59,7 +61,8 @@ class Classifier(L.LightningModule):
         self.metrics: dict[str, float] = {}
         """Of the latest epoch: train/loss, train/acc, val/loss, val/acc, lr; of a test: test/loss, test/acc, test/n."""
         self._sums: dict[str, tuple[Tensor, int]] = {}
-        self._random: Tensor | None = None
+        self._random: dict[str, Any] | None = None
+        self._position: dict[str, int] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (B, num_classes), of images, float32 (B, C, H, W)."""
@@ -90,6 +93,22 @@ class Classifier(L.LightningModule):
                     schedule.step()  # type: ignore[union-attr]
             outcomes.append((logits, loss))
         self._count("train", outcomes, batch)
+        if self.device.type == "cpu" and self.trainer.world_size == 1:  # elsewhere to look would be to wait
+            self._look_for_divergence(number - len(outcomes), [loss for _, loss in outcomes])
+
+    def accumulates(self, batch_idx: int) -> bool:
+        """Whether gradients wait for more mini-batches when the training step of this number is over."""
+        return (batch_idx + 1) * self._steps % self.accumulate != 0
+
+    def _look_for_divergence(self, number: int, losses: list[Tensor]) -> None:
+        """Raises Diverged if one of the losses, of mini-batches from this number on, is not finite."""
+        if math.isfinite(float(torch.stack(losses).sum())):
+            return
+        loss, number = next((float(v), number + n) for n, v in enumerate(losses, 1) if not math.isfinite(float(v)))
+        where = f"mini-batch {number:,} of epoch {self.trainer.current_epoch + 1}"
+        raise Diverged(
+            f"training diverged: in {where} the loss is {loss}, at a learning rate of {self.metrics['lr']:g}"
+        )
 
     def _differentiate(self, images: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Logits and mean loss of the mini-batch of this number, whose gradients are in the parameters afterwards."""
@@ -137,17 +156,31 @@ class Classifier(L.LightningModule):
         self._log_sums("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the state of the random numbers, so that a run that is stopped goes on with the same masks."""
-        checkpoint["random"] = torch.get_rng_state()
+        """Keeps the random numbers' state and what has been counted of an epoch, so that a stopped run goes on."""
+        checkpoint["random"] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            checkpoint["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint["counted"] = {"sums": self._sums, "metrics": self.metrics}
+        batches = self.trainer.train_dataloader
+        checkpoint["batches"] = batches.state_dict() if isinstance(batches, Batches) else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Finds it again; it is set when the training begins."""
-        self._random = checkpoint.get("random")
+        """Finds them again; the random numbers' state and the batches' are set when the training begins."""
+        self._random, self._position = checkpoint.get("random"), checkpoint.get("batches")
+        counted = checkpoint.get("counted", {"sums": {}, "metrics": {}})
+        self._sums = {stage: (sums.to(self.device), n) for stage, (sums, n) in counted["sums"].items()}
+        self.metrics = dict(counted["metrics"])
 
     def on_train_start(self) -> None:
-        """Goes on with the random numbers of the checkpoint, if there is one."""
+        """Goes on with the random numbers of the checkpoint, if there is one, and in the middle of its epoch."""
+        batches = self.trainer.train_dataloader
+        # Lightning does this itself, but not where a schedule has asked it for the number of steps before.
+        if self._position is not None and isinstance(batches, Batches) and self.trainer.fit_loop.restarted_mid_epoch:
+            batches.load_state_dict(self._position)
         if self._random is not None:
-            torch.set_rng_state(self._random)
+            torch.set_rng_state(self._random["cpu"])
+            if "cuda" in self._random and self.device.type == "cuda":
+                torch.cuda.set_rng_state(self._random["cuda"], self.device)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, and its schedule step by step."""
@@ -210,6 +243,9 @@ class Classifier(L.LightningModule):
         everything: Any = self.trainer.strategy.reduce(torch.cat([sums, sums.new_tensor([images])]), reduce_op="sum")
         loss, correct, n = everything.tolist()
         self.metrics |= {f"{stage}/loss": loss / n, f"{stage}/acc": correct / n}
+        if stage == "train" and not math.isfinite(loss):
+            epoch, lr = self.trainer.current_epoch + 1, self.metrics["lr"]
+            raise Diverged(f"training diverged: in epoch {epoch} the loss is {loss / n}, at a learning rate of {lr:g}")
         if stage == "test":
             self.metrics["test/n"] = n
         self.log_dict(

@@ -1,0 +1,85 @@
+"""The verb `resume`: a run or a sweep goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from mnist_lab.errors import UserError
+from mnist_lab.evaluate import load_config
+from mnist_lab.sweep.study import held, is_sweep, load_asked
+from mnist_lab.words import divide
+
+USAGE = (
+    "use: python -m mnist_lab resume outputs/.../RUN [trainer.max_epochs=N], or "
+    "resume outputs/sweeps/NAME [sweep.trials=N ...]"
+)
+
+
+def resume(words: list[str]) -> None:
+    """Goes on with what a folder holds.
+
+    A run goes on from its last checkpoint, in the middle of an epoch if it was stopped there, to the numbers that it
+    would have had; one that is finished stays as it is. Of a sweep, what is left is run: trials that wait, and those
+    that were running, from their last checkpoint.
+
+    Args:
+        words: the folder, then overrides: of a run `trainer.max_epochs=8`, which goes on with a finished one; of a
+            sweep `sweep.trials=40`, which adds trials, or `sweep.accept_changes=true`, which goes on although code or
+            configs have changed.
+
+    Raises:
+        UserError: it is neither's folder, another process is at work on it, or what it is made of has changed.
+    """
+    if not words or "=" in words[0] or words[0].startswith("-"):
+        raise UserError(USAGE)
+    folder = Path(words[0]).expanduser()
+    if is_sweep(folder) or not (folder / "config.yaml").exists():
+        _sweep(folder, words[1:])
+    elif is_sweep(folder.parent):
+        raise UserError(f"{folder} is a trial of a sweep, which goes on as a whole: resume {folder.parent}")
+    else:
+        _run(folder.absolute(), words[1:])
+
+
+def _sweep(folder: Path, words: list[str]) -> None:
+    from mnist_lab.__main__ import train
+
+    asked = load_asked(folder)
+    for word in words:
+        if not word.startswith("sweep."):
+            raise UserError(f"{word}: only sweep.* can be changed of a sweep that has begun\n{USAGE}")
+    path = str(folder.absolute()).replace("\\", "\\\\").replace("'", "\\'")
+    train([sys.argv[0], *asked["argv"], *words, f"hydra.sweep.dir='{path}'"], fresh=False)
+
+
+def _run(folder: Path, words: list[str]) -> None:
+    started = time.perf_counter()
+    options, others = divide(words, {"trainer.max_epochs": ""}, USAGE)
+    if others:
+        raise UserError(f"{others[0]}: only trainer.max_epochs can be changed of a run that has begun\n{USAGE}")
+    more = [f"trainer.max_epochs={options['trainer.max_epochs']}"] if options["trainer.max_epochs"] else []
+    cfg = load_config(folder, more)
+    try:
+        asked = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        command, overrides = list(asked["command"]), list(asked["overrides"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'run.json'} can't be read: {error}") from error
+    from mnist_lab.config import is_helper_process
+    from mnist_lab.result import Result
+
+    if (folder / "result.json").exists():
+        epochs = len(Result.load(folder).history)
+        if cfg.trainer.max_epochs <= epochs:
+            print(f"{folder} is finished, after {epochs} epochs. To train it longer: trainer.max_epochs={epochs + 1}")
+            return
+    from mnist_lab.run import run
+    from mnist_lab.terminal import logged
+
+    if is_helper_process():
+        run(cfg, folder, overrides + more, command + more, started)
+        return
+    with held(folder, str(folder)), logged(folder / "run.log"):
+        run(cfg, folder, overrides + more, command + more, started)

@@ -1,0 +1,204 @@
+"""What is kept of a run while it runs, so that it goes on to the same numbers whatever stops it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+import zipfile
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from mnist_lab.terminal import relative
+from mnist_lab.training.classifier import Classifier
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C, what `kill` and cluster schedulers send to end a job, and what SLURM's `--signal=USR1@60` announces it by."""
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint straight to its file, and returns when the disk has it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Called by Lightning in the first process."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Checkpoints(Checkpoint):
+    """Keeps last.ckpt, previous.ckpt (the last but one) and best.ckpt (the highest val/acc), each whole or not at all.
+
+    A run that is told to stop does so after the step that it is at: its checkpoint is written, the command to go on is
+    shown, and the program ends with exit status 128 plus the signal's number. A second Ctrl-C ends it at once.
+
+    A Checkpoint, because Lightning calls those last: when everything else knows of the epoch.
+
+    Args:
+        folder: where they are kept.
+        number: how many units pass between two checkpoints, 1 or more.
+        unit: "epoch", "step" (of the optimiser) or "minute". Checkpoints come when a training step ends.
+        best: whether there is validation data to choose the best by.
+    """
+
+    def __init__(self, folder: Path, number: int, unit: str, best: bool) -> None:
+        self.folder, self.number, self.unit, self.best = folder, number, unit, best
+        self.highest = float("-inf")
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the best is."""
+        return {"highest": self.highest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self.highest = state_dict["highest"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listens for signals from now on."""
+        self._step, self._time = trainer.global_step, time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._told_to_stop) for number in SIGNALS}
+
+    def _told_to_stop(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+        signal.signal(number, self._handlers[number])  # a second one does what it always did
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves where that is due, unless the epoch's end or a validation is about to come."""
+        told = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        if not (told or (self.unit != "epoch" and self._due(trainer))):
+            return
+        assert isinstance(pl_module, Classifier)
+        loop = trainer.fit_loop.epoch_loop
+        fetcher = trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        if loop.batch_progress.is_last_batch or loop._should_check_val_fx(fetcher) or pl_module.accumulates(batch_idx):
+            return
+        self._save(trainer)
+        if told:
+            self._leave(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves what is best so far, of several validations within an epoch."""
+        loop = trainer.fit_loop.epoch_loop
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not loop.batch_progress.is_last_batch:
+            assert isinstance(pl_module, Classifier)
+            if self._improved(pl_module):
+                self._save(trainer, improved=True)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves where that is due, where the epoch is the best, the last, or was told to be."""
+        assert isinstance(pl_module, Classifier)
+        told = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        epoch = trainer.current_epoch + 1
+        due = epoch % self.number == 0 if self.unit == "epoch" else self._due(trainer)
+        over = epoch == trainer.max_epochs or trainer.should_stop
+        improved = self._improved(pl_module)
+        if told or due or over or improved:
+            self._save(trainer, improved)
+        if told:
+            self._leave(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listens no longer; and saves what an epoch that ended early has left."""
+        self._deafen()
+        if trainer.global_step != self._step:
+            self._save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Says how to go on after a second Ctrl-C."""
+        self._deafen()
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and (self.folder / "last.ckpt").exists():
+            log.warning(f"stopped at once. {self._how_to_go_on}")
+
+    @property
+    def _how_to_go_on(self) -> str:
+        return f"To go on: python -m mnist_lab resume {relative(self.folder.parent)}"
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        if self.unit == "step":
+            return trainer.global_step // self.number > self._step // self.number
+        return trainer.strategy.reduce_boolean_decision(time.monotonic() - self._time >= 60 * self.number, all=False)
+
+    def _improved(self, module: Classifier) -> bool:
+        """Whether validation has found the best so far. Of two that are equal the first is kept."""
+        found = module.metrics.get("val/acc")
+        if not self.best or found is None or found <= self.highest:
+            return False
+        self.highest = found
+        return True
+
+    def _save(self, trainer: L.Trainer, improved: bool = False) -> None:
+        self._step, self._time = trainer.global_step, time.monotonic()
+        part, last = self.folder / ".part", self.folder / "last.ckpt"
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            if last.exists():
+                _same_file(last, self.folder / "previous.ckpt")
+            part.replace(last)
+            if improved:
+                _same_file(last, self.folder / "best.ckpt")
+        trainer.strategy.barrier()
+
+    def _leave(self, trainer: L.Trainer) -> None:
+        self._deafen()
+        number = self._signal or signal.SIGTERM
+        if trainer.is_global_zero:
+            name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            log.warning(
+                f"stopped by {name} in epoch {trainer.current_epoch + 1}, nothing is lost. {self._how_to_go_on}"
+            )
+        raise SystemExit(128 + number)
+
+    def _deafen(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+
+def newest(folder: Path) -> Path | None:
+    """The last checkpoint that is whole; one that is damaged is set aside, with a warning. None where there is none.
+
+    Every part of a checkpoint carries a CRC-32, which PyTorch writes and doesn't look at.
+    """
+    for path in (folder / "last.ckpt", folder / "previous.ckpt"):
+        if not path.exists():
+            continue
+        try:
+            with zipfile.ZipFile(path) as parts:
+                damaged = parts.testzip()
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+            damaged = str(error)
+        if damaged is None:
+            return path
+        log.warning(f"{relative(path)} is damaged ({damaged}): the one before is used, and it is kept as .damaged")
+        path.replace(path.with_suffix(".damaged"))
+    return None
+
+
+def _same_file(source: Path, target: Path) -> None:
+    """Gives a file a second name, in the place of what has it; a copy where the file system knows no second names."""
+    new = target.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    try:
+        os.link(source, new)
+    except OSError:
+        shutil.copyfile(source, new)
+    new.replace(target)

@@ -1,0 +1,168 @@
+"""Runs that are really stopped, at any moment, and resumed: they end as one that was never stopped."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Command
+
+from mnist_lab.result import Result
+
+MLP = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer.max_epochs=8"]
+RECIPES = {
+    "momentum, cosine": [*MLP, "optimizer=sgd", "optimizer.momentum=0.9", "schedule=cosine"],
+    "dropout, augmentation": [*MLP, "model=mlp", "augment=affine", "callbacks=early_stopping"],
+    "accumulation": [*MLP, "trainer.accumulate_grad_batches=3", "data.batch_size=32", "optimizer=adamw"],
+    "convolution": ["data=mnist_5k", "model=cnn", "data.train_size=1000", "schedule=one_cycle", "trainer.max_epochs=3"],
+}
+
+
+def outcome(folder: Path) -> tuple[Any, ...]:
+    """What a run found, without the time it took."""
+    result = Result.load(folder)
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result.history]
+    weights = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    return result.test, rows, {name: tensor.tolist() for name, tensor in weights.items()}
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mnist_lab", *words],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def stop(folder: Path, words: list[str], when: Path, how: int, wait: float) -> tuple[int, str]:
+    """Sends a signal some time after a file has appeared; the exit status and what the terminal showed."""
+    process = start(folder, *words)
+    for _ in range(4000):
+        if when.exists() or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    time.sleep(wait)
+    process.send_signal(how)
+    shown, _ = process.communicate(timeout=120)
+    return process.returncode, shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_after_ctrl_c_a_term_signal_and_a_kill(recipe: str, lab: Command, tmp_path: Path) -> None:
+    words = [*RECIPES[recipe], "checkpoint.every=7 steps"]
+    assert lab(*words, "hydra.run.dir=whole").returncode == 0
+    chance = random.Random(recipe)
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    line = [*words, "hydra.run.dir=run"]
+    for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        status, shown = stop(tmp_path, line, last, how, chance.random() / 2)
+        assert status in (0, 128 + how, -how), shown
+        if status == 128 + how:
+            assert "To go on: python -m mnist_lab resume run" in shown
+        line = ["resume", "run"]
+    done = lab(*line)
+    assert done.returncode == 0, done.stderr
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert "is finished, after" in lab(*line).stdout
+
+
+def test_in_the_middle_of_an_epoch_it_goes_on_there(lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import os, signal\nfrom lightning.pytorch.callbacks import Callback\n\n\n"
+        "class Stop(Callback):\n"
+        "    def on_train_epoch_start(self, trainer, module):\n"
+        "        if trainer.current_epoch == 1:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    words = [*MLP, "schedule=cosine", "data.batch_size=64", "trainer.max_epochs=3"]
+    assert lab(*words, "hydra.run.dir=whole").returncode == 0
+    stopped = lab(*words, "hydra.run.dir=run", "+callbacks.stop._target_=own.Stop", PYTHONPATH=str(tmp_path))
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    assert "stopped by SIGTERM in epoch 2" in stopped.stdout
+    saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert saved["epoch"] == 1 and saved["batches"] == {"given": 1}
+    (tmp_path / "own.py").write_text("from lightning.pytorch.callbacks import Callback as Stop\n")
+    done = lab("resume", "run", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/" not in done.stdout
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(lab: Command, tmp_path: Path) -> None:
+    words = [*MLP, "trainer.max_epochs=3"]
+    assert lab(*words, "hydra.run.dir=run").returncode == 0
+    whole = outcome(tmp_path / "run")
+    (tmp_path / "run/result.json").unlink()
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    done = lab("resume", "run")
+    assert done.returncode == 0, done.stderr
+    assert "checkpoints/last.ckpt is damaged" in done.stdout and "epoch 3/3" in done.stdout
+    assert outcome(tmp_path / "run") == whole
+    assert (last.parent / "last.damaged").exists()
+
+
+def test_a_finished_run_can_be_trained_longer(lab: Command, tmp_path: Path) -> None:
+    assert lab(*MLP, "trainer.max_epochs=4", "hydra.run.dir=four").returncode == 0
+    assert lab(*MLP, "trainer.max_epochs=2", "hydra.run.dir=two").returncode == 0
+    done = lab("resume", "two", "trainer.max_epochs=4")
+    assert done.returncode == 0, done.stderr
+    assert outcome(tmp_path / "two") == outcome(tmp_path / "four")
+    assert Result.load(tmp_path / "two").config == Result.load(tmp_path / "four").config
+
+
+def test_a_run_that_is_being_worked_on_is_left_alone(lab: Command, tmp_path: Path) -> None:
+    process = start(tmp_path, *MLP, "trainer.max_epochs=500", "hydra.run.dir=run")
+    try:
+        for _ in range(2000):
+            if (tmp_path / "run/checkpoints/last.ckpt").exists():
+                break
+            time.sleep(0.05)
+        done = lab("resume", "run")
+        assert done.returncode == 2
+        assert f"is being worked on by process {process.pid}" in done.stderr
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_can_t_be_resumed_is_told(lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for words, message in {
+        "resume": "use: python -m mnist_lab resume",
+        "resume empty": "empty is no sweep",
+        "resume nowhere": "nowhere is no sweep",
+    }.items():
+        done = lab(*words.split())
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert lab(*MLP, "trainer.max_epochs=1", "hydra.run.dir=run").returncode == 0
+    done = lab("resume", "run", "optimizer.lr=1")
+    assert done.returncode == 2 and "only trainer.max_epochs can be changed" in done.stderr
+    (tmp_path / "run/run.json").write_text("{")
+    done = lab("resume", "run", "trainer.max_epochs=2")
+    assert done.returncode == 2 and "run.json can't be read" in done.stderr
+
+
+def test_checkpoints_are_never_there_in_part(lab: Command, tmp_path: Path) -> None:
+    line = [*MLP, "trainer.max_epochs=500", "checkpoint.every=1 step", "hydra.run.dir=run"]
+    process = start(tmp_path, *line)
+    last, read = tmp_path / "run/checkpoints/last.ckpt", 0
+    try:
+        while read < 30 and process.poll() is None:
+            if last.exists():
+                torch.load(last, weights_only=True)
+                read += 1
+            time.sleep(0.005)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert read == 30
+    torch.load(last, weights_only=True)
