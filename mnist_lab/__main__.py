@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STARTED = time.perf_counter()
 
-VERBS = ("train", "test", "resume", "compare", "articles", "bench")
+VERBS = ("train", "test", "report", "explore", "resume", "compare", "articles", "bench")
 
 
 def main() -> None:
@@ -39,6 +39,14 @@ def main() -> None:
             from mnist_lab.evaluate import evaluate
 
             evaluate(words)
+        elif verb == "report":
+            from mnist_lab.show.report import report
+
+            report(words)
+        elif verb == "explore":
+            from mnist_lab.show.explore import explore
+
+            explore(words)
         elif verb == "resume":
             from mnist_lab.sweep.resume import resume
 
@@ -106,7 +114,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
 
                 run_trial(run_dir, lambda callbacks: run(plain(cfg), run_dir, overrides, words, callbacks=callbacks))
             else:
-                run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
+                report = cfg.get("report", True)  # a primary config of the user's own may not have it
+                run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED, report=report)
         except (UserError, PermissionError) as error:
             if not is_helper_process():
                 leave_nothing(run_dir, until=existing)

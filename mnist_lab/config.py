@@ -143,6 +143,7 @@ RULES: dict[str, Rule] = {
     "name": Rule("a text of 1 to 200 characters", lambda v: isinstance(v, str) and 0 < len(v) <= 200),
     "seed": _integer(0, 2**32 - 1),
     "test_checkpoint": one_of("last", "best"),
+    "report": boolean,
     "compile": one_of("default", "reduce-overhead", "max-autotune").or_null(),
     "loss.label_smoothing": below_one,
     "data.root": text,
@@ -511,11 +512,11 @@ def is_helper_process() -> bool:
 
 
 def plain(cfg: DictConfig) -> DictConfig:
-    """The config of a run alone, without Hydra's own part and the sweep's, with every interpolation resolved."""
+    """What makes a run's numbers: its config without Hydra's part, the sweep's and the report's, all resolved."""
     cfg = cfg.copy()
     with open_dict(cfg):
-        cfg.pop("hydra", None)
-        cfg.pop("sweep", None)
+        for key in ("hydra", "sweep", "report"):
+            cfg.pop(key, None)
     resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(resolved, DictConfig)
     return resolved
