@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +40,11 @@ def explore(words: list[str]) -> None:
     Raises:
         UserError: a word is not understood, the data can't be had, or has no image of that index.
     """
-    from hydra._internal.utils import get_args_parser
-
-    parser = get_args_parser()
-    args, unknown = parser.parse_known_args(words)
-    if unknown:
-        raise UserError(f"{unknown[0]}: not understood\n{USAGE}")
-    options, overrides = divide(args.overrides, {"index": "0", "show": "files", "dir": ""}, USAGE)
+    parser = ArgumentParser()
+    for flag in ("--config-dir", "--config-path", "--config-name"):
+        parser.add_argument(flag)
+    args, others = parser.parse_known_args(words)
+    options, overrides = divide(others, {"index": "0", "show": "files", "dir": ""}, USAGE)
     for word in overrides:
         key = word.partition("=")[0].lstrip("+~")
         if key.partition(".")[0] not in ("data", "seed"):
@@ -251,7 +250,7 @@ def _one(parts: Parts, index: int, values: bool = False) -> Figure:
     for y in range(height):
         for x in range(width):
             text = "\n".join(f"{value:.3g}" for value in image[:, y, x].tolist())
-            colour = "black" if light[y, x] > 127 else "white"
+            colour = "black" if light[y, x] > 105 else "white"
             ax.text(x, y, text, ha="center", va="center", fontsize=6.5, color=colour, linespacing=1.0)
     return figure
 
@@ -271,8 +270,11 @@ def _by_class(parts: Parts, names: list[str]) -> Figure:
         found = drawable(images[(parts.train_labels == k).nonzero().flatten()[:GRID]])
         rows += [found, *[blank] * (GRID - len(found))]
     picture = tiled(torch.cat(rows), GRID, (gap, max(2, width // 10)))
-    figure, (ax,) = subplots(width=9, height=8 * picture.shape[0] / picture.shape[1])
+    scale = picture.shape[1] / 8  # pixels an inch
+    words = 0.3 + 0.1 * max(map(len, names))  # inches
+    figure, (ax,) = subplots(width=8 + words, height=picture.shape[0] / scale)
     draw(ax, picture)
+    ax.set_xlim(-words * scale - 0.5, picture.shape[1] - 0.5)
     for k, name in enumerate(names):
-        ax.text(-0.3 * width, k * (height + gap) + height / 2 - 0.5, name, ha="right", va="center", fontsize=10)
+        ax.text(-0.2 * scale, k * (height + gap) + height / 2 - 0.5, name, ha="right", va="center", fontsize=10)
     return figure

@@ -22,6 +22,8 @@ BINS = 15
 """Of confidence, as in Guo et al. 2017."""
 UNITS = 30
 """Of a first layer whose weights are drawn, at the most."""
+MISTAKES = 15
+"""That are shown, at the most."""
 READABLE = 20
 """Classes of a confusion matrix in whose cells numbers can be read, at the most."""
 
@@ -157,12 +159,11 @@ def layers_of(net: nn.Module, image: Tensor) -> tuple[list[Layer], nn.Module | N
 
     def record(module: nn.Module, inputs: Any, output: Any) -> None:
         output = output[0] if isinstance(output, tuple | list) else output
-        count = 0 if module in modules else sum(p.numel() for p in module.parameters(recurse=False))
+        count = 0 if module in modules else sum(p.numel() for p in module.parameters())
         found.append(Layer(type(module).__name__, tuple(getattr(output, "shape", (0,)))[1:], count))
         modules.append(module)
 
-    leaves = [m for m in net.modules() if not any(m.children()) or any(True for _ in m.parameters(recurse=False))]
-    hooks = [leaf.register_forward_hook(record) for leaf in leaves]
+    hooks = [leaf.register_forward_hook(record) for leaf in net.modules() if not any(True for _ in leaf.children())]
     with torch.no_grad():
         net(image)
     for hook in hooks:
@@ -186,6 +187,10 @@ def curves(result: Result) -> Figure:
                 ax.plot(epochs, gaps, line, color=colour, markersize=4, label=label)
         if result.test[kind] is not None:
             ax.axhline(scale * result.test[kind], color=GREY, linestyle=":", label="test, at the end")
+        if not any(np.isfinite(line.get_ydata()).any() for line in ax.lines):
+            ax.text(0.5, 0.5, "no finite value", transform=ax.transAxes, ha="center", color=GREY)
+            ax.set_yticks([])
+        ax.ticklabel_format(axis="y", useOffset=False)
         ax.set_xlabel("epoch")
         ax.set_ylabel(name)
         ax.set_xlim(0.5, len(epochs) + 0.5)
@@ -194,20 +199,19 @@ def curves(result: Result) -> Figure:
     return figure
 
 
-def predictions(answers: Answers, count: int = 9) -> Figure:
-    """The first test images, three a line, each with what was predicted and what it is."""
-    chosen = torch.arange(min(count, len(answers.labels)))
-    texts = [
-        f"Predicted: {answers.names[int(answers.predicted[n])]} Label: {answers.names[int(answers.labels[n])]}"
-        for n in chosen
-    ]
+def predictions(answers: Answers) -> Figure:
+    """The first nine test images, three a line, each with what was predicted and what it is."""
+    chosen = torch.arange(min(9, len(answers.labels)))
+    pairs = [(answers.names[int(answers.predicted[n])], answers.names[int(answers.labels[n])]) for n in chosen]
+    between = " " if max(len(name) for pair in pairs for name in pair) <= 3 else "\n"
+    texts = [f"Predicted: {predicted}{between}Label: {label}" for predicted, label in pairs]
     wrong = (answers.predicted != answers.labels)[chosen].tolist()
     return titled(answers.shown(chosen), 3, 4.9, texts, wrong)
 
 
-def worst(answers: Answers, count: int = 15) -> Figure:
+def worst(answers: Answers) -> Figure:
     """The mistakes of which the network was surest, five a line, with both probabilities."""
-    chosen = answers.mistakes[:count]
+    chosen = answers.mistakes[:MISTAKES]
     texts = []
     for n in chosen:
         of, label = answers.probabilities[n], int(answers.labels[n])
@@ -242,8 +246,8 @@ def confusion_matrix(answers: Answers) -> Figure:
     step = -(-k // 64)  # more names than that can't be read
     names = answers.names[::step]
     size = min(9.0, 330 / (k / step))
-    long = max(map(len, names)) > 2
-    ax.set_xticks(range(0, k, step), names, fontsize=size, rotation=90 if long and k > 5 else 0)
+    fits = 0.6 * size * max(map(len, names)) < 72 * 0.75 * side * step / k  # of a cell's width, in points
+    ax.set_xticks(range(0, k, step), names, fontsize=size, rotation=0 if fits else 90)
     ax.set_yticks(range(0, k, step), names, fontsize=size)
     ax.set_xlabel("predicted")
     ax.set_ylabel("label")
@@ -394,7 +398,8 @@ def first_weights(layer: nn.Module | None, shape: Sequence[int]) -> tuple[Figure
     gap = max(1, images.shape[3] // 12)
     picture = tiled((127.5 + 127.5 * images / limit).byte() if colour else images, columns, (gap, gap))
     width = 8.0 if columns > 4 else 1.0 + 1.5 * columns
-    figure, (ax,) = subplots(width=width + 1, height=width * picture.shape[0] / picture.shape[1])
+    height = width * picture.shape[0] / picture.shape[1]
+    figure, (ax,) = subplots(width=width if colour else width + 1, height=height)
     if colour:
         draw(ax, picture)
         return figure, f"{text}, in colours: grey is 0, the brightest and darkest ±{limit:.2g}."

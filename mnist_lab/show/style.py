@@ -33,16 +33,18 @@ tr.best { font-weight: 600 } .note { color: #555; font-size: 0.88em } img { max-
 .warning p { margin: 0.2em 0 }
 .figures { display: flex; flex-wrap: wrap; gap: 0 3em; align-items: flex-start }
 .figures section { max-width: 32em }
+section { break-inside: avoid }
 .numbers { display: flex; flex-wrap: wrap; gap: 0.6em 2.6em; margin: 1.4em 0 }
 .numbers div { display: flex; flex-direction: column } .numbers span { color: #555; font-size: 0.88em }
 .numbers b { font-size: 1.5em; font-weight: 600; line-height: 1.3; font-variant-numeric: tabular-nums }
 pre { background: #f4f4f4; padding: 0.7em 1em; overflow-x: auto; font-size: 0.88em }
 pre.command { user-select: all; white-space: pre-wrap; overflow-wrap: anywhere }
 figure { margin: 0.5em 0; break-inside: avoid } summary { cursor: pointer; margin: 0.6em 0 }
-h2 { break-after: avoid } tr { break-inside: avoid }
+tr { break-inside: avoid }
 @media print {
   body { font-size: 10pt; margin: 0; max-width: none; padding: 0 } @page { margin: 15mm }
   .warning, pre { print-color-adjust: exact; -webkit-print-color-adjust: exact } .wide, pre { overflow: visible }
+  .figures { flex-wrap: nowrap; gap: 1.5em } .figures > * { min-width: 0; flex: 0 1 auto } h2 { margin-top: 1.4em }
 }
 """
 
