@@ -44,7 +44,8 @@ tr { break-inside: avoid }
 @media print {
   body { font-size: 10pt; margin: 0; max-width: none; padding: 0 } @page { margin: 15mm }
   .warning, pre { print-color-adjust: exact; -webkit-print-color-adjust: exact } .wide, pre { overflow: visible }
-  .figures { flex-wrap: nowrap; gap: 1.5em } .figures > * { min-width: 0; flex: 0 1 auto } h2 { margin-top: 1.4em }
+  .figures { flex-wrap: nowrap; gap: 1.5em } .figures > * { min-width: 0 } .figures > div { flex: none }
+  h2 { margin-top: 1.4em }
 }
 """
 
