@@ -209,13 +209,13 @@ def _figures(parts: Parts, index: int, seed: int) -> dict[str, Figure]:
     """The pictures, by the names of their files."""
     import torch
 
-    from mnist_lab.show.style import draw, drawable, subplots, tiled, titled
+    from mnist_lab.show.style import canvas, draw, drawable, tiled, titled
 
     images, labels = parts.train_images, parts.train_labels
     height, width = images.shape[2:]
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: GRID**2]
     picture = tiled(drawable(images[chosen]), GRID, (max(2, height // 10), max(2, width // 10)))
-    grid, (ax,) = subplots(width=8, height=8 * picture.shape[0] / picture.shape[1])
+    grid, ax = canvas(8, 8 * picture.shape[0] / picture.shape[1])
     draw(ax, picture)
 
     names = [name[:20].replace("$", r"\$") for name in parts.classes]
@@ -259,7 +259,7 @@ def _by_class(parts: Parts, names: list[str]) -> Figure:
     """The first training images of each class, a row a class."""
     import torch
 
-    from mnist_lab.show.style import draw, drawable, subplots, tiled
+    from mnist_lab.show.style import canvas, draw, drawable, tiled
 
     images = parts.train_images
     height, width = images.shape[2:]
@@ -272,7 +272,7 @@ def _by_class(parts: Parts, names: list[str]) -> Figure:
     picture = tiled(torch.cat(rows), GRID, (gap, max(2, width // 10)))
     scale = picture.shape[1] / 8  # pixels an inch
     words = 0.3 + 0.1 * max(map(len, names))  # inches
-    figure, (ax,) = subplots(width=8 + words, height=picture.shape[0] / scale)
+    figure, ax = canvas(8 + words, picture.shape[0] / scale)
     draw(ax, picture)
     ax.set_xlim(-words * scale - 0.5, picture.shape[1] - 0.5)
     for k, name in enumerate(names):

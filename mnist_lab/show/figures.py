@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mnist_lab.data import DatasetImages
 from mnist_lab.result import Result
-from mnist_lab.show.style import BLUE, GREY, ORANGE, VERMILION, draw, drawable, subplots, tiled, titled
+from mnist_lab.show.style import BLUE, GREY, ORANGE, VERMILION, canvas, draw, drawable, subplots, tiled, titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -320,11 +320,9 @@ def drawing(layers: Sequence[Layer], shape: Sequence[int]) -> Figure:
             stages.append((layer.gives, [layer]))
     columns = min(6, len(stages))
     lines = -(-len(stages) // columns)
-    figure, (ax,) = subplots(width=1.5 * columns, height=0.1 + 2.7 * lines)
-    ax.set_axis_off()
+    figure, ax = canvas(1.5 * columns, 2.7 * lines)
     ax.set_xlim(-0.75, 1.5 * columns - 0.75)
-    ax.set_ylim(2.7 * lines - 1.05, -1.1)
-    ax.set_aspect("equal")
+    ax.set_ylim(2.7 * lines - 1.15, -1.15)
     largest = max((math.sqrt(math.prod(gives[1:])) for gives, _ in stages if len(gives) == 3), default=1.0)
     for n, (gives, inside) in enumerate(stages):
         x, y = 1.5 * (n % columns), 2.7 * (n // columns)
@@ -399,10 +397,11 @@ def first_weights(layer: nn.Module | None, shape: Sequence[int]) -> tuple[Figure
     picture = tiled((127.5 + 127.5 * images / limit).byte() if colour else images, columns, (gap, gap))
     width = 8.0 if columns > 4 else 1.0 + 1.5 * columns
     height = width * picture.shape[0] / picture.shape[1]
-    figure, (ax,) = subplots(width=width if colour else width + 1, height=height)
     if colour:
+        figure, ax = canvas(width, height)
         draw(ax, picture)
         return figure, f"{text}, in colours: grey is 0, the brightest and darkest ±{limit:.2g}."
+    figure, (ax,) = subplots(width=width + 1, height=height)
     drawn = ax.imshow(picture, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="none")
     ax.set_axis_off()
     figure.colorbar(drawn, ax=ax, label="weight", shrink=0.9, pad=0.01, aspect=20)

@@ -97,6 +97,21 @@ def subplots(
     return figure, list(found.flat)
 
 
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure and axes without lines that fill it to its edges, for pictures: nothing is left to be laid out.
+
+    Args:
+        width: of the figure, in inches.
+        height: in inches.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    return figure, ax
+
+
 def svg(figure: Figure) -> str:
     """A figure as SVG: the same figure gives the same text, and its words stay words."""
     import matplotlib
@@ -157,15 +172,17 @@ def titled(images: Tensor, columns: int, width: float, texts: Sequence[str], wro
         wrong: which to mark; none by default.
     """
     high, wide = images.shape[2:]
-    inches = width / (columns + 0.25 * (columns - 1))  # of an image
+    inches = width / (1.25 * columns)  # of an image
     size = min(9.0, 1.25 * inches * 72 / (0.58 * max(len(line) for text in texts for line in text.splitlines())))
     title = 0.08 + size / 72 * 1.35 * (texts[0].count("\n") + 1)  # inches over each image
     scale = wide / inches  # pixels an inch
     down, right = high + round(title * scale), wide + round(0.25 * wide)
     picture = tiled(images, columns, (down - high, right - wide))
-    figure, (ax,) = subplots(width=width, height=picture.shape[0] / scale + title)
+    lines = -(-len(images) // columns)
+    figure, ax = canvas(width, lines * down / scale + 0.05)
     draw(ax, picture)
-    ax.set_ylim(picture.shape[0] - 0.5, -0.5 - title * scale)
+    ax.set_xlim(-0.125 * wide - 0.5, (1.25 * columns - 0.125) * wide - 0.5)  # for texts that are wider than images
+    ax.set_ylim(picture.shape[0] + 0.05 * scale - 0.5, -0.5 - title * scale)
     for n, text in enumerate(texts):
         marked = n < len(wrong) and wrong[n]
         style: dict[str, Any] = {"color": VERMILION, "fontweight": "bold"} if marked else {"color": "#222222"}
