@@ -114,8 +114,8 @@ def _mistakes(result: Result, answers: Answers, images: dict[str, str]) -> list[
     wrong, counted = len(answers.mistakes), result.test["n"] - result.test["correct"]
     parts = []
     if "mistakes" in images:
-        of = f"The {MISTAKES} of {wrong:,} mistakes" if wrong > MISTAKES else "All mistakes"
-        parts = [f"<p class=note>{of} of which the network was surest, with its probabilities.</p>", images["mistakes"]]
+        of = f"{MISTAKES} of {wrong:,} mistakes" if wrong > MISTAKES else "All mistakes"
+        parts = [f"<p class=note>{of}, the surest first, with the network's probabilities.</p>", images["mistakes"]]
     elif wrong:
         parts = ["<p>The network gives no finite probability.</p>"]
     else:

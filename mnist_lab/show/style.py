@@ -135,7 +135,7 @@ def tiled(images: Tensor, columns: int, gap: tuple[int, int]) -> np.ndarray[Any,
     """Images side by side in one picture, line by line.
 
     Args:
-        images: uint8 or float (N, C, H, W), 0 to 255. Three are colours, of other numbers the mean is drawn.
+        images: uint8 or float (N, C, H, W), 0 to 255. Three channels are colours; of others the mean is drawn.
         columns: images a line.
         gap: pixels between lines, and between columns.
 
