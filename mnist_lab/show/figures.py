@@ -194,7 +194,7 @@ def curves(result: Result) -> Figure:
         ax.set_xlabel("epoch")
         ax.set_ylabel(name)
         ax.set_xlim(0.5, len(epochs) + 0.5)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
 

@@ -180,7 +180,7 @@ def _curves(groups: Sequence[Group], metric: str) -> Figure:
             ax.plot(range(1, epochs + 1), means, color=colour, marker="o", markersize=3, label=group.name[:90])
         ax.set_xlabel("epoch")
         ax.set_ylabel(f"{stage}/{kind}")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(
         handles,
