@@ -51,10 +51,12 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
     from datetime import datetime
 
     from mnist_lab.__main__ import leave_nothing
+    from mnist_lab.config import compose_config, plain
     from mnist_lab.run import run
     from mnist_lab.terminal import logged
 
-    cfg = compose(*overrides)
+    composed = compose_config(list(overrides))
+    cfg = plain(composed)
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     folder = Path(run_dir or Path("outputs") / cfg.name / now).expanduser().absolute()
     if folder.exists() and any(folder.iterdir()):
@@ -63,7 +65,7 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
     folder.mkdir(parents=True, exist_ok=True)
     with logged(folder / "run.log"):
         try:
-            run(cfg, folder, list(overrides), command=list(overrides))
+            run(cfg, folder, list(overrides), command=list(overrides), report=composed.report)
         except UserError:
             leave_nothing(folder, until=existing)
             raise

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STARTED = time.perf_counter()
 
-VERBS = ("train", "test", "resume", "compare", "articles", "bench")
+VERBS = ("train", "test", "report", "explore", "resume", "compare", "articles", "bench")
 
 
 def main() -> None:
@@ -39,6 +39,14 @@ def main() -> None:
             from mnist_lab.evaluate import evaluate
 
             evaluate(words)
+        elif verb == "report":
+            from mnist_lab.show.report import report
+
+            report(words)
+        elif verb == "explore":
+            from mnist_lab.show.explore import explore
+
+            explore(words)
         elif verb == "resume":
             from mnist_lab.resume import resume
 
@@ -108,8 +116,9 @@ def train(argv: list[str], fresh: bool = True) -> None:
             elif is_helper_process():
                 run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
             else:
+                report = cfg.get("report", True)  # a primary config of the user's own may not have it
                 with held(run_dir, str(run_dir)):
-                    run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
+                    run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED, report=report)
         except (UserError, PermissionError) as error:
             if not is_helper_process():
                 leave_nothing(run_dir, until=existing)

@@ -52,7 +52,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> 
     Raises:
         UserError: an option that Lightning refuses, or an accelerator that isn't here.
     """
-    number, unit = cfg.checkpoint.every.split()
+    number, unit = OmegaConf.select(cfg, "checkpoint.every", default="1 epoch").split()
     checkpoints = Checkpoints(run_dir / "checkpoints", int(number), unit.rstrip("s"), best=cfg.data.val != "none")
     # TensorBoard writes through TensorFlow where that is installed, and imports all of it first: 4 s and 0.7 GB.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))

@@ -147,6 +147,7 @@ RULES: dict[str, Rule] = {
         "a number of epochs, steps or minutes: 1 epoch, 500 steps, 10 minutes",
         lambda v: isinstance(v, str) and re.fullmatch(r"[1-9]\d{0,8} (epoch|step|minute)s?", v) is not None,
     ),
+    "report": boolean,
     "compile": one_of("default", "reduce-overhead", "max-autotune").or_null(),
     "loss.label_smoothing": below_one,
     "data.root": text,
@@ -515,11 +516,11 @@ def is_helper_process() -> bool:
 
 
 def plain(cfg: DictConfig) -> DictConfig:
-    """The config of a run alone, without Hydra's own part and the sweep's, with every interpolation resolved."""
+    """What makes a run's numbers: its config without Hydra's part, the sweep's and the report's, all resolved."""
     cfg = cfg.copy()
     with open_dict(cfg):
-        cfg.pop("hydra", None)
-        cfg.pop("sweep", None)
+        for key in ("hydra", "sweep", "report"):
+            cfg.pop(key, None)
     resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     assert isinstance(resolved, DictConfig)
     return resolved

@@ -38,13 +38,13 @@ def digests(paths: Sequence[Path]) -> list[str]:
     return found
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all: readers see the old content or the new, never a part."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all: readers see the old content or the new, never a part. Text becomes UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)

@@ -36,7 +36,8 @@ class Result:
         started_at: ISO 8601 with time zone.
         code: version of mnist_lab; commit of its git checkout and whether files differed from it, or null.
         packages: versions of Python and of the packages that matter.
-        machine: system, processor, cores, torch threads, accelerator and its name.
+        machine: system, processor, cores, torch threads, accelerator and its name, processes, and the most memory that
+            the (first) process held until the test's end: memory_gb and accelerator_memory_gb, in 10⁹ bytes, or null.
         data: requested, name (the data really used), fallback (why another data set stands in, or null), digest
             (SHA-256 over the files' digests), files with their digests (up to 20 of them), classes, images in train,
             val and test, val_from.
@@ -140,6 +141,16 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def most_memory() -> float | None:
+    """The most memory that this process has held, in 10⁹ bytes; None where the system doesn't tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if platform.system() == "Darwin" else 1024  # of ru_maxrss, in bytes
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
 
 
 def cores() -> int:

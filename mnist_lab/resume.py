@@ -82,4 +82,4 @@ def _run(folder: Path, words: list[str]) -> None:
         run(cfg, folder, overrides + more, command + more, started)
         return
     with held(folder, str(folder)), logged(folder / "run.log"):
-        run(cfg, folder, overrides + more, command + more, started)
+        run(cfg, folder, overrides + more, command + more, started, report=True)

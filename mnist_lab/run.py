@@ -37,8 +37,9 @@ from mnist_lab.build import (
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import Diverged, UserError
 from mnist_lab.files import write_whole
-from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, package_versions, processor
-from mnist_lab.terminal import metrics_table, relative, show, show_result, warn
+from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, most_memory, package_versions, processor
+from mnist_lab.show.report import leave_report
+from mnist_lab.terminal import metrics_table, relative, show, show_result, show_where, warn
 from mnist_lab.training import Classifier, History, NeuronForwardPass, newest
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def run(
     command: list[str],
     started: float | None = None,
     callbacks: Sequence[L.Callback] = (),
+    report: bool = False,
 ) -> Result | None:
     """Trains and tests what `cfg` describes, and leaves everything about it in `run_dir`.
 
@@ -71,11 +73,12 @@ def run(
 
     Args:
         cfg: a checked and resolved config, without Hydra's own part.
-        run_dir: the run's folder: config.yaml, result.json, history.csv, checkpoints/, tensorboard/.
+        run_dir: the run's folder: config.yaml, result.json, history.csv, checkpoints/, tensorboard/, report.html.
         overrides: what was asked for in Hydra's grammar.
         command: the words after `python -m mnist_lab` that repeat the run.
         started: `time.perf_counter()` when the program started; None: now.
         callbacks: beside those of the config.
+        report: whether to leave the page report.html, which takes a second.
 
     Returns:
         The result; None in all processes of a distributed run but the first.
@@ -172,7 +175,8 @@ def run(
     )
     result.save(run_dir)
     log_hyperparameters(trainer.logger, result, trainer.global_step)
-    show_result(result, run_dir)
+    show_result(result)
+    show_where(result, run_dir, leave_report(run_dir, data) if report else None)
     return result
 
 
@@ -191,14 +195,8 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
         UserError: the checkpoint is of another network or can't be read, or the data can't be had.
     """
     recorded = Result.load(run_dir) if (run_dir / "result.json").exists() else None
-    data = build(cfg, "data")
+    data = data_of(cfg, recorded)
     net, loss = build(cfg, "model"), build(cfg, "loss")
-    # The images that the run was tested on, or none: others in their place would make another number of it.
-    data.fallback = None
-    if recorded is not None and recorded.data["fallback"] is not None:
-        data.use_fallback(recorded.data["fallback"])
-    data.prepare_data()
-    data.setup()
     check_fit(cfg, net, loss, data)
     load_weights(net, checkpoint, read_checkpoint(checkpoint))
     module = Classifier(net, loss, build(cfg, "optimizer"))
@@ -221,6 +219,25 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
     return found
 
 
+def data_of(cfg: DictConfig, recorded: Result | None) -> ImageDataModule:
+    """The images that a run was tested on, or none: others in their place would make another number of it.
+
+    Args:
+        cfg: the run's config.
+        recorded: the run's result, if there is one.
+
+    Raises:
+        UserError: they can't be had.
+    """
+    data: ImageDataModule = build(cfg, "data")
+    data.fallback = None
+    if recorded is not None and recorded.data["fallback"] is not None:
+        data.use_fallback(recorded.data["fallback"])
+    data.prepare_data()
+    data.setup()
+    return data
+
+
 def notes(cfg: DictConfig, data: ImageDataModule, measured: Sequence[Mapping[str, float | None]]) -> list[str]:
     """What nobody who reads the numbers may miss.
 
@@ -229,13 +246,7 @@ def notes(cfg: DictConfig, data: ImageDataModule, measured: Sequence[Mapping[str
         data: its data.
         measured: metrics by name; those that are not finite deserve a note.
     """
-    found = []
-    if data.fallback_reason is not None:
-        assert data.images is not None
-        found.append(
-            f"NOT {data.data_name.upper()}: {data.images.name} stands in for it, with {len(data.train_index):,} "
-            f"training and {len(data.images.test_labels):,} test images. {data.fallback_reason}."
-        )
+    found = [] if data.stand_in is None else [data.stand_in]
     if data.val == "test":
         found.append("The test set was looked at while training: it was the validation set (data.val=test).")
     if any(value is not None and not math.isfinite(value) for row in measured for value in row.values()):
@@ -273,15 +284,17 @@ def announce(cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: L.
 def machine(trainer: L.Trainer) -> dict[str, Any]:
     """What it ran on."""
     device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    on_gpu = device.type == "cuda"
     return {
         "system": platform.platform(),
         "processor": processor(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "accelerator": device.type,
-        "accelerator_name": name,
+        "accelerator_name": torch.cuda.get_device_name(device) if on_gpu else None,
         "processes": trainer.world_size,
+        "memory_gb": most_memory(),
+        "accelerator_memory_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 3) if on_gpu else None,
     }
 
 

@@ -49,7 +49,11 @@ def show(renderable: RenderableType) -> None:
     console.print(renderable)
     with console.capture() as captured:
         console.print(renderable)
-    text = "\n".join(line.rstrip() for line in Text.from_ansi(captured.get()).plain.splitlines())
+    to_log_file("\n".join(line.rstrip() for line in Text.from_ansi(captured.get()).plain.splitlines()))
+
+
+def to_log_file(text: str) -> None:
+    """Writes to the run's log file what the terminal is not to show as well."""
     record = logging.LogRecord(log.name, logging.INFO, __file__, 0, "\n" + text, None, None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
@@ -83,8 +87,8 @@ def metrics_table(title: str, rows: list[tuple[str, float | None, float]]) -> Ta
     return table
 
 
-def show_result(result: Result, run_dir: Path) -> None:
-    """The small table at the end, what nobody may miss about it, and where to look next."""
+def show_result(result: Result) -> None:
+    """The small table at the end, and what nobody may miss about it."""
     rows: list[tuple[str, float | None, float]] = []
     last = result.history[-1]
     for stage, name in (("train", "train, last epoch"), ("val", "validation, last epoch")):
@@ -96,10 +100,21 @@ def show_result(result: Result, run_dir: Path) -> None:
     table.add_row("gap, train − test", "", f"{100 * (last['train/acc'] - test['acc']):+.2f} points")
     show(table)
     warn(result.notes)
+
+
+def show_where(result: Result, run_dir: Path, report: Path | None) -> None:
+    """The time that it took, and where to look next.
+
+    Args:
+        result: of the run.
+        run_dir: the run's folder.
+        report: its page, if there is one.
+    """
     folder = relative(run_dir)
+    page = f"report       {relative(report)}\n" if report is not None else ""
     log.info(
         "{start:.1f} s to start, {train:.1f} s to train, {test:.1f} s to test\n".format(**result.seconds)
-        + f"all of it    {folder}\n"
+        + f"all of it    {folder}\n{page}"
         f"curves       tensorboard --logdir {quote(str(folder.parent))}\n"
         f"test again   python -m mnist_lab test {quote(f'run={folder}')}"
     )

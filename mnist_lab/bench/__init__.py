@@ -125,6 +125,7 @@ def measure(number: int, network: str, name: str, epochs: int, root: Path) -> Ro
             from mnist_lab.bench.work import overrides
 
             words = ["mnist_lab", *overrides(network), f"trainer.max_epochs={epochs}", f"hydra.run.dir={scratch}/run"]
+            words += ["report=false"]  # no contender draws figures
             words += ["+callbacks.clock._target_=mnist_lab.bench.ours.EpochClock", f"+callbacks.clock.path={clock}"]
         elif name in NEEDS:
             environment["KERAS_BACKEND"] = name.removeprefix("keras_")

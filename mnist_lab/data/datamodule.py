@@ -144,6 +144,17 @@ class ImageDataModule(L.LightningDataModule):
         self._ready = True
 
     @property
+    def stand_in(self) -> str | None:
+        """What nobody may miss where other data stands in for what was asked for; None where none does."""
+        if self.fallback_reason is None:
+            return None
+        assert self.images is not None
+        return (
+            f"NOT {self.data_name.upper()}: {self.images.name} stands in for it, with {len(self.train_index):,} "
+            f"training and {len(self.images.test_labels):,} test images. {self.fallback_reason}."
+        )
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The classes' names in the order of the labels that batches carry."""
         assert self.images is not None

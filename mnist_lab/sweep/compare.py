@@ -18,7 +18,7 @@ from mnist_lab.result import Result
 
 USAGE = "use: python -m mnist_lab compare DIR [DIR ...] [metric=test/acc] [dir=FOLDER for the files]"
 SIGNIFICANT = 0.05
-WITHOUT = ("name", "seed", "data.seed", "data.root", "reported")
+WITHOUT = ("name", "seed", "data.seed", "data.root", "reported", "report")
 """Keys that make no difference between runs: names, and what the seed decides."""
 
 

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import warnings
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from mnist_lab.show.style import BLUE, VERMILION, document, image, subplots, svg
 from mnist_lab.sweep.compare import FOOT, HEADER, Group, notes_of, rows, value_of
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 CURVES = 12
 """Groups whose learning curves are drawn: more can't be told apart."""
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em }
-h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2.2em }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92em }
-th, td { padding: 0.25em 0.8em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left; white-space: normal }
-tr.best { font-weight: 600 } .note { color: #555; font-size: 0.88em } img { max-width: 100%; height: auto }
-.wide { overflow-x: auto }
-"""
 
 
 def page(groups: Sequence[Group], metric: str, title: str) -> str:
@@ -38,9 +27,6 @@ def page(groups: Sequence[Group], metric: str, title: str) -> str:
         metric: by which they were compared.
         title: what was compared.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     results = [result for group in groups for result in group.results]
     cells = rows(groups, metric)
     table = "".join(
@@ -56,43 +42,21 @@ def page(groups: Sequence[Group], metric: str, title: str) -> str:
     points = [(group, value) for group in groups for value in group.values]
     keys = list(groups[0].differs)
     if keys and len(points) > 1:
-        parts += ["<h2>Each hyperparameter against the metric</h2>", _image(_against(points, keys, metric))]
+        parts += ["<h2>Each hyperparameter against the metric</h2>", image(svg(_against(points, keys, metric)))]
     if len(keys) > 1 and len(groups) > 2:
-        parts += ["<h2>Parallel coordinates</h2>", _image(_parallel(points, keys, metric))]
+        parts += ["<h2>Parallel coordinates</h2>", image(svg(_parallel(points, keys, metric)))]
         if (importance := _importance(points, keys)) is not None:
             parts += [
                 "<h2>Importance</h2>",
-                _image(_bars(importance)),
+                image(svg(_bars(importance))),
                 "<p class=note>PED-ANOVA (Watanabe et al. 2023), as Optuna computes it: which parameter decides "
                 "whether a run is among the best. A guide from few runs, not a measurement.</p>",
             ]
-    parts += ["<h2>Learning curves</h2>", _image(_curves(groups, metric))]
-    parts += ["<h2>Cost against accuracy</h2>", _image(_cost(groups, metric))]
+    parts += ["<h2>Learning curves</h2>", image(svg(_curves(groups, metric)))]
+    parts += ["<h2>Cost against accuracy</h2>", image(svg(_cost(groups, metric)))]
     if notes := notes_of(groups):
         parts += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
-        + "\n".join(parts)
-        + "</html>\n"
-    )
-
-
-def _figure(columns: int = 1, lines: int = 1, width: float = 9.0, height: float = 3.6) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False)
-    for ax in axes.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.25)
-    return figure, list(axes.flat)
-
-
-def _image(figure: Figure) -> str:
-    content = io.BytesIO()
-    with warnings.catch_warnings(action="ignore"):
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    return f'<img alt="" src="data:image/svg+xml;base64,{base64.b64encode(content.getvalue()).decode()}">'
+    return document(title, parts)
 
 
 def _numeric(values: Sequence[Any]) -> bool:
@@ -110,10 +74,10 @@ def _positions(values: Sequence[Any]) -> tuple[list[float], list[str] | None, bo
 
 def _against(points: Sequence[tuple[Group, float]], keys: Sequence[str], metric: str) -> Figure:
     columns = min(3, len(keys))
-    figure, axes = _figure(columns, math.ceil(len(keys) / columns), height=3.0)
+    figure, axes = subplots(columns, math.ceil(len(keys) / columns), height=3.0)
     for ax, key in zip(axes, keys, strict=False):
         where, names, log = _positions([group.differs[key] for group, _ in points])
-        ax.scatter(where, [value for _, value in points], s=22, alpha=0.7, color="#0072b2", linewidths=0)
+        ax.scatter(where, [value for _, value in points], s=22, alpha=0.7, color=BLUE, linewidths=0)
         ax.set_xlabel(key)
         if names is not None:
             ax.set_xticks(range(len(names)), [name[:18] for name in names], rotation=20 if len(names) > 3 else 0)
@@ -132,7 +96,7 @@ def _parallel(points: Sequence[tuple[Group, float]], keys: Sequence[str], metric
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    figure, (ax,) = _figure(height=4.2)
+    figure, (ax,) = subplots(height=4.2)
     ax.grid(visible=False)
     colour = ScalarMappable(Normalize(min(v for _, v in points), max(v for _, v in points)), colormaps["viridis"])
     lines = []
@@ -189,9 +153,9 @@ def _importance(points: Sequence[tuple[Group, float]], keys: Sequence[str]) -> d
 
 
 def _bars(importance: dict[str, float]) -> Figure:
-    figure, (ax,) = _figure(height=0.6 + 0.35 * len(importance))
+    figure, (ax,) = subplots(height=0.6 + 0.35 * len(importance))
     names = list(importance)[::-1]
-    ax.barh(names, [importance[name] for name in names], color="#0072b2")
+    ax.barh(names, [importance[name] for name in names], color=BLUE)
     ax.set_xlabel("share of the importance")
     ax.grid(visible=False, axis="y")
     return figure
@@ -205,7 +169,7 @@ def _curves(groups: Sequence[Group], metric: str) -> Figure:
     stage = (
         "val" if any(row["val/loss"] is not None for g in groups for r in g.results for row in r.history) else "train"
     )
-    figure, axes = _figure(2, height=3.6 + 0.2 * min(CURVES, len(groups)))
+    figure, axes = subplots(2, height=3.6 + 0.2 * min(CURVES, len(groups)))
     for ax, kind in zip(axes, ("loss", "acc"), strict=True):
         for n, group in enumerate(groups[:CURVES]):
             histories = [[row[f"{stage}/{kind}"] for row in result.history] for result in group.results]
@@ -216,7 +180,7 @@ def _curves(groups: Sequence[Group], metric: str) -> Figure:
             ax.plot(range(1, epochs + 1), means, color=colour, marker="o", markersize=3, label=group.name[:90])
         ax.set_xlabel("epoch")
         ax.set_ylabel(f"{stage}/{kind}")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(
         handles,
@@ -232,14 +196,14 @@ def _curves(groups: Sequence[Group], metric: str) -> Figure:
 def _cost(groups: Sequence[Group], metric: str) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(2)
+    figure, axes = subplots(2)
     for ax, (name, label) in zip(axes, (("seconds", "seconds of training"), ("parameters", "parameters")), strict=True):
         for n, group in enumerate(groups):
             if not group.values:
                 continue
             costs = [value for result in group.results if (value := value_of(result, name)) is not None]
             where = sum(costs) / len(costs)
-            style = {"color": "#d55e00" if n == 0 else "#0072b2", "zorder": 3 if n == 0 else 2}
+            style = {"color": VERMILION if n == 0 else BLUE, "zorder": 3 if n == 0 else 2}
             ax.errorbar(where, group.mean, yerr=group.interval or None, fmt="o", markersize=5, capsize=2, **style)  # type: ignore[arg-type]
             if n == 0:
                 ax.annotate("best", (where, group.mean), xytext=(6, 4), textcoords="offset points", fontsize=9)

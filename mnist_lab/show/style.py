@@ -1,0 +1,203 @@
+"""How pages and figures look: one palette, one style sheet, one way from a figure to a file or a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+BLUE, VERMILION, ORANGE, GREY = "#0072b2", "#d55e00", "#e69f00", "#777777"
+"""Of the palette of Okabe and Ito (2008), which the colour-blind can tell apart."""
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em }
+h1 { font-size: 1.5em; margin-bottom: 0.2em } h2 { font-size: 1.15em; margin-top: 2.2em }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92em }
+th, td { padding: 0.25em 0.8em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left; white-space: normal }
+table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere }
+table.facts td:first-child { color: #555; padding-left: 0; white-space: nowrap; vertical-align: top }
+tr.best { font-weight: 600 } .note { color: #555; font-size: 0.88em } img { max-width: 100%; height: auto }
+.wide { overflow-x: auto }
+.warning { border-left: 5px solid #d55e00; background: #fdf1e7; padding: 0.6em 1em; margin: 1em 0 }
+.warning p { margin: 0.2em 0 }
+.figures { display: flex; flex-wrap: wrap; gap: 0 3em; align-items: flex-start }
+.figures section { max-width: 32em }
+section { break-inside: avoid }
+.numbers { display: flex; flex-wrap: wrap; gap: 0.6em 2.6em; margin: 1.4em 0 }
+.numbers div { display: flex; flex-direction: column } .numbers span { color: #555; font-size: 0.88em }
+.numbers b { font-size: 1.5em; font-weight: 600; line-height: 1.3; font-variant-numeric: tabular-nums }
+pre { background: #f4f4f4; padding: 0.7em 1em; overflow-x: auto; font-size: 0.88em }
+pre.command { user-select: all; white-space: pre-wrap; overflow-wrap: anywhere }
+figure { margin: 0.5em 0; break-inside: avoid } summary { cursor: pointer; margin: 0.6em 0 }
+tr { break-inside: avoid }
+@media print {
+  body { font-size: 10pt; margin: 0; max-width: none; padding: 0 } @page { margin: 15mm }
+  .warning, pre { print-color-adjust: exact; -webkit-print-color-adjust: exact } .wide, pre { overflow: visible }
+  .figures { flex-wrap: nowrap; gap: 1.5em } .figures > * { min-width: 0 } .figures > div { flex: none }
+  h2 { margin-top: 1.4em }
+}
+"""
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A self-contained page of HTML.
+
+    Args:
+        title: of the window, as plain text.
+        parts: of the body, as HTML.
+    """
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>" + "\n".join(parts) + "</html>\n"
+    )
+
+
+def image(drawing: str, what: str = "") -> str:
+    """An SVG drawing as an element of a page.
+
+    Args:
+        drawing: the SVG.
+        what: says what it shows to those who can't see it.
+    """
+    content = base64.b64encode(drawing.encode()).decode()
+    return f'<img alt="{escape(what)}" src="data:image/svg+xml;base64,{content}">'
+
+
+def subplots(
+    columns: int = 1, lines: int = 1, width: float = 9.0, height: float = 3.6, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure and its axes, line by line.
+
+    Args:
+        columns: axes beside each other.
+        lines: axes above each other.
+        width: of the figure, in inches.
+        height: of each line, in inches.
+        options: of matplotlib's `Figure.subplots`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height * lines), layout="constrained")
+    found = figure.subplots(lines, columns, squeeze=False, **options)
+    for ax in found.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25)
+    return figure, list(found.flat)
+
+
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure and axes without lines that fill it to its edges, for pictures: nothing is left to be laid out.
+
+    Args:
+        width: of the figure, in inches.
+        height: in inches.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    return figure, ax
+
+
+def svg(figure: Figure) -> str:
+    """A figure as SVG: the same figure gives the same text, and its words stay words."""
+    import matplotlib
+
+    content = io.StringIO()
+    settings: Any = {"svg.hashsalt": "mnist_lab", "svg.fonttype": "none"}
+    with matplotlib.rc_context(settings), warnings.catch_warnings(action="ignore"):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    return content.getvalue()
+
+
+def png(figure: Figure, dpi: int = 160) -> bytes:
+    """A figure as PNG, with that many pixels an inch."""
+    content = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"):
+        figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})
+    return content.getvalue()
+
+
+def tiled(images: Tensor, columns: int, gap: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """Images side by side in one picture, line by line.
+
+    Args:
+        images: uint8 or float (N, C, H, W), 0 to 255. Three channels are colours; of others the mean is drawn.
+        columns: images a line.
+        gap: pixels between lines, and between columns.
+
+    Returns:
+        float (rows, columns) where images are grey, or uint8 (rows, columns, 3). Between the images, and where the last
+        line has none, it is white: NaN or 255.
+    """
+    count, channels, height, width = images.shape
+    down, right = height + gap[0], width + gap[1]
+    size = (-(-count // columns) * down - gap[0], min(count, columns) * right - gap[1])
+    colour = channels == 3
+    found = np.full((*size, 3), 255, np.uint8) if colour else np.full(size, np.nan)
+    shown = images.permute(0, 2, 3, 1).numpy() if colour else images.float().mean(1).numpy()
+    for n in range(count):
+        top, left = n // columns * down, n % columns * right
+        found[top : top + height, left : left + width] = shown[n]
+    return found
+
+
+def draw(ax: Axes, picture: np.ndarray[Any, Any]) -> None:
+    """Draws a picture of `tiled` without axes: grey dark on white, each pixel a sharp square."""
+    ax.imshow(picture, cmap="Greys", vmin=0, vmax=255, interpolation="none")
+    ax.set_axis_off()
+
+
+def titled(images: Tensor, columns: int, width: float, texts: Sequence[str], wrong: Sequence[bool] = ()) -> Figure:
+    """Images in a grid, each under its text, which has another colour where it is wrong.
+
+    Args:
+        images: (n, C, H, W), 0 to 255.
+        columns: images a line.
+        width: of the figure, in inches.
+        texts: of as many lines each.
+        wrong: which to mark; none by default.
+    """
+    high, wide = images.shape[2:]
+    inches = width / (1.25 * columns)  # of an image
+    size = min(9.0, 1.25 * inches * 72 / (0.58 * max(len(line) for text in texts for line in text.splitlines())))
+    title = 0.08 + size / 72 * 1.35 * (texts[0].count("\n") + 1)  # inches over each image
+    scale = wide / inches  # pixels an inch
+    down, right = high + round(title * scale), wide + round(0.25 * wide)
+    picture = tiled(images, columns, (down - high, right - wide))
+    lines = -(-len(images) // columns)
+    figure, ax = canvas(width, lines * down / scale + 0.05)
+    draw(ax, picture)
+    ax.set_xlim(-0.125 * wide - 0.5, (1.25 * columns - 0.125) * wide - 0.5)  # for texts that are wider than images
+    ax.set_ylim(picture.shape[0] + 0.05 * scale - 0.5, -0.5 - title * scale)
+    for n, text in enumerate(texts):
+        marked = n < len(wrong) and wrong[n]
+        style: dict[str, Any] = {"color": VERMILION, "fontweight": "bold"} if marked else {"color": "#222222"}
+        where = n % columns * right + wide / 2 - 0.5, n // columns * down - 0.5 - 0.03 * scale
+        ax.text(*where, text, ha="center", va="bottom", fontsize=size, **style)
+    return figure
+
+
+def drawable(images: Tensor) -> Tensor:
+    """Images as they are drawn: uint8 as they are, others spread over 0 to 255, each by its own range.
+
+    Args:
+        images: uint8 or float (N, C, H, W).
+    """
+    if not images.is_floating_point():
+        return images
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    return ((images - low) / (high - low).clamp(min=1e-12) * 255).byte()

@@ -1,0 +1,241 @@
+"""A finished run leaves one page that opens offline, with the numbers of its result, and its figures beside it."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from html import unescape
+from math import sqrt
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command, in_memory, result_in
+
+from mnist_lab import load_run
+from mnist_lab.data import mnist_5k
+from mnist_lab.result import Result
+
+RUN = ("model=mlp_512", "data=mnist_5k", "data.val=random", "trainer.max_epochs=2", "trainer=cpu", "hydra.run.dir=run")
+FIGURES = {"curves", "predictions", "mistakes", "confusion", "classes", "calibration", "network", "weights"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report")
+    words = [sys.executable, "-m", "mnist_lab", *RUN]
+    done = subprocess.run(words, cwd=path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "report       run/report.html\n" in done.stdout
+    return path / "run"
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def answers(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities of the test images, (1000, 10), and their labels."""
+    images = mnist_5k(Path(), False)
+    return load_run(folder, device="cpu").predict(in_memory(images.test_images)), images.test_labels
+
+
+def tables(page: str) -> list[list[list[str]]]:
+    return [
+        [
+            [unescape(cell) for cell in re.findall(r"<t[hd]>(.*?)</t[hd]>", row)]
+            for row in re.findall(r"<tr>(.*?)</tr>", table)
+        ]
+        for table in re.findall(r"<table.*?>(.*?)</table>", page, flags=re.DOTALL)
+    ]
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(page: str) -> None:
+    assert not re.search(r"<(script|link|iframe)", page)
+    assert re.findall(r'(?:src|href)="(?!data:image/svg\+xml;base64,)', page) == []
+    assert "url(" not in page and "@import" not in page
+    assert "model=mlp_512 data=mnist_5k" in page
+
+
+def test_its_figures_are_those_beside_it(folder: Path, page: str) -> None:
+    assert {path.stem for path in (folder / "figures").iterdir()} == FIGURES
+    drawn = {base64.b64decode(content).decode() for content in re.findall(r"svg\+xml;base64,([^\"]+)", page)}
+    assert drawn == {path.read_text() for path in (folder / "figures").iterdir()}
+    for text in drawn:
+        assert ET.fromstring(text).tag.endswith("svg")
+        assert "<dc:date>" not in text
+
+
+def test_the_numbers_are_those_of_the_result(folder: Path, page: str) -> None:
+    result = Result.load(folder)
+    n, p, z = result.test["n"], result.test["acc"], 1.959963984540054
+    middle, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))  # Wilson 1927
+    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    assert f"<b>{100 * p:.2f} %</b>" in page
+    assert f"<b>{100 * low:.2f} – {100 * high:.2f} %</b>" in page
+    assert f"<b>{result.test['loss']:.4f}</b>" in page
+    assert f"{result.test['correct']:,} of 1,000 images" in page
+    assert f"<pre class=command>{result.command}</pre>" in page
+    assert f"{result.machine['memory_gb']:.2f} GB" in page and 0.2 < result.machine["memory_gb"] < 20
+    assert result.data["digest"] in page and result.packages["torch"] in page
+    assert "predicted again" not in page  # what was predicted for the page is what the test counted
+
+
+def test_precision_recall_and_mistakes_are_those_of_the_predictions(
+    page: str, answers: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    predicted, labels = answers[0].argmax(1), answers[1]
+    confused, scores, layers, _ = tables(page)
+    for k, row in enumerate(scores[1:]):
+        right = int(((predicted == k) & (labels == k)).sum())
+        precision, recall = right / int((predicted == k).sum()), right / int((labels == k).sum())
+        assert row == [str(k), "100", f"{100 * precision:.2f} %", f"{100 * recall:.2f} %"]
+    for label, taken, times, share in confused[1:]:
+        count = int(((labels == int(label)) & (predicted == int(taken))).sum())
+        assert (times, share) == (str(count), f"{count:.1f} %")
+    assert layers[-1] == ["all", "", "407,050"] and ["Linear", "512", "401,920"] in layers
+    assert f"15 of {int((predicted != labels).sum())} mistakes" in page
+
+
+def test_the_calibration_error_is_that_of_the_predictions(
+    page: str, answers: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    confidence, predicted = answers[0].double().max(1)
+    right = (predicted == answers[1]).double()
+    error = 0.0
+    for k in range(15):
+        inside = (confidence > k / 15) & (confidence <= (k + 1) / 15)
+        error += abs(float((right[inside] - confidence[inside]).sum())) / 1000
+    assert f"Expected calibration error: <b>{100 * error:.2f} %</b>" in page
+
+
+def test_the_pictures_say_what_was_predicted(folder: Path, answers: tuple[torch.Tensor, torch.Tensor]) -> None:
+    shown = re.findall(r">Predicted: (\d) Label: (\d)<", (folder / "figures/predictions.svg").read_text())
+    assert shown == [(str(int(p.argmax())), str(int(k))) for p, k in zip(answers[0][:9], answers[1][:9], strict=True)]
+    wrong = (answers[0].argmax(1) != answers[1]).nonzero().flatten()
+    surest = answers[0].max(1).values[wrong].max()
+    assert f", {100 * surest:.2f} %<" in (folder / "figures/mistakes.svg").read_text()
+
+
+def test_the_report_verb_makes_the_same_files_again(folder: Path, lab: Command, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(folder, tmp_path / name, ignore=shutil.ignore_patterns("report.html", "figures"))
+    done = lab("report", "run=one,two")
+    assert done.returncode == 0, done.stderr
+    assert "one/report.html" in done.stdout and "two/report.html" in done.stdout
+    for name in ("one", "two"):
+        assert (tmp_path / name / "report.html").read_bytes() == (folder / "report.html").read_bytes()
+
+
+def test_a_run_without_a_finite_number_has_a_page_with_gaps(folder: Path, lab: Command, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "nan")
+    checkpoint = tmp_path / "nan/checkpoints/last.ckpt"
+    saved = torch.load(checkpoint, weights_only=True)
+    for weight in saved["state_dict"].values():
+        weight.fill_(torch.nan)
+    torch.save(saved, checkpoint)
+    result = json.loads((tmp_path / "nan/result.json").read_text())
+    result["history"][1]["train/loss"] = result["history"][1]["val/loss"] = result["test"]["loss"] = None
+    result["notes"] = ["Training diverged <here>."]
+    (tmp_path / "nan/result.json").write_text(json.dumps(result))
+    done = lab("report", "run=nan")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    page = (tmp_path / "nan/report.html").read_text()
+    assert "<div class=warning><p>Training diverged &lt;here&gt;.</p></div>" in page
+    assert "<b>not finite</b>" in page and page.count("The network gives no finite probability") == 2
+    assert "predicted again" in page
+
+
+@pytest.mark.slow
+def test_a_multirun_and_report_false_leave_none(lab: Command, tmp_path: Path) -> None:
+    assert lab("trainer=debug", "data=mnist_5k", "report=false", "hydra.run.dir=single").returncode == 0
+    done = lab("-m", "trainer=debug", "data=mnist_5k", "seed=0", "hydra.sweep.dir=several")
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+    assert list(tmp_path.rglob("report.html")) == []
+    assert lab("trainer=debug", "report=maybe").stderr.startswith("error: report=maybe is not allowed")
+
+
+OWN = """
+import os
+from torch import nn
+made = []
+class Net(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        made.append(self)
+        if "TWICE" in os.environ and len(made) > 1:
+            raise RuntimeError("not twice")
+        self.layer = nn.GRU(shape[2], 16, batch_first=True)
+        self.out = nn.Linear(16, 10)
+    def forward(self, images):
+        return self.out(self.layer(images.squeeze(1)[:, ::7])[0][:, -1])
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> tuple[str, ...]:
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "conf/model").mkdir(parents=True)
+    (tmp_path / "conf/model/mine.yaml").write_text("_target_: own.Net\nshape: ${data.shape}\n")
+    return ("--config-dir", "conf", "data=mnist_5k", "model=mine", "trainer=debug", "logger=none", "data.val=random")
+
+
+def test_a_network_of_ones_own_has_a_page(lab: Command, tmp_path: Path, own: tuple[str, ...]) -> None:
+    done = lab(*own)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    (page,) = tmp_path.rglob("report.html")
+    text = page.read_text()
+    assert "<td>GRU</td><td>4×16</td>" in text
+    assert "What the first layer looks for" not in text
+    assert "of 500 images" in text  # trainer=debug tests no more
+    assert "predicted again" not in text
+
+
+def test_a_report_that_fails_harms_nothing(lab: Command, tmp_path: Path, own: tuple[str, ...]) -> None:
+    done = lab(*own, TWICE="1")
+    assert done.returncode == 0, done.stderr
+    assert "no report: " in done.stdout and "not twice" in done.stdout
+    assert "python -m mnist_lab report run=outputs/" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert result_in(tmp_path).test["n"] == 500
+    (log,) = tmp_path.rglob("run.log")
+    assert "Traceback" in log.read_text() and not list(tmp_path.rglob("report.html"))
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ((), "which run?"),
+        (("run=nowhere",), "there is no such folder"),
+        (("run=.",), "has no config.yaml"),
+        (("nonsense",), "not understood"),
+    ],
+)
+def test_a_mistake_gets_one_clear_answer(words: tuple[str, ...], answer: str, lab: Command, tmp_path: Path) -> None:
+    done = lab("report", *words)
+    assert done.returncode == 2
+    assert answer in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_never_ended_has_no_report(folder: Path, lab: Command, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "cut", ignore=shutil.ignore_patterns("result.json"))
+    done = lab("report", "run=cut")
+    assert done.returncode == 2 and "is no finished run" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no Chromium")
+def test_a_browser_opens_it_without_a_complaint(folder: Path, tmp_path: Path) -> None:
+    words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    words += [f"--user-data-dir={tmp_path}", f"file://{folder}/report.html"]
+    done = subprocess.run(words, env={**os.environ}, capture_output=True, text=True, timeout=120)
+    assert "Expected calibration error" in done.stdout
+    assert "CONSOLE" not in done.stderr
