@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STARTED = time.perf_counter()
 
-VERBS = ("train", "test", "resume", "compare", "articles", "bench")
+VERBS = ("train", "test", "resume", "compare", "articles", "bench", "export", "dashboard")
 
 
 def main() -> None:
@@ -51,6 +51,14 @@ def main() -> None:
             from mnist_lab.bench import bench
 
             bench(words)
+        elif verb == "export":
+            from mnist_lab.show.export import export
+
+            export(words)
+        elif verb == "dashboard":
+            from mnist_lab.show.dashboard import dashboard
+
+            dashboard(words)
         else:
             from mnist_lab.articles import articles
 

@@ -22,6 +22,7 @@ from torch import nn
 
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
+from mnist_lab.result import Result
 from mnist_lab.training import Classifier, EpochProgress, LayerTable, Replay
 
 OF_THE_CLASSIFIER = ("gradient_clip_val", "accumulate_grad_batches")
@@ -44,6 +45,25 @@ def build(cfg: DictConfig, section: str) -> Any:
         if not mistake:
             raise
         raise UserError(f"{section}: {cfg[section].get('_target_')} can't be made: {brief(cause or error)}") from error
+
+
+def build_tested(cfg: DictConfig, run_dir: Path) -> ImageDataModule:
+    """The data that a run was tested on, read and divided.
+
+    Args:
+        cfg: the run's config.
+        run_dir: the run's folder.
+
+    Raises:
+        UserError: it can't be had; others in its place would make another number of the run's.
+    """
+    data: ImageDataModule = build(cfg, "data")
+    data.fallback = None
+    if (run_dir / "result.json").exists() and (reason := Result.load(run_dir).data["fallback"]) is not None:
+        data.use_fallback(reason)
+    data.prepare_data()
+    data.setup()
+    return data
 
 
 def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:

@@ -25,6 +25,7 @@ from torch import nn
 from mnist_lab.build import (
     brief,
     build,
+    build_tested,
     build_trainer,
     check_device,
     check_fit,
@@ -180,14 +181,8 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
         UserError: the checkpoint is of another network or can't be read, or the data can't be had.
     """
     recorded = Result.load(run_dir) if (run_dir / "result.json").exists() else None
-    data = build(cfg, "data")
+    data = build_tested(cfg, run_dir)
     net, loss = build(cfg, "model"), build(cfg, "loss")
-    # The images that the run was tested on, or none: others in their place would make another number of it.
-    data.fallback = None
-    if recorded is not None and recorded.data["fallback"] is not None:
-        data.use_fallback(recorded.data["fallback"])
-    data.prepare_data()
-    data.setup()
     check_fit(cfg, net, loss, data)
     load_weights(net, checkpoint, read_checkpoint(checkpoint))
     module = Classifier(net, loss, build(cfg, "optimizer"))

@@ -1,0 +1,1 @@
+"""What a finished run has learned, for people and for other programs. Nothing here trains."""
