@@ -38,7 +38,7 @@ from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
 from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, package_versions, processor
 from mnist_lab.terminal import metrics_table, relative, show, show_result, warn
-from mnist_lab.training import Classifier, History, NeuronForwardPass
+from mnist_lab.training import CHARTS, Classifier, History, NeuronForwardPass
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,8 @@ def run(
     if trainer.is_global_zero:
         OmegaConf.save(cfg, run_dir / "config.yaml")
         announce(cfg, net, data, trainer, run_dir)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.add_custom_scalars(CHARTS)
     fit_start = time.perf_counter()
     try:
         last = run_dir / "checkpoints" / "last.ckpt"
@@ -161,7 +163,7 @@ def run(
         extras=extras(trainer),
     )
     result.save(run_dir)
-    log_hyperparameters(trainer.logger, result, trainer.global_step)
+    log_hyperparameters(trainer.logger, result)
     show_result(result, run_dir)
     return result
 
@@ -294,7 +296,7 @@ def extras(trainer: L.Trainer) -> dict[str, Any]:
     return {"forward_pass": passes[0].output} if passes else {}
 
 
-def log_hyperparameters(logger: Logger | None, result: Result, step: int) -> None:
+def log_hyperparameters(logger: Logger | None, result: Result) -> None:
     """Gives TensorBoard the run's row in the HParams tab, with its test metrics, and the config as text."""
     if not isinstance(logger, TensorBoardLogger):
         return
@@ -319,7 +321,7 @@ def log_hyperparameters(logger: Logger | None, result: Result, step: int) -> Non
         key, _, value = word.lstrip("+").partition("=")
         chosen.setdefault(key, value)
     metrics = {"test/loss": result.test["loss"], "test/acc": result.test["acc"]}
-    logger.log_hyperparams({k: v for k, v in chosen.items() if v is not None}, metrics, step)
+    logger.log_hyperparams({k: v for k, v in chosen.items() if v is not None}, metrics, len(result.history))
     logger.experiment.add_text("config", "```yaml\n" + OmegaConf.to_yaml(OmegaConf.create(config)) + "```")
     logger.experiment.add_text("command", f"`{result.command}`")
     logger.save()

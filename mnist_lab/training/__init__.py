@@ -2,7 +2,18 @@
 
 from mnist_lab.training.callbacks import EpochProgress, History, LayerTable, NeuronForwardPass
 from mnist_lab.training.classifier import Classifier
+from mnist_lab.training.dashboard import CHARTS, Dashboard
 from mnist_lab.training.optimizers import RMSprop
 from mnist_lab.training.replay import Replay
 
-__all__ = ["Classifier", "EpochProgress", "History", "LayerTable", "NeuronForwardPass", "RMSprop", "Replay"]
+__all__ = [
+    "CHARTS",
+    "Classifier",
+    "Dashboard",
+    "EpochProgress",
+    "History",
+    "LayerTable",
+    "NeuronForwardPass",
+    "RMSprop",
+    "Replay",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -60,6 +61,7 @@ class Classifier(L.LightningModule):
         """Of the latest epoch: train/loss, train/acc, val/loss, val/acc, lr; of a test: test/loss, test/acc, test/n."""
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._random: Tensor | None = None
+        self._start = self._end = 0.0
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (B, num_classes), of images, float32 (B, C, H, W)."""
@@ -90,6 +92,7 @@ class Classifier(L.LightningModule):
                     schedule.step()  # type: ignore[union-attr]
             outcomes.append((logits, loss))
         self._count("train", outcomes, batch)
+        self._end = time.perf_counter()
 
     def _differentiate(self, images: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Logits and mean loss of the mini-batch of this number, whose gradients are in the parameters afterwards."""
@@ -122,10 +125,12 @@ class Classifier(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Forgets the epoch before."""
         self.metrics.clear()
+        self._start = time.perf_counter()
 
     def on_train_epoch_end(self) -> None:
-        """Logs train/loss, train/acc and the learning rate of the last step."""
-        self._log_sums("train")
+        """Logs train/loss, train/acc, images a second of training alone, and the learning rate of the last step."""
+        images = self._log_sums("train")
+        self.log("train/images_per_second", images / (self._end - self._start))
         self.log("lr", self.metrics["lr"])
 
     def on_validation_epoch_end(self) -> None:
@@ -203,16 +208,18 @@ class Classifier(L.LightningModule):
             sums, n = self._sums.get(stage, (torch.zeros_like(found), 0))
             self._sums[stage] = (sums + found, n + len(batch.labels))
 
-    def _log_sums(self, stage: str) -> None:
+    def _log_sums(self, stage: str) -> float:
+        """Logs loss and accuracy of what was counted; gives the number of images."""
         if stage not in self._sums:  # an epoch without batches, as limit_val_batches=0 makes them
-            return
+            return 0
         sums, images = self._sums.pop(stage)
         everything: Any = self.trainer.strategy.reduce(torch.cat([sums, sums.new_tensor([images])]), reduce_op="sum")
         loss, correct, n = everything.tolist()
-        self.metrics |= {f"{stage}/loss": loss / n, f"{stage}/acc": correct / n}
-        if stage == "test":
+        found = {f"{stage}/loss": loss / n, f"{stage}/acc": correct / n}
+        self.metrics |= found
+        if stage == "test":  # the hyperparameter table logs the test's, beside what they were reached with
             self.metrics["test/n"] = n
-        self.log_dict(
-            {f"{stage}/loss": loss / n, f"{stage}/acc": correct / n},
-            logger=stage != "test",  # the hyperparameter table logs the test's, beside what they were reached with
-        )
+            self.log_dict(found, logger=False)
+        else:  # `step` is where Lightning finds the number that curves are drawn over: the epoch's, from 1
+            self.log_dict(found | {"step": self.trainer.current_epoch + 1.0})
+        return float(n)
