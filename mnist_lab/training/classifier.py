@@ -133,6 +133,9 @@ class Classifier(L.LightningModule):
         self.log("train/images_per_second", images / (self._end - self._start))
         self.log("lr", self.metrics["lr"])
 
+    def on_validation_model_zero_grad(self) -> None:
+        """Keeps the last gradients of the epoch, which Lightning would drop, for callbacks that look when it ends."""
+
     def on_validation_epoch_end(self) -> None:
         """Logs val/loss and val/acc."""
         self._log_sums("val")

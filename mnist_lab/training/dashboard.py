@@ -71,7 +71,8 @@ class Dashboard(Callback):
             return
         of_the_truth = probabilities[wrong, labels[wrong]]
         worst = wrong[of_the_truth.argsort()[: self.mistakes]]
-        captions = [f"{names[labels[i]]} → {names[probabilities[i].argmax()]}" for i in worst]
+        arrow = " → " if max(map(len, names)) <= 3 else "\n→ "
+        captions = [f"{names[labels[i]]}{arrow}{names[probabilities[i].argmax()]}" for i in worst]
         title = f"epoch {epoch}: {len(wrong):,} of {len(labels):,} wrong"
         writer.add_figure("mistakes/validation", _gallery(title, _visible(_pixels(batches, worst)), captions), epoch)
 
@@ -107,10 +108,10 @@ class Dashboard(Callback):
         pictures = _visible(pixels)
         writer.add_embedding(
             inputs[0].cpu().double().round(decimals=4),  # into a text file: 3 MB of digits instead of 10
-            [[names[labels[i]], names[predicted[i]], "yes" if labels[i] == predicted[i] else "no"] for i in sample],
+            [["yes" if labels[i] == predicted[i] else "no", names[predicted[i]], names[labels[i]]] for i in sample],
             1 - pictures if pictures.shape[1] == 1 else pictures,  # dark on light shows the colour of the class
             tag="last_hidden_layer",
-            metadata_header=["class", "predicted", "correct"],
+            metadata_header=["correct", "predicted", "class"],  # it labels points by the last
         )
 
 
@@ -169,11 +170,11 @@ def _gallery(title: str, images: Tensor, captions: Sequence[str]) -> Figure:
     from matplotlib.figure import Figure
 
     side = math.ceil(math.sqrt(len(images)))
-    figure = Figure(figsize=(6, 6.6), layout="constrained")
+    figure = Figure(figsize=(5, 6), dpi=150, layout="constrained")
     figure.suptitle(f"{title}\nthe worst first: what it is → what it was taken for", fontsize=11)
     for axes, image, caption in zip(figure.subplots(side, side, squeeze=False).flat, images, captions, strict=False):
         axes.imshow(image.permute(1, 2, 0), cmap="gray_r", vmin=0, vmax=1)
-        axes.set_title(caption, fontsize=11 if max(map(len, captions)) < 8 else 6)
+        axes.set_title(caption, fontsize=11 if max(map(len, captions)) < 8 else 7)
     for axes in figure.axes:
         axes.set_axis_off()
     return figure
@@ -183,26 +184,20 @@ def _confusion(counts: Tensor, names: Sequence[str]) -> Figure:
     """Counts, int64 (true class, predicted class), as a table whose mistakes are coloured, the more the darker."""
     from matplotlib.figure import Figure
 
-    correct, total = int(counts.diagonal().sum()), int(counts.sum())
-    side = max(6.0, 0.3 * len(names))
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.subplots()
+    total, right = int(counts.sum()), int(counts.diagonal().sum())
     mistakes = counts.clone().fill_diagonal_(0)
-    axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(1, int(mistakes.max())))
+    most = max(1, int(mistakes.max()))
+    side = max(5.0, 0.3 * len(names))
+    figure = Figure(figsize=(side, side), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=most)
     if len(names) <= 20:
-        for row, column in (counts > 0).nonzero().tolist():
-            dark = row != column and mistakes[row, column] > 0.6 * mistakes.max()
-            axes.text(
-                column,
-                row,
-                f"{counts[row, column]:,}",
-                ha="center",
-                va="center",
-                fontsize=10 if len(names) <= 12 else 6,
-                color="white" if dark else "black" if row != column else "gray",
-            )
+        for row, column in counts.nonzero().tolist():
+            color = "gray" if row == column else "white" if mistakes[row, column] > 0.6 * most else "black"
+            size = 9 if len(names) <= 12 else 6
+            axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=size, color=color)
     short = max(map(len, names)) <= 3
     axes.set_xticks(range(len(names)), names, rotation=0 if short else 45, ha="center" if short else "right")
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="predicted", ylabel="true class", title=f"{total - correct:,} of {total:,} test images wrong")
+    axes.set(xlabel="predicted", ylabel="true class", title=f"{total - right:,} of {total:,} test images wrong")
     return figure
