@@ -319,7 +319,8 @@ def log_hyperparameters(logger: Logger | None, result: Result) -> None:
         }
     for word in result.overrides:  # by the names that a sweep's tables give them
         key, _, value = word.lstrip("+").partition("=")
-        chosen.setdefault(key, value)
+        if not key.startswith("callbacks.dashboard"):  # which changes no number
+            chosen.setdefault(key, value)
     metrics = {"test/acc": result.test["acc"], "test/loss": result.test["loss"]}
     logger.log_hyperparams({k: v for k, v in chosen.items() if v is not None}, metrics, len(result.history))
     logger.experiment.add_text("config", "```yaml\n" + OmegaConf.to_yaml(OmegaConf.create(config)) + "```")

@@ -74,7 +74,7 @@ def show_result(result: Result, run_dir: Path) -> None:
     log.info(
         "{start:.1f} s to start, {train:.1f} s to train, {test:.1f} s to test\n".format(**result.seconds)
         + f"all of it    {folder}\n"
-        f"curves       tensorboard --logdir {quote(str(folder.parent))}\n"
+        f"curves       python -m mnist_lab dashboard {quote(f'dir={folder.parent}')}\n"
         f"test again   python -m mnist_lab test {quote(f'run={folder}')}"
     )
 

@@ -128,8 +128,10 @@ def test_the_projector_has_the_last_hidden_layer_with_pictures_and_classes(full:
     hidden = run.net.layers[:-1](run.scale(images))  # type: ignore[index, operator]
     np.testing.assert_allclose(points, hidden.numpy(), atol=1e-3)
     predicted, labels = run.predict(images).argmax(1).tolist(), data.images.test_labels[sample].tolist()
-    shown = [["yes" if p == label else "no", str(p), str(label)] for p, label in zip(predicted, labels, strict=True)]
-    assert rows == [["correct", "predicted", "class"], *shown]
+    assert rows[0] == ["answer", "label", "predicted"]
+    assert [(int(label), int(answer)) for _, label, answer in rows[1:]] == list(zip(labels, predicted, strict=True))
+    wrong = [label != answer for label, answer in zip(labels, predicted, strict=True)]
+    assert [" → " in row[0] for row in rows[1:]] == wrong and any(wrong)
 
 
 def test_without_validation_the_rest_is_there(tmp_path: Path) -> None:

@@ -71,8 +71,7 @@ class Dashboard(Callback):
             return
         of_the_truth = probabilities[wrong, labels[wrong]]
         worst = wrong[of_the_truth.argsort()[: self.mistakes]]
-        arrow = " → " if max(map(len, names)) <= 3 else "\n→ "
-        captions = [f"{names[labels[i]]}{arrow}{names[probabilities[i].argmax()]}" for i in worst]
+        captions = [f"{names[labels[i]]} → {names[probabilities[i].argmax()]}" for i in worst]
         title = f"epoch {epoch}: {len(wrong):,} of {len(labels):,} wrong"
         writer.add_figure("mistakes/validation", _gallery(title, _visible(_pixels(batches, worst)), captions), epoch)
 
@@ -106,12 +105,13 @@ class Dashboard(Callback):
         linear[-1].register_forward_pre_hook(lambda _, given: inputs.append(given[0].flatten(1)))
         _logits(trainer, net, batches.prepare(pixels.to(pl_module.device)))
         pictures = _visible(pixels)
+        said = ([names[number] for number in numbers[sample]] for numbers in (labels, predicted))
         writer.add_embedding(
             inputs[0].cpu().double().round(decimals=4),  # into a text file: 3 MB of digits instead of 10
-            [["yes" if labels[i] == predicted[i] else "no", names[predicted[i]], names[labels[i]]] for i in sample],
+            [[f"{a} right" if a == b else f"{a} → {b}", a, b] for a, b in zip(*said, strict=True)],
             1 - pictures if pictures.shape[1] == 1 else pictures,  # dark on light shows the colour of the class
             tag="last_hidden_layer",
-            metadata_header=["correct", "predicted", "class"],  # it labels points by the last
+            metadata_header=["answer", "label", "predicted"],  # points are labelled by the first that is no number
         )
 
 
@@ -169,12 +169,12 @@ def _gallery(title: str, images: Tensor, captions: Sequence[str]) -> Figure:
     """Images, float32 (n, C, H, W) in [0, 1], in a square, each with its caption."""
     from matplotlib.figure import Figure
 
-    side = math.ceil(math.sqrt(len(images)))
+    side, longest = math.ceil(math.sqrt(len(images))), max(map(len, captions))
     figure = Figure(figsize=(5, 6), dpi=150, layout="constrained")
     figure.suptitle(f"{title}\nthe worst first: what it is → what it was taken for", fontsize=11)
     for axes, image, caption in zip(figure.subplots(side, side, squeeze=False).flat, images, captions, strict=False):
         axes.imshow(image.permute(1, 2, 0), cmap="gray_r", vmin=0, vmax=1)
-        axes.set_title(caption, fontsize=11 if max(map(len, captions)) < 8 else 7)
+        axes.set_title(caption.replace(" →", "\n→") if longest > 10 else caption, fontsize=11 if longest < 8 else 8)
     for axes in figure.axes:
         axes.set_axis_off()
     return figure
