@@ -110,6 +110,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_would_be_wrong_is_not_left(lab: Command, tmp_path: Path) -> None:
     path = f"{tmp_path}:{ROOT}"
     (tmp_path / "own.py").write_text(OWN.format("pass"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Command
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.graph_pb2 import GraphDef
@@ -18,6 +19,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from mnist_lab.build import build_tested
 from mnist_lab.result import Result
 from mnist_lab.trained import load_run
+from mnist_lab.training import Dashboard
 
 RUN = ("model=mlp", "data=mnist_5k", "data.val=random", "model.hidden=[64,32]", "trainer=cpu", "trainer.max_epochs=2")
 FULL = (
@@ -74,6 +76,13 @@ def test_the_dashboard_changes_no_number(plain: Path, full: Path) -> None:
     rows = [[{**row, "seconds": 0} for row in Result.load(folder).history] for folder in (plain, full)]
     assert rows[0] == rows[1]
     assert Result.load(plain).test == Result.load(full).test
+
+
+def test_the_dashboard_leaves_steps_cheap() -> None:
+    hooks = [name for name in vars(Callback) if "batch" in name or "backward" in name or "optimizer" in name]
+    assert len(hooks) >= 10
+    for name in ("on_before_zero_grad", *hooks):
+        assert getattr(Dashboard, name) is getattr(Callback, name)
 
 
 def test_mistakes_of_each_epoch_and_the_confusion_matrix_are_pictures(full: Path) -> None:
