@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -17,7 +18,18 @@ if TYPE_CHECKING:
 
 STARTED = time.perf_counter()
 
-VERBS = ("train", "test", "report", "explore", "resume", "compare", "articles", "bench")
+VERBS = {
+    "test": "mnist_lab.evaluate",
+    "report": "mnist_lab.show.report",
+    "explore": "mnist_lab.show.explore",
+    "export": "mnist_lab.show.export",
+    "dashboard": "mnist_lab.show.dashboard",
+    "resume": "mnist_lab.resume",
+    "compare": "mnist_lab.sweep.compare",
+    "articles": "mnist_lab.articles",
+    "bench": "mnist_lab.bench",
+}
+"""Each verb but `train`, and the module whose function of that name is called with the words that follow."""
 
 
 def main() -> None:
@@ -26,43 +38,17 @@ def main() -> None:
 
     gc.disable()  # until all is imported, which leaves next to nothing to collect: looking for it would take 0.8 s
     atexit.register(gc.unfreeze)
-    words = sys.argv[1:]
-    verb = words.pop(0) if words and words[0] in VERBS else "train"
+    words, verbs = sys.argv[1:], ("train", *VERBS)
+    verb = words.pop(0) if words and words[0] in verbs else "train"
     try:
         if verb == "train" and words and words[0].isidentifier():
             raise UserError(
-                f"{words[0]}: there is no such verb.{closest(words[0], VERBS)} The verbs are {', '.join(VERBS)}"
+                f"{words[0]}: there is no such verb.{closest(words[0], verbs)} The verbs are {', '.join(verbs)}"
             )
         if verb == "train" or any(word in ("-h", "--help") for word in words):
             train([sys.argv[0], *words])
-        elif verb == "test":
-            from mnist_lab.evaluate import evaluate
-
-            evaluate(words)
-        elif verb == "report":
-            from mnist_lab.show.report import report
-
-            report(words)
-        elif verb == "explore":
-            from mnist_lab.show.explore import explore
-
-            explore(words)
-        elif verb == "resume":
-            from mnist_lab.resume import resume
-
-            resume(words)
-        elif verb == "compare":
-            from mnist_lab.sweep.compare import compare
-
-            compare(words)
-        elif verb == "bench":
-            from mnist_lab.bench import bench
-
-            bench(words)
         else:
-            from mnist_lab.articles import articles
-
-            articles(words)
+            getattr(import_module(VERBS[verb]), verb)(words)
     except UserError as error:
         fail(error)
     except PermissionError as error:

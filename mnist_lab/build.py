@@ -22,6 +22,7 @@ from torch import nn
 
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
+from mnist_lab.result import Result
 from mnist_lab.training import Checkpoints, Classifier, EpochProgress, LayerTable, Replay, WholeFiles
 
 OF_THE_CLASSIFIER = ("gradient_clip_val", "accumulate_grad_batches")
@@ -46,8 +47,33 @@ def build(cfg: DictConfig, section: str) -> Any:
         raise UserError(f"{section}: {cfg[section].get('_target_')} can't be made: {brief(cause or error)}") from error
 
 
-def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> L.Trainer:
+def build_tested(cfg: DictConfig, run_dir: Path) -> ImageDataModule:
+    """The data that a run was tested on, read and divided.
+
+    Args:
+        cfg: the run's config.
+        run_dir: the run's folder.
+
+    Raises:
+        UserError: it can't be had; others in its place would make another number of the run's.
+    """
+    data: ImageDataModule = build(cfg, "data")
+    data.fallback = None
+    if (run_dir / "result.json").exists() and (reason := Result.load(run_dir).data["fallback"]) is not None:
+        data.use_fallback(reason)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], done: int = 0) -> L.Trainer:
     """The Lightning Trainer, with the callbacks that every run has and its loggers.
+
+    Args:
+        cfg: the run's config.
+        run_dir: the run's folder.
+        callbacks: those of this run.
+        done: epochs that a checkpoint has: curves go on after them, and what else they had is forgotten.
 
     Raises:
         UserError: an option that Lightning refuses, or an accelerator that isn't here.
@@ -57,7 +83,10 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback]) -> 
     # TensorBoard writes through TensorFlow where that is installed, and imports all of it first: 4 s and 0.7 GB.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     try:
-        logger = instantiate(cfg.logger, save_dir=run_dir) if cfg.logger else False
+        purge = (
+            {"purge_step": done + 1} if done and str(cfg.logger.get("_target_")).endswith("TensorBoardLogger") else {}
+        )
+        logger = instantiate(cfg.logger, save_dir=run_dir, **purge) if cfg.logger else False
         trainer: L.Trainer = instantiate(
             OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in OF_THE_CLASSIFIER]),
             logger=logger,

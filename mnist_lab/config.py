@@ -223,6 +223,9 @@ RULES: dict[str, Rule] = {
     "callbacks.early_stopping.mode": one_of("min", "max"),
     "callbacks.early_stopping.patience": _integer(1),
     "callbacks.early_stopping.min_delta": not_negative,
+    "callbacks.dashboard.mistakes": _integer(0),
+    "callbacks.dashboard.histograms": boolean,
+    "callbacks.dashboard.embedding": _integer(0, 10_000),
 }
 
 
@@ -403,6 +406,8 @@ def _check_together(cfg: DictConfig) -> None:
         )
     if get("data.transform") is not None and get("data.loader") != "workers":
         raise UserError("data.transform works image by image: add data.loader=workers")
+    if get("callbacks.dashboard") is not None and not str(get("logger._target_")).endswith("TensorBoardLogger"):
+        raise UserError("callbacks=dashboard writes for TensorBoard: add logger=tensorboard")
     monitor, mode = get("callbacks.early_stopping.monitor"), get("callbacks.early_stopping.mode")
     if monitor is not None and mode != (right := "max" if monitor.endswith("acc") else "min"):
         raise UserError(f"callbacks.early_stopping.mode={mode} is wrong for {monitor}: it must be {right}")

@@ -15,7 +15,7 @@ from mnist_lab.words import divide
 USAGE = "use: python -m mnist_lab test run=DIR [checkpoint=last|best] [key=value of the run's config ...]"
 
 
-def evaluate(words: list[str]) -> None:
+def test(words: list[str]) -> None:
     """Tests a run's checkpoint and shows the outcome beside the recorded one.
 
     Args:

@@ -26,6 +26,7 @@ from torch import nn
 from mnist_lab.build import (
     brief,
     build,
+    build_tested,
     build_trainer,
     check_device,
     check_fit,
@@ -40,7 +41,7 @@ from mnist_lab.files import write_whole
 from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, most_memory, package_versions, processor
 from mnist_lab.show.report import leave_report
 from mnist_lab.terminal import metrics_table, relative, show, show_result, show_where, warn
-from mnist_lab.training import Classifier, History, NeuronForwardPass, newest
+from mnist_lab.training import CHARTS, Classifier, History, NeuronForwardPass, newest
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,9 @@ def run(
     for key, callback in configured.items():
         if not isinstance(callback, L.Callback):
             raise UserError(f"callbacks.{key} is no Lightning callback: it needs a _target_ that is one")
-    trainer = build_trainer(cfg, run_dir, [*configured.values(), history, *callbacks])
     last = newest(run_dir / "checkpoints")
+    done = 0 if last is None else len(read_checkpoint(last)["callbacks"]["History"]["rows"])
+    trainer = build_trainer(cfg, run_dir, [*configured.values(), history, *callbacks], done)
     check_device(cfg, trainer)
     data.prepare_data()
     data.setup()
@@ -119,6 +121,8 @@ def run(
         write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
         write_whole(run_dir / ASKED, json.dumps({"command": command, "overrides": overrides}) + "\n")
         announce(cfg, net, data, trainer, run_dir)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.add_custom_scalars(CHARTS)
     fit_start = time.perf_counter()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
@@ -174,7 +178,7 @@ def run(
         extras=extras(trainer),
     )
     result.save(run_dir)
-    log_hyperparameters(trainer.logger, result, trainer.global_step)
+    log_hyperparameters(trainer.logger, result)
     show_result(result)
     show_where(result, run_dir, leave_report(run_dir, data) if report else None)
     return result
@@ -195,7 +199,7 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
         UserError: the checkpoint is of another network or can't be read, or the data can't be had.
     """
     recorded = Result.load(run_dir) if (run_dir / "result.json").exists() else None
-    data = data_of(cfg, recorded)
+    data = build_tested(cfg, run_dir)
     net, loss = build(cfg, "model"), build(cfg, "loss")
     check_fit(cfg, net, loss, data)
     load_weights(net, checkpoint, read_checkpoint(checkpoint))
@@ -217,25 +221,6 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
         show(metrics_table(f"{cfg.name}, {checkpoint.stem} checkpoint", rows))
         warn(warnings_)
     return found
-
-
-def data_of(cfg: DictConfig, recorded: Result | None) -> ImageDataModule:
-    """The images that a run was tested on, or none: others in their place would make another number of it.
-
-    Args:
-        cfg: the run's config.
-        recorded: the run's result, if there is one.
-
-    Raises:
-        UserError: they can't be had.
-    """
-    data: ImageDataModule = build(cfg, "data")
-    data.fallback = None
-    if recorded is not None and recorded.data["fallback"] is not None:
-        data.use_fallback(recorded.data["fallback"])
-    data.prepare_data()
-    data.setup()
-    return data
 
 
 def notes(cfg: DictConfig, data: ImageDataModule, measured: Sequence[Mapping[str, float | None]]) -> list[str]:
@@ -323,7 +308,7 @@ def extras(trainer: L.Trainer) -> dict[str, Any]:
     return {"forward_pass": passes[0].output} if passes else {}
 
 
-def log_hyperparameters(logger: Logger | None, result: Result, step: int) -> None:
+def log_hyperparameters(logger: Logger | None, result: Result) -> None:
     """Gives TensorBoard the run's row in the HParams tab, with its test metrics, and the config as text."""
     if not isinstance(logger, TensorBoardLogger):
         return
@@ -346,9 +331,10 @@ def log_hyperparameters(logger: Logger | None, result: Result, step: int) -> Non
         }
     for word in result.overrides:  # by the names that a sweep's tables give them
         key, _, value = word.lstrip("+").partition("=")
-        chosen.setdefault(key, value)
-    metrics = {"test/loss": result.test["loss"], "test/acc": result.test["acc"]}
-    logger.log_hyperparams({k: v for k, v in chosen.items() if v is not None}, metrics, step)
+        if not key.startswith("callbacks.dashboard"):  # which changes no number
+            chosen.setdefault(key, value)
+    metrics = {"test/acc": result.test["acc"], "test/loss": result.test["loss"]}
+    logger.log_hyperparams({k: v for k, v in chosen.items() if v is not None}, metrics, len(result.history))
     logger.experiment.add_text("config", "```yaml\n" + OmegaConf.to_yaml(OmegaConf.create(config)) + "```")
     logger.experiment.add_text("command", f"`{result.command}`")
     logger.save()

@@ -115,7 +115,7 @@ def show_where(result: Result, run_dir: Path, report: Path | None) -> None:
     log.info(
         "{start:.1f} s to start, {train:.1f} s to train, {test:.1f} s to test\n".format(**result.seconds)
         + f"all of it    {folder}\n{page}"
-        f"curves       tensorboard --logdir {quote(str(folder.parent))}\n"
+        f"curves       python -m mnist_lab dashboard {quote(f'dir={folder.parent}')}\n"
         f"test again   python -m mnist_lab test {quote(f'run={folder}')}"
     )
 

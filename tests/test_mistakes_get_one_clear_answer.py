@@ -63,6 +63,9 @@ MISTAKES = {
     "test run=nowhere": "there is no such folder",
     "articles experiments=e": "there is no such experiment",
     "articles seeds=0": "a whole number, 1 or more",
+    "export": "which run?",
+    "export run=nowhere format=onnx": "there is no such folder",
+    "dashboard": "there is no such folder",
 }
 
 # As `python -m mnist_lab` does it, and then says on stdout whether torch was imported on the way.

@@ -174,20 +174,28 @@ class ImageDataModule(L.LightningDataModule):
         order = EpochOrder(self.train_index, self.seed)
         return self._batches("train", order, self.batch_size)
 
-    def val_dataloader(self) -> Batches | list[Batches]:
-        """Batches of the validation part, in order; an empty list where there is none."""
+    def val_dataloader(self, whole: bool = False) -> Batches | list[Batches]:
+        """Batches of the validation part, in order; an empty list where there is none.
+
+        Args:
+            whole: all images in every process, instead of a share for each.
+        """
         if self.val == "test":
-            return self.test_dataloader()
+            return self.test_dataloader(whole)
         if self.val == "none":
             return []
         order = EpochOrder(self.val_index, None)
-        return self._batches("train", order, self.eval_batch_size)
+        return self._batches("train", order, self.eval_batch_size, whole)
 
-    def test_dataloader(self) -> Batches:
-        """Batches of the test set, in order."""
+    def test_dataloader(self, whole: bool = False) -> Batches:
+        """Batches of the test set, in order.
+
+        Args:
+            whole: all images in every process, instead of a share for each.
+        """
         assert self.images is not None
         order = EpochOrder(torch.arange(len(self.images.test_labels)), None)
-        return self._batches("test", order, self.eval_batch_size)
+        return self._batches("test", order, self.eval_batch_size, whole)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must say for its network to be used without the training data."""
@@ -202,12 +210,15 @@ class ImageDataModule(L.LightningDataModule):
         """Nothing to do: batches are made on the device."""
         return batch
 
-    def _batches(self, part: Literal["train", "test"], order: EpochOrder, batch_size: int) -> Batches:
+    def _batches(
+        self, part: Literal["train", "test"], order: EpochOrder, batch_size: int, whole: bool = False
+    ) -> Batches:
         steps = max(1, self.images_at_once // batch_size)
         device, rank, world_size = torch.device("cpu"), 0, 1
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+            if not whole:
+                rank, world_size = self.trainer.global_rank, self.trainer.world_size
         training = order.seed is not None
         augment = self.augment if training else None
         by_workers = self.loader == "workers" and training

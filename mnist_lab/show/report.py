@@ -43,13 +43,13 @@ def report(words: list[str]) -> None:
         load_config(folder, overrides)
         Result.load(folder)
 
-    from mnist_lab.run import data_of
+    from mnist_lab.build import build_tested
     from mnist_lab.trained import load_run
 
     for folder in folders:
         result = Result.load(folder)
         run = load_run(folder, result.test["checkpoint"], overrides, _device(result))
-        print(f"report       {write_report(run, result, data_of(run.cfg, result))}")
+        print(f"report       {write_report(run, result, build_tested(run.cfg, run.run_dir))}")
 
 
 def leave_report(run_dir: Path, data: ImageDataModule) -> Path | None:

@@ -3,12 +3,15 @@
 from mnist_lab.training.callbacks import EpochProgress, History, LayerTable, NeuronForwardPass
 from mnist_lab.training.checkpoints import Checkpoints, WholeFiles, newest
 from mnist_lab.training.classifier import Classifier
+from mnist_lab.training.dashboard import CHARTS, Dashboard
 from mnist_lab.training.optimizers import RMSprop
 from mnist_lab.training.replay import Replay
 
 __all__ = [
+    "CHARTS",
     "Checkpoints",
     "Classifier",
+    "Dashboard",
     "EpochProgress",
     "History",
     "LayerTable",

@@ -148,6 +148,8 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: L.Trainer, improved: bool = False) -> None:
         self._step, self._time = trainer.global_step, time.monotonic()
         part, last = self.folder / ".part", self.folder / "last.ckpt"
+        for logger in trainer.loggers:
+            logger.save()  # what a resumed run won't write again
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
             if last.exists():

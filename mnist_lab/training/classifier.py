@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -63,6 +64,7 @@ class Classifier(L.LightningModule):
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._random: dict[str, Any] | None = None
         self._position: dict[str, int] | None = None
+        self._start = self._end = 0.0
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (B, num_classes), of images, float32 (B, C, H, W)."""
@@ -93,6 +95,7 @@ class Classifier(L.LightningModule):
                     schedule.step()  # type: ignore[union-attr]
             outcomes.append((logits, loss))
         self._count("train", outcomes, batch)
+        self._end = time.perf_counter()
         if self.device.type == "cpu" and self.trainer.world_size == 1:  # elsewhere to look would be to wait
             self._look_for_divergence(number - len(outcomes), [loss for _, loss in outcomes])
 
@@ -141,11 +144,15 @@ class Classifier(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Forgets the epoch before."""
         self.metrics.clear()
+        self._start = time.perf_counter()
 
     def on_train_epoch_end(self) -> None:
-        """Logs train/loss, train/acc and the learning rate of the last step."""
-        self._log_sums("train")
-        self.log("lr", self.metrics["lr"])
+        """Logs train/loss, train/acc, images a second of training alone, and the learning rate of the last step."""
+        images = self._log_sums("train")
+        self._tell({"train/images_per_second": images / (self._end - self._start), "lr": self.metrics["lr"]})
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Keeps the last gradients of the epoch, which Lightning would drop, for callbacks that look when it ends."""
 
     def on_validation_epoch_end(self) -> None:
         """Logs val/loss and val/acc."""
@@ -160,14 +167,16 @@ class Classifier(L.LightningModule):
         checkpoint["random"] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             checkpoint["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
-        checkpoint["counted"] = {"sums": self._sums, "metrics": self.metrics}
+        elapsed = time.perf_counter() - self._start
+        checkpoint["counted"] = {"sums": self._sums, "metrics": self.metrics, "elapsed": elapsed}
         batches = self.trainer.train_dataloader
         checkpoint["batches"] = batches.state_dict() if isinstance(batches, Batches) else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Finds them again; the random numbers' state and the batches' are set when the training begins."""
         self._random, self._position = checkpoint.get("random"), checkpoint.get("batches")
-        counted = checkpoint.get("counted", {"sums": {}, "metrics": {}})
+        counted = checkpoint.get("counted", {"sums": {}, "metrics": {}, "elapsed": 0.0})
+        self._start = time.perf_counter() - counted["elapsed"]
         self._sums = {stage: (sums.to(self.device), n) for stage, (sums, n) in counted["sums"].items()}
         self.metrics = dict(counted["metrics"])
 
@@ -236,19 +245,26 @@ class Classifier(L.LightningModule):
             sums, n = self._sums.get(stage, (torch.zeros_like(found), 0))
             self._sums[stage] = (sums + found, n + len(batch.labels))
 
-    def _log_sums(self, stage: str) -> None:
+    def _log_sums(self, stage: str) -> float:
+        """Logs loss and accuracy of what was counted; gives the number of images."""
         if stage not in self._sums:  # an epoch without batches, as limit_val_batches=0 makes them
-            return
+            return 0
         sums, images = self._sums.pop(stage)
         everything: Any = self.trainer.strategy.reduce(torch.cat([sums, sums.new_tensor([images])]), reduce_op="sum")
         loss, correct, n = everything.tolist()
-        self.metrics |= {f"{stage}/loss": loss / n, f"{stage}/acc": correct / n}
+        found = {f"{stage}/loss": loss / n, f"{stage}/acc": correct / n}
+        self.metrics |= found
         if stage == "train" and not math.isfinite(loss):
             epoch, lr = self.trainer.current_epoch + 1, self.metrics["lr"]
             raise Diverged(f"training diverged: in epoch {epoch} the loss is {loss / n}, at a learning rate of {lr:g}")
         if stage == "test":
             self.metrics["test/n"] = n
-        self.log_dict(
-            {f"{stage}/loss": loss / n, f"{stage}/acc": correct / n},
-            logger=stage != "test",  # the hyperparameter table logs the test's, beside what they were reached with
-        )
+        self._tell(found, curves=stage != "test")  # the hyperparameter table has the test's
+        return float(n)
+
+    def _tell(self, found: dict[str, float], curves: bool = True) -> None:
+        """Gives metrics to callbacks, and to the loggers at once: a checkpoint of an epoch comes after its curves."""
+        self.log_dict(found, logger=False)
+        if curves and not self.trainer.sanity_checking:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(found, self.trainer.current_epoch + 1)

@@ -1,0 +1,71 @@
+"""The verb `dashboard`: TensorBoard on all runs below a folder."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import socket
+import sys
+import time
+import webbrowser
+from contextlib import redirect_stderr
+from pathlib import Path
+from types import ModuleType
+
+from mnist_lab.config import one_of
+from mnist_lab.errors import UserError
+from mnist_lab.words import understood
+
+USAGE = "use: python -m mnist_lab dashboard [dir=outputs] [port=6006] [host=127.0.0.1] [open=true|false]"
+
+
+def dashboard(words: list[str]) -> None:
+    """Serves TensorBoard until Ctrl-C, and opens a browser on it where there is a screen.
+
+    Args:
+        words: `dir=FOLDER` (outputs), `port=NUMBER` (6006; 0: any free one), `host=ADDRESS` (127.0.0.1, which nobody
+            else can reach) and `open=true` or `false`.
+
+    Raises:
+        UserError: a word is not understood, there is nothing to show, or the port is taken.
+    """
+    defaults = {"dir": "outputs", "port": "6006", "host": "127.0.0.1", "open": "true"}
+    options = understood(words, defaults, USAGE)
+    folder, port, host = Path(options["dir"]).expanduser(), options["port"], options["host"]
+    if not (port.isdecimal() and port.isascii() and int(port) < 2**16):
+        raise UserError(f"port={port} is not allowed: it must be a whole number from 0 to 65535")
+    if not (rule := one_of("true", "false")).holds(options["open"]):
+        raise UserError(f"open={options['open']} is not allowed: it must be {rule.allowed}")
+    if not folder.is_dir():
+        raise UserError(f"dir={folder}: there is no such folder. A run makes it: python -m mnist_lab model=mlp")
+    if next(folder.rglob("events.out.tfevents.*"), None) is None:
+        raise UserError(f"dir={folder}: no run in it has logged for TensorBoard. One that does: python -m mnist_lab")
+
+    try:  # TensorBoard's server would end the program in its own way
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, int(port)), family=family).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"port={port} is in use: choose another one, or port=0 for any that is free") from None
+        raise UserError(f"host={host} port={port}: {error.strerror}") from None
+
+    # It would import TensorFlow where that is installed, as in mnist_lab/build.py.
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+    from tensorboard.program import TensorBoard
+
+    board = TensorBoard()
+    of_every_epoch = "--samples_per_plugin=images=1000,pr_curves=1000"  # instead of ten and a hundred of them
+    board.configure(("", f"--logdir={folder}", f"--port={port}", f"--host={host}", of_every_epoch))
+    with redirect_stderr(io.StringIO()):  # advice on flags that we don't have
+        url = board.launch()
+    print(f"TensorBoard on {folder} at {url}\nCtrl-C ends it", flush=True)
+    # Without a screen Python would start a browser in the terminal.
+    has_screen = sys.platform in ("win32", "darwin") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    if options["open"] == "true" and has_screen:
+        webbrowser.open(url)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        print()

@@ -1,0 +1,53 @@
+"""The verb `export`: a run's network as a file that other programs can use."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from mnist_lab.config import one_of
+from mnist_lab.errors import UserError
+from mnist_lab.evaluate import checkpoint_of, load_config
+from mnist_lab.words import divide
+
+USAGE = (
+    "use: python -m mnist_lab export run=DIR [format=onnx|torch_export|safetensors] [checkpoint=last|best] [to=FILE] "
+    "[key=value of the run's config ...]"
+)
+PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "torch_export": (), "safetensors": ("safetensors",)}
+"""The formats, each with the packages that it needs beside ours."""
+
+
+def export(words: list[str]) -> None:
+    """Writes a run's network to a file, checks the file against the run on the whole test set, and shows how to use it.
+
+    Args:
+        words: `run=DIR`, `format=onnx` (default), `torch_export` or `safetensors`, `checkpoint=last` or `best`
+            (default: the one that the run was tested with), `to=FILE` (default: in RUN/export), and values of the
+            run's own config to replace, such as `data.root=DIR`.
+
+    Raises:
+        UserError: there is no such run, checkpoint or format, or a package is missing, or a word is not understood.
+        SystemExit: the file didn't give what the run gives, and is gone; with exit status 1.
+    """
+    options, overrides = divide(words, {"run": "", "format": "onnx", "checkpoint": "", "to": ""}, USAGE)
+    if not options["run"]:
+        raise UserError(f"which run? {USAGE}")
+    kind = options["format"]
+    if not (rule := one_of(*PACKAGES)).holds(kind):
+        raise UserError(f"format={kind} is not allowed: it must be {rule.allowed}")
+    run_dir = Path(options["run"]).expanduser()
+    cfg = load_config(run_dir, overrides)
+    checkpoint = options["checkpoint"] or cfg.test_checkpoint
+    checkpoint_of(run_dir, checkpoint)
+    missing = [name for name in PACKAGES[kind] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f'format={kind} needs {" and ".join(missing)}: pip install -e ".[export]"')
+    target = Path(options["to"]).expanduser() if options["to"] else None
+    if target is not None and target.is_dir():
+        raise UserError(f"to={target} is a folder: a file's name is needed")
+
+    from mnist_lab.show.portable import write_checked
+    from mnist_lab.trained import load_run
+
+    write_checked(load_run(run_dir, checkpoint, overrides, device="cpu"), kind, target)

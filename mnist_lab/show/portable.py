@@ -1,0 +1,236 @@
+"""A network as a file that other programs can use: written, read again, and compared with the run that it is of."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from mnist_lab.build import brief, build, build_tested
+from mnist_lab.errors import UserError
+from mnist_lab.terminal import relative
+from mnist_lab.trained import TrainedRun
+
+TOLERANCE = 1e-4
+"""The largest difference of a probability that rounding may make; a class that leads by twice as much stays ahead."""
+
+
+class Portable(nn.Module):
+    """A network that takes images as they are and gives probabilities.
+
+    Args:
+        net: float32 (N, C, H, W) → logits (N, classes).
+        shift: float32 (C, 1, 1), subtracted from pixel values.
+        divisor: float32 (C, 1, 1), divides what remains.
+    """
+
+    shift: Tensor
+    divisor: Tensor
+
+    def __init__(self, net: nn.Module, shift: Tensor, divisor: Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("shift", shift)
+        self.register_buffer("divisor", divisor)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Probabilities, float32 (N, classes), of images, uint8 (N, C, H, W)."""
+        logits: Tensor = self.net((images.float() - self.shift) / self.divisor)
+        return logits.float().softmax(1)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        suffix: of its name.
+        write: writes a run's network and facts about it to a file.
+        read: gives what a file holds: uint8 (N, C, H, W) → float32 (N, classes).
+        usage: lines of Python that use it; {file} and {shape} stand for the file's name and the shape of one image.
+    """
+
+    suffix: str
+    write: Callable[[TrainedRun, dict[str, str], Path], None]
+    read: Callable[[Path], Callable[[Tensor], Tensor]]
+    usage: str
+
+
+def write_checked(run: TrainedRun, kind: str, target: Path | None) -> None:
+    """Writes a run's network, compares it with the run on its whole test set, and prints the outcome and how to use it.
+
+    Args:
+        run: the run, on the CPU.
+        kind: a key of FORMATS.
+        target: the file; None: one in RUN/export, named after the run.
+
+    Raises:
+        UserError: the network can't be written in that format, or the test images can't be had.
+        SystemExit: the probabilities differ by more than TOLERANCE; nothing was left then.
+    """
+    form = FORMATS[kind]
+    target = target or run.run_dir / "export" / f"{Path(run.cfg.name).name}{form.suffix}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    logging.disable()  # of what a network can't do torch.export speaks in forty lines, here and on stderr
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
+        file = Path(folder) / f"model{form.suffix}"
+        try:
+            with redirect_stderr(io.StringIO()):
+                form.write(run, facts(run), file)
+        except Exception as error:  # whatever a network of the user's own does that the format has no words for
+            raise UserError(f"{run.cfg.model._target_} can't be written as {kind}: {brief(error)}") from error
+        images, largest, same = compare(run, form.read(file))
+        if not largest <= TOLERANCE:
+            raise SystemExit(
+                f"error: the {kind} model is wrong and was not kept: its probabilities differ from the run's by up to "
+                f"{largest:.1e} on {images:,} test images, where {TOLERANCE:.0e} is allowed, and {images - same:,} get "
+                "another class"
+            )
+        file.replace(target)
+    print(f"model    {relative(target)}, {target.stat().st_size / 1e6:.1f} MB, {run.checkpoint} checkpoint")
+    print(
+        f"checked  {images:,} test images: largest difference of a probability {largest:.1e}, "
+        f"the same class for {same:,} of {images:,}"
+    )
+    print(f"use\n\n{form.usage.format(file=repr(str(target.absolute())), shape=(1, *run.shape))}")
+
+
+def facts(run: TrainedRun) -> dict[str, str]:
+    """What a file says of its network, each as JSON: classes, shape (C, H, W), shift and divisor a channel, model."""
+    return {
+        "classes": json.dumps(run.class_names, ensure_ascii=False),
+        "shape": json.dumps(run.shape),
+        "shift": json.dumps(run.shift.flatten().tolist()),
+        "divisor": json.dumps(run.divisor.flatten().tolist()),
+        "model": json.dumps(OmegaConf.to_container(run.cfg.model), ensure_ascii=False),
+    }
+
+
+def compare(run: TrainedRun, predict: Callable[[Tensor], Tensor]) -> tuple[int, float, int]:
+    """Asks a run and a file about each image of the run's test set.
+
+    Returns:
+        Images; the largest difference of a probability, NaN where one is not a number; images that get the same class.
+
+    Raises:
+        UserError: the images can't be had.
+    """
+    count, largest, same = 0, torch.zeros(()), 0
+    for batch in build_tested(run.cfg, run.run_dir).test_dataloader():
+        expected, found = run.predict(batch.pixels), predict(batch.pixels)
+        count += len(expected)
+        largest = torch.maximum(largest, (expected - found).abs().max())
+        same += int((expected.argmax(1) == found.argmax(1)).sum())
+    return count, largest.item(), same
+
+
+def _exported(run: TrainedRun) -> ExportedProgram:
+    """The network as a list of PyTorch's own operations, for any number of images."""
+    model = Portable(run.net, run.shift, run.divisor).eval()
+    images = torch.zeros(2, *run.shape, dtype=torch.uint8)
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim("N")},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # the names of folders here are nobody's business elsewhere
+    return program
+
+
+def write_torch_export(run: TrainedRun, facts: dict[str, str], path: Path) -> None:
+    """Writes what `torch.export.load` reads, the facts as extra files."""
+    torch.export.save(_exported(run), path, extra_files=dict(facts))
+
+
+def read_torch_export(path: Path) -> Callable[[Tensor], Tensor]:
+    """The module in such a file."""
+    module: nn.Module = torch.export.load(path).module()
+    return module
+
+
+def write_onnx(run: TrainedRun, facts: dict[str, str], path: Path) -> None:
+    """Writes an ONNX model: `images` in, `probabilities` out, the facts as metadata."""
+    program = torch.onnx.export(
+        _exported(run),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamic_shapes=({0: Dim("N")},),
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props.update(facts)
+    program.save(path)
+
+
+def read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    """ONNX Runtime with such a file."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def write_safetensors(run: TrainedRun, facts: dict[str, str], path: Path) -> None:
+    """Writes the network's weights, under the names that its state dict has, the facts as metadata."""
+    from safetensors.torch import save_model
+
+    save_model(run.net, str(path), metadata=facts)
+
+
+def read_safetensors(path: str | Path) -> Portable:
+    """Builds the network that a file describes, with its weights.
+
+    The file names the class that is built: read only files that come from where you would take code from.
+
+    Args:
+        path: a file that `write_safetensors` has written.
+
+    Returns:
+        uint8 (N, C, H, W) → probabilities, float32 (N, classes), in evaluation mode, on the CPU.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import load_model
+
+    with safe_open(path, framework="pt") as file:
+        facts: dict[str, Any] = {key: json.loads(value) for key, value in file.metadata().items()}
+    net = build(OmegaConf.create({"model": facts["model"]}), "model")
+    load_model(net, path)
+    shift, divisor = (torch.tensor(facts[name]).view(-1, 1, 1) for name in ("shift", "divisor"))
+    return Portable(net, shift, divisor).eval().requires_grad_(False)
+
+
+FORMATS = {
+    "onnx": Format(
+        ".onnx",
+        write_onnx,
+        read_onnx,
+        """import numpy, onnxruntime
+model = onnxruntime.InferenceSession({file})
+probabilities = model.run(None, {{"images": numpy.zeros({shape}, "uint8")}})[0]""",
+    ),
+    "torch_export": Format(
+        ".pt2",
+        write_torch_export,
+        read_torch_export,
+        """import torch
+model = torch.export.load({file}).module()
+probabilities = model(torch.zeros({shape}, dtype=torch.uint8))""",
+    ),
+    "safetensors": Format(
+        ".safetensors",
+        write_safetensors,
+        read_safetensors,
+        """import torch; from mnist_lab.show.portable import read_safetensors
+model = read_safetensors({file})
+probabilities = model(torch.zeros({shape}, dtype=torch.uint8))""",
+    ),
+}

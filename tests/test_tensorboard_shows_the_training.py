@@ -1,0 +1,155 @@
+"""TensorBoard's own reader finds every run's curves over its epochs, and with callbacks=dashboard much more."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Command
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.util.tensor_util import make_ndarray
+
+from mnist_lab.build import build_tested
+from mnist_lab.result import Result
+from mnist_lab.trained import load_run
+from mnist_lab.training import Dashboard
+
+RUN = ("model=mlp", "data=mnist_5k", "data.val=random", "model.hidden=[64,32]", "trainer=cpu", "trainer.max_epochs=2")
+FULL = (
+    "callbacks=[early_stopping,dashboard]",
+    "callbacks.dashboard.histograms=true",
+    "callbacks.dashboard.embedding=100",
+)
+
+
+def trained(folder: Path, *words: str) -> Path:
+    line = (sys.executable, "-m", "mnist_lab", *words, f"hydra.run.dir={folder}")
+    subprocess.run(line, check=True, capture_output=True, timeout=600)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("plain"), *RUN)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("full"), *RUN, *FULL)
+
+
+def read(run_dir: Path) -> EventAccumulator:
+    return EventAccumulator(
+        str(run_dir / "tensorboard"), size_guidance={"images": 0, "histograms": 0, "tensors": 0}
+    ).Reload()
+
+
+def steps(events: EventAccumulator, tag: str) -> list[int]:
+    return [event.step for event in events.Scalars(tag)]
+
+
+def test_every_run_draws_its_curves_over_the_epochs(plain: Path) -> None:
+    events = read(plain)
+    for tag in ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "train/images_per_second"):
+        assert steps(events, tag) == [1, 2]
+    assert steps(events, "test/acc") == steps(events, "test/loss") == [2]
+    for event, row in zip(events.Scalars("train/images_per_second"), Result.load(plain).history, strict=True):
+        assert event.value >= 3500 / row["seconds"]  # which validation is part of
+    assert events.Tags()["images"] == events.Tags()["histograms"] == [] and not events.Tags()["graph"]
+
+
+def test_every_run_has_training_and_validation_on_one_chart(plain: Path) -> None:
+    (event,) = read(plain).Tensors("custom_scalars__config__")
+    layout = Layout.FromString(make_ndarray(event.tensor_proto).item())
+    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    assert charts == {"loss": ["train/loss", "val/loss"], "accuracy": ["train/acc", "val/acc"]}
+
+
+def test_the_dashboard_changes_no_number(plain: Path, full: Path) -> None:
+    rows = [[{**row, "seconds": 0} for row in Result.load(folder).history] for folder in (plain, full)]
+    assert rows[0] == rows[1]
+    assert Result.load(plain).test == Result.load(full).test
+
+
+def test_the_dashboard_leaves_steps_cheap() -> None:
+    hooks = [name for name in vars(Callback) if "batch" in name or "backward" in name or "optimizer" in name]
+    assert len(hooks) >= 10
+    for name in ("on_before_zero_grad", *hooks):
+        assert getattr(Dashboard, name) is getattr(Callback, name)
+
+
+def test_mistakes_of_each_epoch_and_the_confusion_matrix_are_pictures(full: Path) -> None:
+    events = read(full)
+    assert sorted(events.Tags()["images"]) == ["confusion_matrix/test", "mistakes/validation"]
+    assert [event.step for event in events.Images("mistakes/validation")] == [1, 2]
+    assert [event.step for event in events.Images("confusion_matrix/test")] == [2]
+    for tag in events.Tags()["images"]:
+        picture = np.asarray(Image.open(io.BytesIO(events.Images(tag)[-1].encoded_image_string)))
+        assert min(picture.shape[:2]) >= 700 and picture.std() > 20
+
+
+def test_precision_and_recall_are_of_the_whole_test_set(full: Path) -> None:
+    events = read(full)
+    for name in "0123456789":
+        (event,) = events.Tensors(f"precision_recall/{name}")
+        true_positives, false_positives, *_ = make_ndarray(event.tensor_proto)
+        assert true_positives[0] == 100 and false_positives[0] == 900  # at a threshold of 0
+
+
+def test_histograms_are_of_all_weights_and_their_gradients(full: Path) -> None:
+    events = read(full)
+    names = [f"layers.{n}.{kind}" for n in (1, 4, 7) for kind in ("weight", "bias")]
+    assert set(events.Tags()["histograms"]) == {f"{of}/{name}" for of in ("weights", "gradients") for name in names}
+    for tag in events.Tags()["histograms"]:
+        assert [event.step for event in events.Histograms(tag)] == [1, 2]
+    assert events.Histograms("gradients/layers.1.weight")[0].histogram_value.num == 64 * 784
+
+
+def test_the_graph_is_of_layers_that_everybody_knows(full: Path) -> None:
+    graph = GraphDef.FromString(read(full).Graph().SerializeToString())
+    operations = [node.op for node in graph.node if "::" in node.op]
+    assert operations.count("aten::linear") == 3
+    assert all(name.startswith(("aten::", "prim::")) for name in operations)
+    assert any(node.name.startswith("MLP/") for node in graph.node)
+
+
+def test_the_projector_has_the_last_hidden_layer_with_pictures_and_classes(full: Path) -> None:
+    folder = full / "tensorboard"
+    config = (folder / "projector_config.pbtxt").read_text()
+    points = np.loadtxt(folder / "00000/last_hidden_layer/tensors.tsv", delimiter="\t")
+    rows = [row.split("\t") for row in (folder / "00000/last_hidden_layer/metadata.tsv").read_text().splitlines()]
+    sprite = Image.open(folder / "00000/last_hidden_layer/sprite.png")
+    assert "last_hidden_layer" in config and "sprite.png" in config and "metadata.tsv" in config
+    assert sprite.size == (280, 280) and points.shape == (100, 32)
+
+    run = load_run(full)
+    data = build_tested(run.cfg, full)
+    sample = torch.linspace(0, 999, 100).long()
+    assert data.images is not None and isinstance(data.images.test_images, torch.Tensor)
+    images = data.images.test_images[sample]
+    hidden = run.net.layers[:-1](run.scale(images))  # type: ignore[index, operator]
+    np.testing.assert_allclose(points, hidden.numpy(), atol=1e-3)
+    predicted, labels = run.predict(images).argmax(1).tolist(), data.images.test_labels[sample].tolist()
+    assert rows[0] == ["answer", "label", "predicted"]
+    assert [(int(label), int(answer)) for _, label, answer in rows[1:]] == list(zip(labels, predicted, strict=True))
+    wrong = [label != answer for label, answer in zip(labels, predicted, strict=True)]
+    assert [" → " in row[0] for row in rows[1:]] == wrong and any(wrong)
+
+
+def test_without_validation_the_rest_is_there(tmp_path: Path) -> None:
+    words = ["model=cnn", "data=mnist_5k", "data.val=none", "trainer=debug", "trainer.accelerator=cpu"]
+    tags = read(trained(tmp_path / "run", *words, "callbacks=dashboard")).Tags()
+    assert tags["images"] == ["confusion_matrix/test"] and tags["graph"]
+    assert (tmp_path / "run/tensorboard/projector_config.pbtxt").exists()
+
+
+def test_a_dashboard_without_tensorboard_is_a_mistake(lab: Command) -> None:
+    done = lab("callbacks=dashboard", "logger=none")
+    assert done.returncode == 2 and "add logger=tensorboard" in done.stderr
