@@ -137,7 +137,7 @@ def _ink(image: Image.Image, nearer: bool = True) -> tuple[Grey, bool]:
     paper = ndimage.grey_closing(beyond, (window, window))[window:-window, window:-window]
     paper = ndimage.gaussian_filter(paper, 2)
     # Light falls on ink and paper alike: what ink takes away is a share of it.
-    ink = (paper - grey) / (np.maximum(paper, 32) if dark else 255)
+    ink = (paper - grey) / np.maximum(paper, 32)
     mask = _strokes(ink > _otsu(ink))
     around = ndimage.binary_dilation(mask, iterations=5)
     if not mask.any() or around.all():
@@ -169,21 +169,25 @@ def _along_ink(colours: Grey) -> Grey:
 
 
 def _is_light_on_dark(grey: Grey) -> bool:
-    """Whether what differs most from the paper is lighter; paper is a quadratic surface through the picture's edge."""
+    """Whether ink is lighter than its paper, by three signs that are weighed: what most of the picture's edge is, what
+    is rare, and whether light or dark things are narrow."""
     grey = grey[::4, ::4]
     height, width = grey.shape
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1)
+    terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1).reshape(-1, 6)
+    level = grey - (terms @ np.linalg.lstsq(terms, grey.ravel(), rcond=None)[0]).reshape(grey.shape)
     depth = max(1, min(height, width) // 16)
     edge = np.ones(grey.shape, bool)
     edge[depth:-depth, depth:-depth] = False
-    at_edge, values = terms[edge], grey[edge]
-    kept = np.ones(len(values), bool)
-    for _ in range(4):  # without what crosses the edge
-        surface = np.linalg.lstsq(at_edge[kept], values[kept], rcond=None)[0]
-        error = np.abs(at_edge @ surface - values)
-        kept = error <= 2 * np.median(error) + 1e-3
-    return bool(((grey - terms @ surface) ** 3).sum() > 0)
+    light_edge = 2 * (level[edge] > _otsu(level)).mean() - 1
+    light_is_rare = (level**3).sum() / max((np.abs(level) ** 3).sum(), 1e-9)
+    window = round(WIDEST_STROKE * WORKING_SIZE / 4)
+    beyond = np.pad(grey, window, mode="edge")
+    inner = (slice(window, -window), slice(window, -window))
+    dark_narrow = ndimage.grey_closing(beyond, (window, window))[inner] - grey
+    light_narrow = grey - ndimage.grey_opening(beyond, (window, window))[inner]
+    narrow = np.log(((dark_narrow**2).sum() + 1) / ((light_narrow**2).sum() + 1))
+    return bool(light_edge - 0.5 * light_is_rare + 0.8 * narrow < 0)
 
 
 def _otsu(values: Grey) -> float:
