@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STARTED = time.perf_counter()
 
-VERBS = ("train", "test", "resume", "compare", "articles", "bench")
+VERBS = ("train", "test", "resume", "compare", "articles", "bench", "predict", "draw")
 
 
 def main() -> None:
@@ -51,6 +51,14 @@ def main() -> None:
             from mnist_lab.bench import bench
 
             bench(words)
+        elif verb == "predict":
+            from mnist_lab.show.predict import predict
+
+            predict(words)
+        elif verb == "draw":
+            from mnist_lab.show.draw import draw
+
+            draw(words)
         else:
             from mnist_lab.articles import articles
 

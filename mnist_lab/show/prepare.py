@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from scipy import ndimage
+
+from mnist_lab.errors import UserError
 
 Grey = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -20,10 +23,8 @@ WORKING_SIZE = 256
 """Pixels of the longer side at which ink is told from paper."""
 WIDEST_STROKE = 0.3
 """As a fraction of that side: what is dark and wider is a shadow."""
-
-
-class NoInkError(ValueError):
-    """A picture in which nothing is drawn."""
+THINNEST_STROKE = 1.6 / 20
+"""As a fraction of the longer side of the ink: MNIST has hardly any that are thinner."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,30 @@ class Preparation:
     squeeze: bool = False
 
 
+def read_image(file: Path | IO[bytes]) -> Image.Image:
+    """Reads a picture in any format that Pillow knows; of several frames the first.
+
+    Args:
+        file: the file, or an open one.
+
+    Raises:
+        UserError: there is none, it is no image, or one with more pixels than `Image.MAX_IMAGE_PIXELS`.
+    """
+    if isinstance(file, Path) and not file.is_file():
+        raise UserError("that is no file" if file.exists() else "there is no such file")
+    try:
+        with Image.open(file) as image:
+            image.draft("RGB", (4 * WORKING_SIZE, 4 * WORKING_SIZE))  # a large JPEG is decoded smaller, which is faster
+            image.load()
+            return image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(f"larger than the {Image.MAX_IMAGE_PIXELS:,} pixels that are read") from None
+    except UnidentifiedImageError:
+        raise UserError("no image in a format that Pillow reads") from None
+    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
+        raise UserError(f"can't be read as an image: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
 def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.uint8], bool]:
     """A picture as the network takes it.
 
@@ -57,7 +82,7 @@ def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.ui
         uint8 (C, H, W), 0 to 255, and whether it was inverted: ink that was darker than its paper is light in it.
 
     Raises:
-        NoInkError: nothing is drawn in it; of the kind "digit" only.
+        UserError: nothing is drawn in it; of the kind "digit" only.
     """
     channels, height, width = preparation.shape
     image = _flat(image)
@@ -76,7 +101,6 @@ def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.ui
 
 def _flat(image: Image.Image) -> Image.Image:
     """The picture upright as its camera meant it, "L" or "RGB", on paper where it is transparent."""
-    image.draft("RGB", (4 * WORKING_SIZE, 4 * WORKING_SIZE))  # a large JPEG is decoded smaller, which is faster
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # 16 or 32 bits: Pillow's own conversion would cut, not scale
         values = np.asarray(image, np.float64)
@@ -141,10 +165,10 @@ def _ink(image: Image.Image, nearer: bool = True) -> tuple[Grey, bool]:
     mask = _strokes(ink > _otsu(ink))
     around = ndimage.binary_dilation(mask, iterations=5)
     if not mask.any() or around.all():
-        raise NoInkError
+        raise UserError("nothing is drawn in it")
     none, full = np.median(ink[~around]), np.median(ink[mask])
     if full - none < max(0.03, 4 * ink[~around].std()):
-        raise NoInkError
+        raise UserError("nothing is drawn in it")
     rows, columns = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
     longer = max(rows.stop - rows.start, columns.stop - columns.start)
     if nearer and longer < WORKING_SIZE / 3 and scale < 1:
@@ -220,13 +244,10 @@ def _widened(mask: Mask, longer: int) -> Grey:
         longer: the longer side of its box, pixels.
     """
     width = 4 * ndimage.distance_transform_edt(mask)[mask].mean()  # across a line the mean distance is a quarter
-    missing = THINNEST * longer - width
+    missing = THINNEST_STROKE * longer - width
     if missing <= 0:
         return np.zeros(mask.shape, np.float32)
     return np.asarray(np.clip(missing / 2 + 0.5 - ndimage.distance_transform_edt(~mask), 0, 1), np.float32)
-
-
-THINNEST = 1.6 / 20
 
 
 def _placed(ink: Grey, preparation: Preparation) -> NDArray[np.uint8]:
