@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 from mnist_lab.errors import UserError
@@ -150,8 +150,9 @@ def _ink(image: Image.Image, nearer: bool = True) -> tuple[Grey, bool]:
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     resample = Image.Resampling.BILINEAR if scale < 1 else Image.Resampling.BICUBIC
     small = image.convert("RGB").resize(size, resample, reducing_gap=2.0)
-    colours = np.asarray(small.filter(ImageFilter.MedianFilter(3)), np.float32)
-    grey = ndimage.gaussian_filter(_along_ink(colours), 1.5)
+    grey = _along_ink(np.asarray(small, np.float32))
+    grey = ndimage.median_filter(ndimage.median_filter(grey, (3, 1)), (1, 3))  # much quicker than (3, 3)
+    grey = ndimage.gaussian_filter(grey, 1.5)
     dark = not _is_light_on_dark(grey)
     if not dark:
         grey = 255 - grey
@@ -199,7 +200,8 @@ def _is_light_on_dark(grey: Grey) -> bool:
     height, width = grey.shape
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1).reshape(-1, 6)
-    level = grey - (terms @ np.linalg.lstsq(terms, grey.ravel(), rcond=None)[0]).reshape(grey.shape)
+    surface = terms @ np.linalg.solve(terms.T @ terms + 1e-6 * np.eye(6), terms.T @ grey.ravel())
+    level = grey - surface.reshape(grey.shape)
     depth = max(1, min(height, width) // 16)
     edge = np.ones(grey.shape, bool)
     edge[depth:-depth, depth:-depth] = False
