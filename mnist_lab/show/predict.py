@@ -34,9 +34,9 @@ BOXES = {
     "emnist": (24 / 28, False),
     "kmnist": (1.0, False),
 }
-"""Of the data sets of handwriting: the longer side of the ink as a fraction of the image, and whether its centre of mass
-is in the middle, or else that of its box (LeCun et al. 1998; Yadav, Bottou 2019; Cohen et al. 2017; Clanuwat et al.
-2018)."""
+"""Of the data sets of handwriting: the longer side of the ink as a fraction of the image, and whether its centre of
+mass is in the middle, or else that of its box (LeCun et al. 1998; Yadav, Bottou 2019; Cohen et al. 2017; Clanuwat et
+al. 2018)."""
 AT_ONCE = 500
 """Files read before the network looks at them: it is quickest at many, and memory is bounded."""
 

@@ -235,7 +235,7 @@ def _strokes(mask: Mask) -> Mask:
     inside[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = 0
     if inside.max() > 0.3 * areas.max():
         areas = inside
-    return np.asarray(areas > 0.04 * areas.max())[labels]
+    return np.asarray((areas > 0.04 * areas.max())[labels], bool)
 
 
 def _widened(mask: Mask, longer: int) -> Grey:
@@ -266,4 +266,4 @@ def _placed(ink: Grey, preparation: Preparation) -> NDArray[np.uint8]:
     rows, columns = rows + top, columns + left
     seen = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     placed[rows[seen], columns[seen]] = small[seen]
-    return np.uint8(placed.round().clip(0, 255))
+    return placed.round().clip(0, 255).astype(np.uint8)
