@@ -61,6 +61,11 @@ MISTAKES = {
     "hydra.run.dir=/dev/null/run": "/dev/null is a file",
     "test": "which run?",
     "test run=nowhere": "there is no such folder",
+    "predict": "which run?",
+    "predict run=nowhere images=a.png": "there is no such folder",
+    "predict run=x images=a.png prepare=cut": "one of auto, digit, resize",
+    "draw": "which run?",
+    "draw run=x port=many": "a whole number from 0 to 65535",
     "articles experiments=e": "there is no such experiment",
     "articles seeds=0": "a whole number, 1 or more",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -97,6 +98,8 @@ def predict(words: list[str]) -> None:
 
     trained = load_run(run_dir, options["checkpoint"] or None)
     how = preparation(trained, options["prepare"])
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold anything
     for mistake in mistakes:
         _complain(mistake)
     try:

@@ -186,8 +186,8 @@ def _ink(image: Image.Image, nearer: bool = True) -> tuple[Grey, bool]:
 
 def _along_ink(colours: Grey) -> Grey:
     """(H, W, 3) → (H, W): the mixture of the channels in which ink differs most from the paper around it."""
-    local = colours - ndimage.uniform_filter(colours, (WORKING_SIZE // 4, WORKING_SIZE // 4, 0))
-    values = local.reshape(-1, 3)
+    local = colours - ndimage.uniform_filter(colours, (WORKING_SIZE // 4, WORKING_SIZE // 4, 1))
+    values = local[::4, ::4].reshape(-1, 3)
     weights = np.linalg.eigh(values.T @ values)[1][:, -1]
     weights = weights if weights.sum() > 0 else -weights
     return np.asarray(colours @ (weights / np.abs(weights).sum()), np.float32)
