@@ -23,6 +23,8 @@ WORKING_SIZE = 256
 """Pixels of the longer side at which ink is told from paper."""
 WIDEST_STROKE = 0.3
 """As a fraction of that side: what is dark and wider is a shadow."""
+FAINTEST_INK = 0.06
+"""What ink takes of the light at least."""
 THINNEST_STROKE = 1.6 / 20
 """As a fraction of the longer side of the ink: MNIST has hardly any that are thinner."""
 
@@ -168,7 +170,7 @@ def _ink(image: Image.Image, nearer: bool = True) -> tuple[Grey, bool]:
     if not mask.any() or around.all():
         raise UserError("nothing is drawn in it")
     none, full = np.median(ink[~around]), np.median(ink[mask])
-    if full - none < max(0.03, 4 * ink[~around].std()):
+    if full - none < max(FAINTEST_INK, 1.8 * (np.percentile(ink[~around], 99) - none)):
         raise UserError("nothing is drawn in it")
     rows, columns = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
     longer = max(rows.stop - rows.start, columns.stop - columns.start)
