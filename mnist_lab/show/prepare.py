@@ -196,26 +196,25 @@ def _along_ink(colours: Grey) -> Grey:
 
 
 def _is_light_on_dark(grey: Grey) -> bool:
-    """Whether ink is lighter than its paper, by three signs that are weighed: what most of the picture's edge is, what
-    is rare, and whether light or dark things are narrow."""
+    """Whether ink is lighter than its paper, by two signs: ink is what is rare, and what is narrow.
+
+    Each is a logarithm, of dark against light. Thin strokes are rare and leave narrow paper between them; thick strokes
+    in a picture that is cut to them are not rare. The weight was fitted to such pictures of MNIST's training digits.
+    """
     grey = grey[::4, ::4]
     height, width = grey.shape
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1).reshape(-1, 6)
-    surface = terms @ np.linalg.solve(terms.T @ terms + 1e-6 * np.eye(6), terms.T @ grey.ravel())
-    level = grey - surface.reshape(grey.shape)
-    depth = max(1, min(height, width) // 16)
-    edge = np.ones(grey.shape, bool)
-    edge[depth:-depth, depth:-depth] = False
-    light_edge = 2 * (level[edge] > _otsu(level)).mean() - 1
-    light_is_rare = (level**3).sum() / max((np.abs(level) ** 3).sum(), 1e-9)
+    light = terms @ np.linalg.solve(terms.T @ terms + 1e-6 * np.eye(6), terms.T @ grey.ravel())
+    level = grey - light.reshape(grey.shape)
+    rare = np.log((np.maximum(-level, 0) ** 3).sum() + 1) - np.log((np.maximum(level, 0) ** 3).sum() + 1)
     window = round(WIDEST_STROKE * WORKING_SIZE / 4)
     beyond = np.pad(grey, window, mode="edge")
     inner = (slice(window, -window), slice(window, -window))
-    dark_narrow = ndimage.grey_closing(beyond, (window, window))[inner] - grey
-    light_narrow = grey - ndimage.grey_opening(beyond, (window, window))[inner]
-    narrow = np.log(((dark_narrow**2).sum() + 1) / ((light_narrow**2).sum() + 1))
-    return bool(light_edge - 0.5 * light_is_rare + 0.8 * narrow < 0)
+    dark_gone = ndimage.grey_closing(beyond, (window, window))[inner] - grey
+    light_gone = grey - ndimage.grey_opening(beyond, (window, window))[inner]
+    narrow = np.log((dark_gone**2).sum() + 1) - np.log((light_gone**2).sum() + 1)
+    return bool(narrow + 0.56 * rare < 0)
 
 
 def _otsu(values: Grey) -> float:
