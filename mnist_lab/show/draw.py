@@ -143,6 +143,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     timeout = 30
     protocol_version = "HTTP/1.1"  # the page asks many times: one connection serves them all
+    wbufsize = -1  # an answer leaves in one piece: a second would wait 40 ms for the first to be acknowledged
 
     def do_GET(self) -> None:
         """The page."""

@@ -166,8 +166,10 @@ def predictions(
             return UserError(f"{file}: {error}")
 
     with ThreadPoolExecutor(cores()) as pool:
-        for start in range(0, len(files), AT_ONCE):
-            found = list(pool.map(prepared, files[start : start + AT_ONCE]))
+        ahead = pool.map(prepared, files[:AT_ONCE])
+        for start in range(AT_ONCE, len(files) + AT_ONCE, AT_ONCE):
+            found = list(ahead)
+            ahead = pool.map(prepared, files[start : start + AT_ONCE])
             images = [each[0] for each in found if not isinstance(each, UserError)]
             best = trained.predict(np.stack(images)).topk(2) if images else None
             answers = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True) if best is not None else ())
