@@ -169,9 +169,6 @@ def _ink(image: Image.Image, nearer: bool = True) -> tuple[Grey, bool]:
     around = ndimage.binary_dilation(mask, iterations=5)
     if not mask.any() or around.all():
         raise UserError("nothing is drawn in it")
-    none, full = np.median(ink[~around]), np.median(ink[mask])
-    if full - none < max(FAINTEST_INK, 1.8 * (np.percentile(ink[~around], 99) - none)):
-        raise UserError("nothing is drawn in it")
     rows, columns = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
     longer = max(rows.stop - rows.start, columns.stop - columns.start)
     if nearer and longer < WORKING_SIZE / 3 and scale < 1:
@@ -180,6 +177,9 @@ def _ink(image: Image.Image, nearer: bool = True) -> tuple[Grey, bool]:
         left, top, right, bottom = (round(n / scale) for n in box)
         near = image.crop((max(0, left), max(0, top), min(image.width, right), min(image.height, bottom)))
         return _ink(near, nearer=False)
+    none, full = np.median(ink[~around]), np.median(ink[mask])
+    if full - none < max(FAINTEST_INK, 1.8 * (np.percentile(ink[~around], 99) - none)):
+        raise UserError("nothing is drawn in it")
     ink = np.clip((ink - none - 0.05 * (full - none)) / (full - none), 0, 1) * around
     ink = np.maximum(ink, _widened(mask, longer))
     rows, columns = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(ink > 0.3))
