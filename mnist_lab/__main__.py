@@ -24,6 +24,8 @@ VERBS = {
     "explore": "mnist_lab.show.explore",
     "export": "mnist_lab.show.export",
     "dashboard": "mnist_lab.show.dashboard",
+    "predict": "mnist_lab.show.predict",
+    "draw": "mnist_lab.show.draw",
     "resume": "mnist_lab.resume",
     "compare": "mnist_lab.sweep.compare",
     "articles": "mnist_lab.articles",

@@ -28,6 +28,16 @@ def _no_trace_in_the_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session")
+def cnn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a network that has learned from 4,000 digits for three epochs. Not to be written to."""
+    folder = tmp_path_factory.mktemp("cnn") / "run"
+    words = ["model=cnn", "data=mnist_5k", "data.val=none", "trainer.max_epochs=3", "trainer.accelerator=cpu"]
+    words += ["optimizer.lr=0.003", "logger=none", f"hydra.run.dir={folder}"]
+    subprocess.run([sys.executable, "-m", "mnist_lab", *words], check=True, capture_output=True, timeout=600)
+    return folder
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Command:
     """Runs `python -m mnist_lab WORDS` in an empty folder, without a terminal."""

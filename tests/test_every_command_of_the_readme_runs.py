@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT, needs_mnist
 from PIL import Image
 
+from mnist_lab.data import mnist_5k
 from mnist_lab.result import Result
 
 README = (ROOT / "README.md").read_text()
@@ -51,6 +52,10 @@ def examples(folder: Path) -> None:
         (folder / "photos" / name).mkdir(parents=True)
         for n in range(10):
             Image.new("RGB", (50, 40), (n, 0, 0)).save(folder / "photos" / name / f"{n}.jpg")
+    digit = Image.fromarray(mnist_5k().test_images[0, 0].numpy()).resize((200, 200))
+    digit.save(folder / "digit.png")
+    (folder / "scans").mkdir()
+    digit.save(folder / "scans/first.png")
 
 
 def run(line: str, folder: Path, more: list[str], data: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -133,7 +138,7 @@ def test_the_verbs_for_a_finished_run_run_on_what_a_run_left(tmp_path: Path) -> 
     assert run("python -m mnist_lab", tmp_path, ["data.val=random", *SHORT]).returncode == 0
     (result,) = tmp_path.rglob("result.json")
     lines = [line.rpartition("&& ")[2] for line in commands("RUN") if "mnist_lab draw" not in line]  # has its own file
-    assert len(lines) >= 7
+    assert len(lines) >= 9
     for line in lines:
         done = run(line.replace("RUN", str(result.parent)), tmp_path, [])
         assert done.returncode == 0, (line, done.stderr)

@@ -17,6 +17,7 @@ def test_the_wheel_carries_the_configs(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
+    assert (site / "mnist_lab/show/draw.html").is_file()
     done = subprocess.run(
         [sys.executable, "-m", "mnist_lab", "data=mnist_5k", "trainer=debug"],
         cwd=tmp_path,

@@ -1,0 +1,210 @@
+"""The verb `draw`: a page on this machine where one draws, and watches a run's network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import ipaddress
+import json
+import sys
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from socket import gaierror
+from typing import TYPE_CHECKING, Any
+
+from mnist_lab.config import one_of
+from mnist_lab.errors import UserError
+from mnist_lab.evaluate import checkpoint_of, load_config
+from mnist_lab.words import understood
+
+if TYPE_CHECKING:
+    from mnist_lab.trained import TrainedRun
+
+USAGE = (
+    "use: python -m mnist_lab draw run=DIR [checkpoint=last|best] [prepare=auto|digit|resize] [port=7860] "
+    "[host=127.0.0.1]"
+)
+LARGEST_BODY = 1_000_000
+"""Bytes of a request: the page's own pictures have a hundredth of that."""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+
+
+def draw(words: list[str]) -> None:
+    """Serves the page until Ctrl-C.
+
+    Args:
+        words: `run=DIR`, and `checkpoint=`, `prepare=`, `port=` (0: any that is free) and `host=`.
+
+    Raises:
+        UserError: there is no such run, a word is not understood, or the port can't be had.
+    """
+    options = understood(
+        words, {"run": "", "checkpoint": "", "prepare": "auto", "port": "7860", "host": "127.0.0.1"}, USAGE
+    )
+    if not options["run"]:
+        raise UserError(f"which run? {USAGE}")
+    port = options["port"]
+    if not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise UserError(f"port={port} is not allowed: it must be a whole number from 0 to 65535")
+    if not (rule := one_of("auto", "digit", "resize")).holds(options["prepare"]):
+        raise UserError(f"prepare={options['prepare']} is not allowed: it must be {rule.allowed}")
+    run_dir = Path(options["run"]).expanduser()
+    cfg = load_config(run_dir, [])
+    checkpoint_of(run_dir, options["checkpoint"] or cfg.test_checkpoint)
+    server = Server(options["host"], int(port))
+    try:
+        from mnist_lab.trained import load_run
+
+        server.serve(load_run(run_dir, options["checkpoint"] or None), options["prepare"])
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+    finally:
+        server.server_close()
+
+
+class Server(ThreadingHTTPServer):
+    """Answers `GET /` with the page, and `POST /predict`, whose body is an image file, with what a network sees in it.
+
+    Args:
+        host: the address to listen at.
+        port: 0 to 65535; 0: any that is free.
+
+    Raises:
+        UserError: another program listens there, or it is no address of this machine.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        try:
+            super().__init__((host, port), Handler)
+        except (gaierror, UnicodeError) as error:
+            raise UserError(f"host={host}: there is no such address") from error
+        except OSError as error:
+            raise UserError(
+                f"port={port} of {host} can't be used: {error.strerror}. Choose another with port=NUMBER, or port=0"
+            ) from error
+
+    def serve(self, trained: TrainedRun, prepare: str = "auto") -> None:
+        """Says where the page is, and answers until it is interrupted.
+
+        Args:
+            trained: the run.
+            prepare: "auto", "digit" or "resize", as `mnist_lab.show.predict.preparation` takes it.
+        """
+        from mnist_lab.show.predict import preparation
+
+        self.trained = trained
+        self.preparation = preparation(trained, prepare)
+        names = json.dumps(trained.class_names).replace("<", "\\u003c")
+        page = files("mnist_lab.show").joinpath("draw.html").read_text(encoding="utf-8")
+        self.page = page.replace("/*CLASSES*/[]", names).encode()
+        print(f"draw at   http://{self.host}:{self.server_port}/\nto end    Ctrl-C", flush=True)
+        self.serve_forever()
+
+    def see(self, picture: bytes) -> dict[str, Any]:
+        """What the network sees.
+
+        Args:
+            picture: an image file.
+
+        Returns:
+            probabilities: of the classes, in their order; image: what the network saw, a PNG file as a data: URL;
+            inverted: whether it was dark on light.
+
+        Raises:
+            UserError: it is no image, or nothing is drawn in it.
+        """
+        from PIL import Image
+
+        from mnist_lab.show.prepare import prepare, read_image
+
+        pixels, inverted = prepare(read_image(io.BytesIO(picture)), self.preparation)
+        file = io.BytesIO()
+        Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(file, "PNG")
+        return {
+            "probabilities": self.trained.predict(pixels[None])[0].tolist(),
+            "image": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
+            "inverted": inverted,
+        }
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that goes away while it is answered is no error."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: Server
+    timeout = 30
+    protocol_version = "HTTP/1.1"  # the page asks many times: one connection serves them all
+    wbufsize = -1  # an answer leaves in one piece: a second would wait 40 ms for the first to be acknowledged
+
+    def do_GET(self) -> None:
+        """The page."""
+        if not self._is_meant():
+            return
+        if self.path.partition("?")[0] == "/":
+            self._answer(HTTPStatus.OK, self.server.page, "text/html; charset=utf-8")
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND, f"{self.path}: there is no such page")
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        """What the network sees in the image file that is the body."""
+        if not self._is_meant():
+            return
+        length = self.headers.get("Content-Length", "")
+        if self.path != "/predict":
+            self.send_error(HTTPStatus.NOT_FOUND, f"{self.path}: there is no such page")
+        elif not (length.isascii() and length.isdigit()):
+            self.send_error(HTTPStatus.LENGTH_REQUIRED, "the request doesn't say how long it is")
+        elif len(length) > 9 or int(length) > LARGEST_BODY:
+            self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"larger than {LARGEST_BODY:,} bytes")
+        else:
+            body = self.rfile.read(int(length))
+            try:
+                self._answer(HTTPStatus.OK, json.dumps(self.server.see(body)).encode(), "application/json")
+            except UserError as error:
+                reason = json.dumps({"error": str(error)}).encode()
+                self._answer(HTTPStatus.UNPROCESSABLE_ENTITY, reason, "application/json")
+
+    def _is_meant(self) -> bool:
+        """Refuses what a page of another name sends: such a name can be made to point here (DNS rebinding)."""
+        name = self.headers.get("Host", "")
+        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            if name.lower() not in ("localhost", self.server.host.lower()):
+                self.send_error(HTTPStatus.FORBIDDEN, f"this is {self.server.host}, not {name or 'nothing'}")
+                return False
+        return True
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Refuses a request without reading the rest of it."""
+        self.close_connection = True
+        reason = message or HTTPStatus(code).phrase
+        self._answer(code, json.dumps({"error": reason}).encode(), "application/json")
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
+        headers |= {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
+        headers |= {"X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer"}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing of each request."""

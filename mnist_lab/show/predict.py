@@ -1,0 +1,265 @@
+"""The verb `predict`: what a run's network sees in image files."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mnist_lab.config import one_of
+from mnist_lab.errors import UserError
+from mnist_lab.evaluate import checkpoint_of, load_config
+from mnist_lab.words import understood
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mnist_lab.show.prepare import Preparation
+    from mnist_lab.trained import TrainedRun
+
+USAGE = (
+    "use: python -m mnist_lab predict run=DIR images=FILE,FOLDER,... [checkpoint=last|best] "
+    "[prepare=auto|digit|resize] [save=FOLDER] [--json]"
+)
+BOXES = {
+    "mnist": (20 / 28, True),
+    "mnist_5k": (20 / 28, True),
+    "qmnist": (20 / 28, True),
+    "emnist": (24 / 28, False),
+    "kmnist": (1.0, False),
+}
+"""Of the data sets of handwriting: the longer side of the ink as a fraction of the image, and whether its centre of
+mass is in the middle, or else that of its box (LeCun et al. 1998; Yadav, Bottou 2019; Cohen et al. 2017; Clanuwat et
+al. 2018)."""
+AT_ONCE = 500
+"""Files read before the network looks at them: it is quickest at many, and memory is bounded."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network sees in a picture.
+
+    Attributes:
+        name: of the likeliest class.
+        probability: of that class, in [0, 1].
+        runner_up: name of the next likeliest class.
+        runner_up_probability: of that class, in [0, 1].
+        inverted: whether the picture was dark on light, and was inverted.
+        pixels: what the network saw, uint8 (C, H, W).
+    """
+
+    name: str
+    probability: float
+    runner_up: str
+    runner_up_probability: float
+    inverted: bool
+    pixels: NDArray[np.uint8]
+
+
+def predict(words: list[str]) -> None:
+    """Prints for each image file the class, its probability and the runner-up, as a table or as JSON lines.
+
+    Args:
+        words: `run=DIR`, `images=FILE,FOLDER,...`, and `checkpoint=`, `prepare=`, `save=FOLDER` for PNG files of what
+            the network saw, and `--json`.
+
+    Raises:
+        UserError: there is no such run, a word is not understood, or no file can be read.
+        SystemExit: with status 1, some of the files could not be read.
+    """
+    options = understood(
+        [word for word in words if word != "--json"],
+        {"run": "", "images": "", "checkpoint": "", "prepare": "auto", "save": ""},
+        USAGE,
+    )
+    for key in ("run", "images"):
+        if not options[key]:
+            raise UserError(f"which {key}? {USAGE}")
+    if not (rule := one_of("auto", "digit", "resize")).holds(options["prepare"]):
+        raise UserError(f"prepare={options['prepare']} is not allowed: it must be {rule.allowed}")
+    run_dir = Path(options["run"]).expanduser()
+    cfg = load_config(run_dir, [])
+    checkpoint_of(run_dir, options["checkpoint"] or cfg.test_checkpoint)
+    target = Path(options["save"]).expanduser() if options["save"] else None
+    if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"save={target} is not allowed: the pictures need a new or an empty folder")
+    files, mistakes = _files(options["images"])
+    if not files:
+        raise UserError("\nerror: ".join(mistakes))
+
+    from mnist_lab.trained import load_run
+
+    trained = load_run(run_dir, options["checkpoint"] or None)
+    how = preparation(trained, options["prepare"])
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold anything
+    for mistake in mistakes:
+        _complain(mistake)
+    try:
+        seen = _print(files, predictions(trained, list(files), how), target, as_json="--json" in words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    if seen < len(files) or mistakes:
+        sys.exit(1 if seen else 2)
+
+
+def preparation(trained: TrainedRun, kind: str = "auto") -> Preparation:
+    """How pictures are prepared for a run's network.
+
+    Args:
+        trained: the run.
+        kind: "digit", "resize", or "auto": "digit" for data sets of handwriting.
+
+    Raises:
+        UserError: the network takes neither grey nor colour images.
+    """
+    from mnist_lab.show.prepare import Preparation
+
+    if trained.shape[0] not in (1, 3):
+        raise UserError(
+            f"{trained.run_dir} takes images of {trained.shape[0]} channels: pictures have 1 (grey) or 3 (colour)"
+        )
+    source = str(trained.cfg.data.get("source", {}).get("_target_", ""))
+    module, _, name = source.rpartition(".")
+    handwriting = module.startswith("mnist_lab.data") and name in BOXES
+    if kind == "resize" or (kind == "auto" and not handwriting):
+        return Preparation("resize", trained.shape, squeeze=name == "image_folder")
+    box, by_mass = BOXES[name if handwriting else "mnist"]
+    return Preparation("digit", trained.shape, box, by_mass)
+
+
+def predictions(
+    trained: TrainedRun, files: Sequence[Path], how: Preparation | None = None
+) -> Iterator[Prediction | UserError]:
+    """What a network sees in image files: one answer a file, in their order.
+
+    Args:
+        trained: the run, from `load_run`.
+        files: in any format that Pillow reads.
+        how: they are prepared; None: as `preparation` finds right.
+
+    Yields:
+        The prediction; or, where a file can't be used, the reason.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    from mnist_lab.result import cores
+    from mnist_lab.show.prepare import prepare, read_image
+
+    how = how or preparation(trained)
+
+    def prepared(file: Path) -> tuple[NDArray[np.uint8], bool] | UserError:
+        try:
+            return prepare(read_image(file), how)
+        except UserError as error:
+            return UserError(f"{file}: {error}")
+
+    with ThreadPoolExecutor(cores()) as pool:
+        ahead = pool.map(prepared, files[:AT_ONCE])
+        for start in range(AT_ONCE, len(files) + AT_ONCE, AT_ONCE):
+            found = list(ahead)
+            ahead = pool.map(prepared, files[start : start + AT_ONCE])
+            images = [each[0] for each in found if not isinstance(each, UserError)]
+            best = trained.predict(np.stack(images)).topk(2) if images else None
+            answers = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True) if best is not None else ())
+            for each in found:
+                if isinstance(each, UserError):
+                    yield each
+                    continue
+                probabilities, classes = next(answers)
+                first, second = (trained.class_names[number] for number in classes)
+                yield Prediction(first, probabilities[0], second, probabilities[1], each[1], each[0])
+
+
+def _files(words: str) -> tuple[dict[Path, Path], list[str]]:
+    """The image files that `images=` names, each with its name for `save=`; and what is wrong with the others."""
+    from PIL import Image
+
+    Image.init()
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files: dict[Path, Path] = {}
+    mistakes = []
+    for word in [words] if Path(words).expanduser().exists() else filter(None, words.split(",")):
+        path = Path(word).expanduser()
+        if path.is_dir():
+            within = [p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file() and p.name[0] != "."]
+            if not within:
+                mistakes.append(f"{path}: there is no image in this folder")
+            files |= {p: p.relative_to(path) for p in sorted(within, key=lambda p: _natural(p.relative_to(path)))}
+        elif path.exists():
+            files[path] = Path(path.name)
+        else:
+            mistakes.append(f"{path}: there is no such file or folder")
+    return files, mistakes
+
+
+def _natural(path: Path) -> list[list[tuple[int, str]]]:
+    """Sorts 2.png before 10.png."""
+    return [
+        [(int(part), "") if n % 2 else (0, part) for n, part in enumerate(re.split("([0-9]+)", name))]
+        for name in path.parts
+    ]
+
+
+def _complain(mistake: object) -> None:
+    sys.stdout.flush()
+    print(f"error: {mistake}", file=sys.stderr, flush=True)
+
+
+def _print(
+    files: dict[Path, Path], answers: Iterator[Prediction | UserError], target: Path | None, as_json: bool
+) -> int:
+    """Prints the answers as they come, saves the pictures, and returns of how many files there was one."""
+    wide = max(len("file"), *(len(str(file)) for file in files))
+    if not as_json:
+        print(f"{'file':{wide}}  class        probability  runner-up    probability  inverted")
+    seen, taken = 0, set[Path]()
+    for (file, name), answer in zip(files.items(), answers, strict=True):
+        if isinstance(answer, UserError):
+            _complain(answer)
+            continue
+        seen += 1
+        saved = None
+        if target is not None:
+            saved = _save(answer.pixels, target / name, taken)
+        if as_json:
+            row = {
+                "file": str(file),
+                "class": answer.name,
+                "probability": round(answer.probability, 6),
+                "runner_up": answer.runner_up,
+                "runner_up_probability": round(answer.runner_up_probability, 6),
+                "inverted": answer.inverted,
+            }
+            print(json.dumps(row | ({"saved": str(saved)} if saved else {}), ensure_ascii=False))
+        else:
+            print(
+                f"{file!s:{wide}}  {answer.name:11}  {answer.probability:11.2%}  {answer.runner_up:11}  "
+                f"{answer.runner_up_probability:11.2%}  {'yes' if answer.inverted else 'no'}"
+            )
+    return seen
+
+
+def _save(pixels: NDArray[np.uint8], path: Path, taken: set[Path]) -> Path:
+    """Writes what a network saw as PNG, beside pictures of the same name under another."""
+    from PIL import Image
+
+    path, number = path.with_suffix(".png"), 1
+    while path in taken:
+        number += 1
+        path = path.with_stem(path.stem.removesuffix(f"-{number - 1}") + f"-{number}")
+    taken.add(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(path)
+    return path

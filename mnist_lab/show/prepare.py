@@ -1,0 +1,270 @@
+"""Pictures of any kind made into what a run's network takes: a photographed digit becomes one like those of MNIST."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+
+from mnist_lab.errors import UserError
+
+Grey = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+WORKING_SIZE = 256
+"""Pixels of the longer side at which ink is told from paper."""
+WIDEST_STROKE = 0.3
+"""As a fraction of that side: what is dark and wider is a shadow."""
+FAINTEST_INK = 0.06
+"""What ink takes of the light at least."""
+THINNEST_STROKE = 1.6 / 20
+"""As a fraction of the longer side of the ink: MNIST has hardly any that are thinner."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How pictures become images of a run's data set.
+
+    Attributes:
+        kind: "digit": ink is found, cut out and placed as in the data set; "resize": the whole picture is scaled.
+        shape: (C, H, W) of the images, C being 1 or 3.
+        box: of "digit", the longer side of the ink as a fraction of H and W.
+        by_mass: of "digit", whether the ink's centre of mass is in the middle, or else the middle of its box.
+        squeeze: of "resize", whether pictures of another shape are squeezed to fit, as an image folder's are when they
+            are read; otherwise colour pictures are cut, and grey ones get a margin.
+    """
+
+    kind: str
+    shape: tuple[int, int, int]
+    box: float = 20 / 28
+    by_mass: bool = True
+    squeeze: bool = False
+
+
+def read_image(file: Path | IO[bytes]) -> Image.Image:
+    """Reads a picture in any format that Pillow knows; of several frames the first.
+
+    Args:
+        file: the file, or an open one.
+
+    Raises:
+        UserError: there is none, it is no image, or one with more pixels than `Image.MAX_IMAGE_PIXELS`.
+    """
+    if isinstance(file, Path) and not file.is_file():
+        raise UserError("that is no file" if file.exists() else "there is no such file")
+    try:
+        with Image.open(file) as image:
+            image.draft("RGB", (4 * WORKING_SIZE, 4 * WORKING_SIZE))  # a large JPEG is decoded smaller, which is faster
+            image.load()
+            return image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(f"larger than the {Image.MAX_IMAGE_PIXELS:,} pixels that are read") from None
+    except UnidentifiedImageError:
+        raise UserError("no image in a format that Pillow reads") from None
+    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
+        raise UserError(f"can't be read as an image: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.uint8], bool]:
+    """A picture as the network takes it.
+
+    Args:
+        image: of any size and mode.
+        preparation: what to make of it.
+
+    Returns:
+        uint8 (C, H, W), 0 to 255, and whether it was inverted: ink that was darker than its paper is light in it.
+
+    Raises:
+        UserError: nothing is drawn in it; of the kind "digit" only.
+    """
+    channels, height, width = preparation.shape
+    image = _flat(image)
+    if preparation.kind == "resize":
+        grey_or_colour = image.convert("L" if channels == 1 else "RGB")
+        pixels = np.asarray(_resized(grey_or_colour, preparation), np.uint8).reshape(height, width, channels)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1)), False
+    if image.size == (width, height):
+        pixels = np.asarray(image.convert("L"))
+        for inverted, candidate in ((False, pixels), (True, 255 - pixels)):
+            if _is_of_the_data_set(candidate, preparation):
+                return np.repeat(candidate[None], channels, 0), inverted
+    ink, inverted = _ink(image)
+    return np.repeat(_placed(ink, preparation)[None], channels, 0), inverted
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """The picture upright as its camera meant it, "L" or "RGB", on paper where it is transparent."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":  # 16 or 32 bits: Pillow's own conversion would cut, not scale
+        values = np.asarray(image, np.float64)
+        low, high = values.min(), values.max()
+        return Image.fromarray(np.uint8((values - low) * (255 / (high - low if high > low else 1))))
+    if not image.has_transparency_data:
+        return image if image.mode in ("L", "RGB") else image.convert("RGB")
+    image = image.convert("RGBA")
+    opacity = np.asarray(image.getchannel("A"), np.float32)
+    grey = np.asarray(image.convert("RGB").convert("L"), np.float32)
+    light = (grey * opacity).sum() > 128 * opacity.sum()
+    paper = Image.new("RGBA", image.size, "black" if light else "white")
+    return Image.alpha_composite(paper, image).convert("RGB")
+
+
+def _resized(image: Image.Image, preparation: Preparation) -> Image.Image:
+    _, height, width = preparation.shape
+    if preparation.squeeze or image.size == (width, height):
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+    if image.mode == "RGB":
+        return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    values = np.asarray(image)
+    margin = np.median(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]]))
+    return ImageOps.pad(image, (width, height), Image.Resampling.BILINEAR, color=int(margin))
+
+
+def _is_of_the_data_set(pixels: NDArray[np.uint8], preparation: Preparation) -> bool:
+    """Whether (H, W) pixels are prepared already: light on black, of the data set's size, in its place."""
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    if np.median(edge) > 0 or pixels.max() < 128:
+        return False
+    if not preparation.by_mass:
+        return True
+    ys, xs = np.nonzero(pixels)
+    longer = max(np.ptp(ys) + 1 - preparation.box * len(pixels), np.ptp(xs) + 1 - preparation.box * pixels.shape[1])
+    off = [c + 0.5 - n / 2 for c, n in zip(ndimage.center_of_mass(pixels), pixels.shape, strict=True)]
+    return -1.5 < longer < 0.5 and all(-0.1 < o < 1.1 for o in off)
+
+
+def _ink(image: Image.Image, nearer: bool = True) -> tuple[Grey, bool]:
+    """How much ink is where, 0 to 1, cut to the ink; and whether the ink is darker than the paper.
+
+    Paper is what a morphological closing leaves, which fills all that is dark and narrower than WIDEST_STROKE, and
+    keeps the slopes and edges of shadows. A threshold by Otsu's method (1979) divides what lies below it.
+    """
+    scale = WORKING_SIZE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    resample = Image.Resampling.BILINEAR if scale < 1 else Image.Resampling.BICUBIC
+    small = image.convert("RGB").resize(size, resample, reducing_gap=2.0)
+    grey = _along_ink(np.asarray(small, np.float32))
+    grey = ndimage.median_filter(ndimage.median_filter(grey, (3, 1)), (1, 3))  # much quicker than (3, 3)
+    grey = ndimage.gaussian_filter(grey, 1.5)
+    dark = not _is_light_on_dark(grey)
+    if not dark:
+        grey = 255 - grey
+    window = round(WIDEST_STROKE * WORKING_SIZE)
+    # Shadows go on beyond the picture's edge.
+    beyond = np.pad(ndimage.gaussian_filter(grey, 3), window, mode="edge")
+    paper = ndimage.grey_closing(beyond, (window, window))[window:-window, window:-window]
+    paper = ndimage.gaussian_filter(paper, 2)
+    # Light falls on ink and paper alike: what ink takes away is a share of it.
+    ink = (paper - grey) / np.maximum(paper, 32)
+    mask = _strokes(ink > _otsu(ink))
+    around = ndimage.binary_dilation(mask, iterations=5)
+    if not mask.any() or around.all():
+        raise UserError("nothing is drawn in it")
+    rows, columns = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
+    longer = max(rows.stop - rows.start, columns.stop - columns.start)
+    if nearer and longer < WORKING_SIZE / 3 and scale < 1:
+        margin = longer
+        box = (columns.start - margin, rows.start - margin, columns.stop + margin, rows.stop + margin)
+        left, top, right, bottom = (round(n / scale) for n in box)
+        near = image.crop((max(0, left), max(0, top), min(image.width, right), min(image.height, bottom)))
+        return _ink(near, nearer=False)
+    none, full = np.median(ink[~around]), np.median(ink[mask])
+    if full - none < max(FAINTEST_INK, 1.8 * (np.percentile(ink[~around], 99) - none)):
+        raise UserError("nothing is drawn in it")
+    ink = np.clip((ink - none - 0.05 * (full - none)) / (full - none), 0, 1) * around
+    ink = np.maximum(ink, _widened(mask, longer))
+    rows, columns = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(ink > 0.3))
+    return ink[rows, columns], dark
+
+
+def _along_ink(colours: Grey) -> Grey:
+    """(H, W, 3) → (H, W): the mixture of the channels in which ink differs most from the paper around it."""
+    local = colours - ndimage.uniform_filter(colours, (WORKING_SIZE // 4, WORKING_SIZE // 4, 1))
+    values = local[::4, ::4].reshape(-1, 3)
+    weights = np.linalg.eigh(values.T @ values)[1][:, -1]
+    weights = weights if weights.sum() > 0 else -weights
+    return np.asarray(colours @ (weights / np.abs(weights).sum()), np.float32)
+
+
+def _is_light_on_dark(grey: Grey) -> bool:
+    """Whether ink is lighter than its paper, by two signs: ink is what is rare, and what is narrow.
+
+    Each is a logarithm, of dark against light. Thin strokes are rare and leave narrow paper between them; thick strokes
+    in a picture that is cut to them are not rare. The weight was fitted to such pictures of MNIST's training digits.
+    """
+    grey = grey[::4, ::4]
+    height, width = grey.shape
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1).reshape(-1, 6)
+    light = terms @ np.linalg.solve(terms.T @ terms + 1e-6 * np.eye(6), terms.T @ grey.ravel())
+    level = grey - light.reshape(grey.shape)
+    rare = np.log((np.maximum(-level, 0) ** 3).sum() + 1) - np.log((np.maximum(level, 0) ** 3).sum() + 1)
+    window = round(WIDEST_STROKE * WORKING_SIZE / 4)
+    beyond = np.pad(grey, window, mode="edge")
+    inner = (slice(window, -window), slice(window, -window))
+    dark_gone = ndimage.grey_closing(beyond, (window, window))[inner] - grey
+    light_gone = grey - ndimage.grey_opening(beyond, (window, window))[inner]
+    narrow = np.log((dark_gone**2).sum() + 1) - np.log((light_gone**2).sum() + 1)
+    return bool(narrow + 0.56 * rare < 0)
+
+
+def _otsu(values: Grey) -> float:
+    """The threshold that makes the variance between the two sides largest."""
+    counts, edges = np.histogram(values, 256)
+    middles = (edges[1:] + edges[:-1]) / 2
+    below = counts.cumsum() / counts.sum()
+    mean = (counts * middles).cumsum() / counts.sum()
+    between = (mean[-1] * below - mean) ** 2 / np.maximum(below * (1 - below), 1e-9)
+    return float(middles[between.argmax()])
+
+
+def _strokes(mask: Mask) -> Mask:
+    """Without specks; and without what hangs on the picture's edge, unless that is most of it."""
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    areas[0] = 0
+    inside = areas.copy()
+    inside[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = 0
+    if inside.max() > 0.3 * areas.max():
+        areas = inside
+    return np.asarray((areas > 0.04 * areas.max())[labels], bool)
+
+
+def _widened(mask: Mask, longer: int) -> Grey:
+    """Strokes as wide as MNIST's where they are thinner; else nothing.
+
+    Args:
+        mask: where ink is.
+        longer: the longer side of its box, pixels.
+    """
+    width = 4 * ndimage.distance_transform_edt(mask)[mask].mean()  # across a line the mean distance is a quarter
+    missing = THINNEST_STROKE * longer - width
+    if missing <= 0:
+        return np.zeros(mask.shape, np.float32)
+    return np.asarray(np.clip(missing / 2 + 0.5 - ndimage.distance_transform_edt(~mask), 0, 1), np.float32)
+
+
+def _placed(ink: Grey, preparation: Preparation) -> NDArray[np.uint8]:
+    """(H, W): ink of any size scaled to the data set's and put where its ink is."""
+    _, height, width = preparation.shape
+    scale = preparation.box * min(height / ink.shape[0], width / ink.shape[1])
+    size = [max(1, round(n * scale)) for n in ink.shape]
+    small = np.asarray(Image.fromarray(ink * np.float32(255)).resize((size[1], size[0]), Image.Resampling.BOX))
+    middle = np.add(ndimage.center_of_mass(small), 0.5) if preparation.by_mass else np.divide(size, 2)
+    # In MNIST the centre of mass is never left of or above the middle, and less than a pixel from it.
+    top, left = np.ceil(np.divide((height, width), 2) - middle).astype(int)
+    placed = np.zeros((height, width), np.float32)
+    rows, columns = np.indices(small.shape)
+    rows, columns = rows + top, columns + left
+    seen = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    placed[rows[seen], columns[seen]] = small[seen]
+    return placed.round().clip(0, 255).astype(np.uint8)
