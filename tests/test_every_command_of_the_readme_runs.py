@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, needs_mnist
+from conftest import ROOT, in_memory, needs_mnist
 from PIL import Image
 
 from mnist_lab.data import mnist_5k
@@ -52,7 +52,7 @@ def examples(folder: Path) -> None:
         (folder / "photos" / name).mkdir(parents=True)
         for n in range(10):
             Image.new("RGB", (50, 40), (n, 0, 0)).save(folder / "photos" / name / f"{n}.jpg")
-    digit = Image.fromarray(mnist_5k().test_images[0, 0].numpy()).resize((200, 200))
+    digit = Image.fromarray(in_memory(mnist_5k().test_images)[0, 0].numpy()).resize((200, 200))
     digit.save(folder / "digit.png")
     (folder / "scans").mkdir()
     digit.save(folder / "scans/first.png")

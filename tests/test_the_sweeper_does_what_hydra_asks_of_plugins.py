@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
+from hydra.version import _UNSPECIFIED_, VersionBase
 from omegaconf import DictConfig
+
+
+@pytest.fixture(autouse=True)
+def _defaults_that_the_suites_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VersionBase.instance(), "version_base", _UNSPECIFIED_)  # whatever tests before have set
 
 
 @pytest.mark.parametrize("launcher_name, overrides", [("basic", ["hydra/sweeper=study"])])
