@@ -27,6 +27,7 @@ VERBS = {
     "predict": "mnist_lab.show.predict",
     "draw": "mnist_lab.show.draw",
     "resume": "mnist_lab.resume",
+    "rerun": "mnist_lab.rerun",
     "compare": "mnist_lab.sweep.compare",
     "articles": "mnist_lab.articles",
     "bench": "mnist_lab.bench",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mnist_lab.config import check, one_of, unknown_key_hint
 from mnist_lab.errors import UserError
+from mnist_lab.trust import check_origin
 from mnist_lab.words import divide
 
 USAGE = "use: python -m mnist_lab test run=DIR [checkpoint=last|best] [key=value of the run's config ...]"
@@ -52,11 +55,21 @@ def checkpoint_of(run_dir: Path, name: str) -> Path:
     return path
 
 
+def asked_of(run_dir: Path) -> dict[str, Any]:
+    """What a run was asked for with: `command`, `overrides`, and the `seal` of its config. Empty where that is lost."""
+    try:
+        asked = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return asked if isinstance(asked, dict) else {}
+
+
 def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:
     """Reads a run's config, replaces values in it, and checks it.
 
     Raises:
-        UserError: there is no such run, or no such key, or a value is not allowed.
+        UserError: there is no such run, or no such key, or a value is not allowed; or it comes from somebody else and
+            would run code of theirs.
     """
     if not run_dir.is_dir():
         raise UserError(f"run={run_dir}: there is no such folder")
@@ -66,6 +79,7 @@ def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:
     try:
         cfg = OmegaConf.load(path)
         assert isinstance(cfg, DictConfig)
+        check_origin(path, OmegaConf.to_container(cfg), asked_of(run_dir).get("seal"))
         OmegaConf.set_struct(cfg, True)
         for override in overrides:
             key = override.partition("=")[0]

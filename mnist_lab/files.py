@@ -11,13 +11,18 @@ from contextlib import suppress
 from pathlib import Path
 
 
+def cache_dir() -> Path:
+    """The user's folder for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist_lab"
+
+
 def digests(paths: Sequence[Path]) -> list[str]:
     """SHA-256 of each file, in hexadecimal.
 
     A file is read once: its digest is kept in the user's cache folder, and used for as long as the file's path, size,
     time of change and inode stay the same.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist_lab" / "digests.json"
+    cache = cache_dir() / "digests.json"
     try:
         known = json.loads(cache.read_text())
     except (OSError, ValueError):

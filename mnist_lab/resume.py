@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 from mnist_lab.errors import UserError
-from mnist_lab.evaluate import load_config
+from mnist_lab.evaluate import asked_of, load_config
 from mnist_lab.sweep.study import held, is_sweep, load_asked
+from mnist_lab.trust import is_sealed, trusts
 from mnist_lab.words import divide
 
 USAGE = (
@@ -48,6 +49,13 @@ def _sweep(folder: Path, words: list[str]) -> None:
     from mnist_lab.__main__ import train
 
     asked = load_asked(folder)
+    if not (is_sealed(json.dumps(asked["argv"]), asked.get("seal")) or trusts("sweep")):
+        for word in (str(word) for word in asked["argv"] if word not in ("-m", "--multirun")):
+            if word.startswith("-") or "_target_" in word or "hydra" in word:
+                raise UserError(
+                    f"{folder} was not started here, and its {word} could run code of whoever did. If you trust it: "
+                    "MNIST_LAB_TRUST=sweep"
+                )
     for word in words:
         if not word.startswith("sweep."):
             raise UserError(f"{word}: only sweep.* can be changed of a sweep that has begun\n{USAGE}")
@@ -62,11 +70,11 @@ def _run(folder: Path, words: list[str]) -> None:
         raise UserError(f"{others[0]}: only trainer.max_epochs can be changed of a run that has begun\n{USAGE}")
     more = [f"trainer.max_epochs={options['trainer.max_epochs']}"] if options["trainer.max_epochs"] else []
     cfg = load_config(folder, more)
+    asked = asked_of(folder)
     try:
-        asked = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         command, overrides = list(asked["command"]), list(asked["overrides"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'run.json'} can't be read: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'run.json'} can't be read, or doesn't say what was asked for") from error
     from mnist_lab.config import is_helper_process
     from mnist_lab.result import Result
 

@@ -42,11 +42,9 @@ from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, most_mem
 from mnist_lab.show.report import leave_report
 from mnist_lab.terminal import metrics_table, relative, show, show_result, show_where, warn
 from mnist_lab.training import CHARTS, Classifier, History, NeuronForwardPass, newest
+from mnist_lab.trust import seal
 
 log = logging.getLogger(__name__)
-
-ASKED = "run.json"
-"""In a run's folder: the command and the overrides that it was asked for with."""
 
 # Lightning's advice on DataLoader workers and its reports of what a Trainer found are not about anything done here.
 for name in ("lightning.pytorch", "lightning.fabric"):
@@ -118,8 +116,10 @@ def run(
     module.example_input_array = trainer.precision_plugin.convert_input(torch.zeros(1, *data.shape))
 
     if trainer.is_global_zero:
-        write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
-        write_whole(run_dir / ASKED, json.dumps({"command": command, "overrides": overrides}) + "\n")
+        text = OmegaConf.to_yaml(cfg)
+        asked = {"command": command, "overrides": overrides, "seal": seal(text)}
+        write_whole(run_dir / "config.yaml", text)
+        write_whole(run_dir / "run.json", json.dumps(asked) + "\n")
         announce(cfg, net, data, trainer, run_dir)
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_custom_scalars(CHARTS)

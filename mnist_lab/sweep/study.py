@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_lab.errors import UserError
 from mnist_lab.files import write_whole
+from mnist_lab.trust import seal
 
 if TYPE_CHECKING:
     import optuna
@@ -54,7 +55,8 @@ def load_asked(folder: Path) -> dict[str, Any]:
 
 def save_asked(folder: Path, asked: dict[str, Any]) -> None:
     """Writes what was asked for, whole or not at all."""
-    write_whole(folder / ASKED, json.dumps(asked, indent=2, ensure_ascii=False) + "\n")
+    sealed = asked | {"seal": seal(json.dumps(asked["argv"]))}
+    write_whole(folder / ASKED, json.dumps(sealed, indent=2, ensure_ascii=False) + "\n")
 
 
 @cache

@@ -1,0 +1,75 @@
+"""The verb `rerun`: a finished run once more, and whether its numbers come back."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mnist_lab.errors import UserError
+from mnist_lab.evaluate import load_config
+from mnist_lab.result import Result
+from mnist_lab.sweep.study import differences, held
+from mnist_lab.words import understood
+
+USAGE = "use: python -m mnist_lab rerun outputs/.../RUN [dir=FOLDER]"
+
+
+def rerun(words: list[str]) -> None:
+    """Runs the config of a finished run again, in a new folder, and compares history and test, to the last digit.
+
+    Ends the program with exit status 1 where they differ, after naming what else does: code, versions, data, machine.
+
+    Args:
+        words: the run's folder, and `dir=FOLDER` for the new one, which must be new or empty.
+
+    Raises:
+        UserError: there is no such finished run, or it can't be run.
+    """
+    started = time.perf_counter()
+    if not words or "=" in words[0] or words[0].startswith("-"):
+        raise UserError(USAGE)
+    folder = Path(words[0]).expanduser()
+    cfg, before = load_config(folder, []), Result.load(folder)
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    new = Path(understood(words[1:], {"dir": f"outputs/{cfg.name}/{now}"}, USAGE)["dir"]).expanduser().absolute()
+    if new.exists() and any(new.iterdir()):
+        raise UserError(f"dir={new} is not empty: each run needs a folder of its own")
+
+    from mnist_lab.run import run
+    from mnist_lab.terminal import logged
+
+    with held(new, str(new)), logged(new / "run.log"):
+        found = run(cfg, new, before.overrides, shlex.split(before.command)[3:], started)
+    if found is None:
+        return
+    numbers = differences(_numbers(before), _numbers(found))
+    others = differences(_circumstances(before), _circumstances(found))
+    if not numbers:
+        print(f"reproduced: history and test are those of {folder}, to the last digit")
+    else:
+        print(f"NOT reproduced: of {folder}", *numbers[:20], sep="\n  ")
+    if others:
+        print("what differs besides the numbers:", *others, sep="\n  ")
+    elif numbers:
+        print("Code, versions, data and machine are the same: this computation can't be repeated exactly.")
+    if numbers:
+        sys.exit(1)
+
+
+def _numbers(result: Result) -> dict[str, Any]:
+    rows = {f"epoch {row['epoch']}": {k: v for k, v in row.items() if k != "seconds"} for row in result.history}
+    return {**rows, "test": result.test}
+
+
+def _circumstances(result: Result) -> dict[str, Any]:
+    machine = {key: value for key, value in result.machine.items() if "memory" not in key}
+    return {
+        "code": result.code,
+        "packages": result.packages,
+        "machine": machine,
+        "data": {"name": result.data["name"], "digest": result.data["digest"]},
+    }

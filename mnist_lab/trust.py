@@ -1,0 +1,87 @@
+"""Which code the config of a run may name: any, where this user wrote it; nothing but layers and the like otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mnist_lab.errors import UserError
+from mnist_lab.files import cache_dir
+
+HARMLESS = re.compile(
+    r"(torch\.nn|torch\.optim|torchvision\.transforms\.v2|mnist_lab\.(data|models|training|training\.schedules))\.\w+"
+    r"|lightning\.Trainer|lightning\.pytorch\.(callbacks\.EarlyStopping|loggers\.(TensorBoardLogger|CSVLogger))"
+)
+"""Classes and functions that make networks, data and what trains them, and do nothing else."""
+
+
+def seal(content: str) -> str | None:
+    """What shows later that this user wrote a text: HMAC-SHA256 with a key that never leaves the user's cache folder.
+
+    Returns:
+        In hexadecimal; None where no key can be kept.
+    """
+    path = cache_dir() / "key"
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_bytes(32))
+        key = path.read_bytes()
+        if len(key) == 32:
+            return hmac.new(key, content.encode(), hashlib.sha256).hexdigest()
+    return None
+
+
+def is_sealed(content: str, sealed: Any) -> bool:
+    """Whether this user wrote a text, by the seal that came with it."""
+    own = seal(content)
+    return own is not None and isinstance(sealed, str) and hmac.compare_digest(own, sealed)
+
+
+def trusts(name: str) -> bool:
+    """Whether the user has named this package, or `sweep`, in MNIST_LAB_TRUST, which takes several with commas."""
+    return name in os.environ.get("MNIST_LAB_TRUST", "").split(",")
+
+
+def check_origin(path: Path, config: Any, sealed: Any) -> None:
+    """Makes sure that a config from a file runs no code that whoever wrote it has chosen.
+
+    Args:
+        path: the file.
+        config: what it says, dictionaries and lists.
+        sealed: the seal that came with it, if any.
+
+    Raises:
+        UserError: the file is not as this user wrote it, and names something else than HARMLESS and the packages in
+            MNIST_LAB_TRUST.
+    """
+    if is_sealed(path.read_text(encoding="utf-8"), sealed):
+        return
+    for target in targets(config):
+        package = str(target).partition(".")[0]
+        if not HARMLESS.fullmatch(str(target)) and not trusts(package):
+            raise UserError(
+                f"{path} was not written here and names {target}, which would be run. If you trust it: "
+                f"MNIST_LAB_TRUST={package}"
+            )
+
+
+def targets(config: Any) -> Iterator[Any]:
+    """Every `_target_` in a config."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key == "_target_":
+                yield value
+            yield from targets(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from targets(value)

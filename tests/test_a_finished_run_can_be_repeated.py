@@ -1,0 +1,41 @@
+"""`rerun`: the numbers come back, or what differs is named."""
+
+import json
+from pathlib import Path
+
+from conftest import Command
+
+from mnist_lab.result import Result
+
+WORDS = ["data=mnist_5k", "model=mlp_784_32", "augment=affine", "data.val=random", "trainer.max_epochs=2"]
+
+
+def test_the_numbers_come_back_to_the_last_digit(lab: Command, tmp_path: Path) -> None:
+    assert lab(*WORDS, "hydra.run.dir=run").returncode == 0
+    done = lab("rerun", "run", "dir=again")
+    assert done.returncode == 0, done.stderr
+    assert "reproduced: history and test are those of run, to the last digit" in done.stdout
+    first, second = (Result.load(tmp_path / name) for name in ("run", "again"))
+    assert first.test == second.test and first.config == second.config
+    assert "is not empty" in lab("rerun", "run", "dir=again").stderr
+
+    path = tmp_path / "run/result.json"
+    recorded = json.loads(path.read_text())
+    recorded["test"]["correct"] += 1
+    recorded["packages"]["torch"] = "1.0"
+    path.write_text(json.dumps(recorded))
+    done = lab("rerun", "run")
+    assert done.returncode == 1
+    assert "NOT reproduced" in done.stdout and "test.correct: " in done.stdout
+    assert "packages.torch: 1.0 → " in done.stdout
+
+
+def test_what_is_no_finished_run_is_told(lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for words, message in {
+        "rerun": "use: python -m mnist_lab rerun",
+        "rerun nowhere": "there is no such folder",
+        "rerun empty": "is not the folder of a run",
+    }.items():
+        done = lab(*words.split())
+        assert done.returncode == 2 and message in done.stderr, done.stderr

@@ -1,0 +1,95 @@
+"""Folders of runs and sweeps that somebody else has made, with what they could hide in them."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import Command
+
+WORDS = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer.max_epochs=1"]
+
+
+class Bomb:
+    """Code that a pickle runs when it is read."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.fixture
+def run(lab: Command, tmp_path: Path) -> Path:
+    assert lab(*WORDS, "hydra.run.dir=run").returncode == 0
+    return tmp_path / "run"
+
+
+VERBS = ["test run=run", "report run=run", "resume run trainer.max_epochs=2", "rerun run", "predict run=run images=a"]
+
+
+@pytest.mark.slow
+def test_a_config_may_name_layers_and_nothing_that_does_more(run: Path, lab: Command, tmp_path: Path) -> None:
+    shutil.copy(Path(__file__), tmp_path / "a")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    mark = tmp_path / "mark"
+    hostile = [
+        {"model": {"_target_": "os.system", "command": f"touch {mark}"}},
+        {"model": config["model"] | {"activation": {"_target_": "pathlib.Path.touch", "self": str(mark)}}},
+        {"callbacks": {"x": {"_target_": "mnist_lab.result.subprocess.run", "args": ["touch", str(mark)]}}},
+        {"optimizer": {"_target_": "torch.nn.modules.module.warnings.sys.modules.os.system"}},
+        {"loss": {"_target_": "torch.load", "f": str(mark), "weights_only": False}},
+        {"loss": {"_target_": "${oc.env:HOME}"}},
+    ]
+    for change in hostile:
+        (run / "config.yaml").write_text(yaml.safe_dump(config | change))
+        for verb in VERBS:
+            done = lab(*verb.split())
+            assert done.returncode == 2 and "was not written here and names" in done.stderr, (verb, done.stderr)
+            assert "Traceback" not in done.stderr
+    assert not mark.exists()
+
+
+def test_a_run_that_travelled_is_as_good_as_before(run: Path, lab: Command, tmp_path: Path) -> None:
+    elsewhere = str(tmp_path / "another home")
+    done = lab("test", "run=run", XDG_CACHE_HOME=elsewhere)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_own_network_runs_where_it_was_trained_and_elsewhere_when_trusted(lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("from mnist_lab.models import MLP as Net\n")
+    words = [*WORDS, "model._target_=own.Net", "hydra.run.dir=run"]
+    assert lab(*words, PYTHONPATH=str(tmp_path)).returncode == 0
+    assert lab("test", "run=run", PYTHONPATH=str(tmp_path)).returncode == 0
+    elsewhere = {"PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "another home")}
+    done = lab("test", "run=run", **elsewhere)
+    assert done.returncode == 2 and "MNIST_LAB_TRUST=own" in done.stderr
+    assert lab("test", "run=run", MNIST_LAB_TRUST="own", **elsewhere).returncode == 0
+
+
+def test_a_checkpoint_s_pickle_is_not_run(run: Path, lab: Command, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    torch.save(saved | {"hyper_parameters": Bomb(mark)}, run / "checkpoints/last.ckpt", pickle_module=pickle)
+    for words in (["test", "run=run"], ["resume", "run", "trainer.max_epochs=2"]):
+        done = lab(*words)
+        assert done.returncode == 2 and "can't be read as a checkpoint" in done.stderr, done.stderr
+    assert not mark.exists()
+
+
+def test_a_sweep_s_command_line_is_not_trusted_either(lab: Command, tmp_path: Path) -> None:
+    words = ["-m", *WORDS, "optimizer.lr=0.1,0.2", "trainer.limit_train_batches=2", "hydra.sweep.dir=sweep"]
+    assert lab(*words).returncode == 0
+    asked = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    mark = tmp_path / "mark"
+    for word in (f"model={{_target_: os.system, command: 'touch {mark}'}}", "--config-dir=there", "hydra.launcher.x=1"):
+        (tmp_path / "sweep/sweep.json").write_text(json.dumps(asked | {"argv": [*asked["argv"], word]}))
+        done = lab("resume", "sweep", "sweep.trials=3")
+        assert done.returncode == 2 and "was not started here" in done.stderr, done.stderr
+    assert not mark.exists()
+    (tmp_path / "sweep/sweep.json").write_text(json.dumps(asked))
+    assert lab("resume", "sweep").returncode == 0
