@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from mnist_lab.config import is_helper_process
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import asked_of, load_config
 from mnist_lab.sweep.study import held, is_sweep, load_asked
@@ -37,7 +38,11 @@ def resume(words: list[str]) -> None:
     if not words or "=" in words[0] or words[0].startswith("-"):
         raise UserError(USAGE)
     folder = Path(words[0]).expanduser()
-    if is_sweep(folder) or not (folder / "config.yaml").exists():
+    if is_helper_process():
+        _run(
+            folder, [word for word in words[1:] if not word.startswith("hydra.")]
+        )  # which Lightning adds to any command
+    elif is_sweep(folder) or not (folder / "config.yaml").exists():
         _sweep(folder, words[1:])
     elif is_sweep(folder.parent):
         raise UserError(f"{folder} is a trial of a sweep, which goes on as a whole: resume {folder.parent}")
@@ -75,10 +80,9 @@ def _run(folder: Path, words: list[str]) -> None:
         command, overrides = list(asked["command"]), list(asked["overrides"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / 'run.json'} can't be read, or doesn't say what was asked for") from error
-    from mnist_lab.config import is_helper_process
     from mnist_lab.result import Result
 
-    if (folder / "result.json").exists():
+    if not is_helper_process() and (folder / "result.json").exists():
         epochs = len(Result.load(folder).history)
         if cfg.trainer.max_epochs <= epochs:
             print(f"{folder} is finished, after {epochs} epochs. To train it longer: trainer.max_epochs={epochs + 1}")

@@ -7,11 +7,14 @@ import hashlib
 import json
 import logging
 import math
+import os
 import platform
 import shlex
+import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,7 @@ from mnist_lab.build import (
     make_steps_cheap,
     read_checkpoint,
 )
+from mnist_lab.config import is_helper_process
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import Diverged, UserError
 from mnist_lab.files import write_whole
@@ -124,22 +128,23 @@ def run(
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_custom_scalars(CHARTS)
     fit_start = time.perf_counter()
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
-    except MisconfigurationException as error:  # what Lightning sees only when it looks at the batches
-        raise UserError(f"trainer: {brief(error)}") from error
-    except Diverged as error:
-        kept = run_dir / "checkpoints" / "last.ckpt"
-        good = f"the last good checkpoint is {relative(kept)}" if kept.exists() else "no checkpoint was written before"
-        raise Diverged(f"{error}; {good}. A smaller optimizer.lr may help") from error
-    fit_end = time.perf_counter()
-    if trainer.is_global_zero and len(history.rows) < cfg.trainer.max_epochs:
-        log.info(f"stopped after epoch {len(history.rows)} of {cfg.trainer.max_epochs}")
-    best = run_dir / "checkpoints" / "best.ckpt"
-    if cfg.test_checkpoint == "best" and not best.exists():
-        raise UserError("test_checkpoint=best: no epoch was validated, see trainer.check_val_every_n_epoch")
-    tested = best if cfg.test_checkpoint == "best" else None
-    trainer.test(module, datamodule=data, ckpt_path=tested, weights_only=True, verbose=False)
+    with processes(trainer, run_dir):
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+        except MisconfigurationException as error:  # what Lightning sees only when it looks at the batches
+            raise UserError(f"trainer: {brief(error)}") from error
+        except Diverged as error:
+            kept = run_dir / "checkpoints" / "last.ckpt"
+            good = f"the last good checkpoint is {relative(kept)}" if kept.exists() else "no checkpoint is there"
+            raise Diverged(f"{error}; {good}. A smaller optimizer.lr may help") from error
+        fit_end = time.perf_counter()
+        if trainer.is_global_zero and len(history.rows) < cfg.trainer.max_epochs:
+            log.info(f"stopped after epoch {len(history.rows)} of {cfg.trainer.max_epochs}")
+        best = run_dir / "checkpoints" / "best.ckpt"
+        if cfg.test_checkpoint == "best" and not best.exists():
+            raise UserError("test_checkpoint=best: no epoch was validated, see trainer.check_val_every_n_epoch")
+        tested = best if cfg.test_checkpoint == "best" else None
+        trainer.test(module, datamodule=data, ckpt_path=tested, weights_only=True, verbose=False)
     test_end = time.perf_counter()
     if not trainer.is_global_zero:
         return None
@@ -237,6 +242,28 @@ def notes(cfg: DictConfig, data: ImageDataModule, measured: Sequence[Mapping[str
     if any(value is not None and not math.isfinite(value) for row in measured for value in row.values()):
         found.append("Training diverged: a loss is infinite or not a number. A smaller optimizer.lr may help.")
     return found
+
+
+@contextmanager
+def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
+    """Has Lightning start the further processes of a distributed run as `resume RUN`, and leaves no trace of them.
+
+    Lightning would repeat the program's own command, which of a sweep is the whole sweep; and it leaves its process
+    group and its environment variables to whatever the program runs next.
+    """
+    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+    argv, environment = sys.argv, {name: os.environ.get(name) for name in names}
+    if trainer.world_size > 1 and not is_helper_process():
+        sys.argv = [sys.argv[0], "resume", str(run_dir.absolute())]
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if trainer.world_size > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+            for name, value in environment.items():
+                if value is None:
+                    os.environ.pop(name, None)
 
 
 def keep_memory() -> None:

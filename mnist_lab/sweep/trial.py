@@ -57,7 +57,9 @@ class Report(Checkpoint):
         if value is None or not math.isfinite(value):
             return
         self.study._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
-        if epoch < (trainer.max_epochs or 0) and self.pruner.prune(self.study, trials_of(self.study)[self.number]):
+        last = epoch >= (trainer.max_epochs or 0)
+        # Of several processes one alone can't end: Lightning would kill the program with it.
+        if not last and trainer.world_size == 1 and self.pruner.prune(self.study, trials_of(self.study)[self.number]):
             raise TrialPruned(f"after epoch {epoch}")
 
 

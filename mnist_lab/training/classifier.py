@@ -168,7 +168,11 @@ class Classifier(L.LightningModule):
         if self.device.type == "cuda":
             checkpoint["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
         elapsed = time.perf_counter() - self._start
-        checkpoint["counted"] = {"sums": self._sums, "metrics": self.metrics, "elapsed": elapsed}
+        shares = {}  # of each process its own
+        for stage, (sums, n) in self._sums.items():
+            share = torch.cat([sums, sums.new_tensor([n])])
+            shares[stage] = self.trainer.strategy.all_gather(share).reshape(-1, 3)
+        checkpoint["counted"] = {"sums": shares, "metrics": self.metrics, "elapsed": elapsed}
         batches = self.trainer.train_dataloader
         checkpoint["batches"] = batches.state_dict() if isinstance(batches, Batches) else None
 
@@ -177,7 +181,9 @@ class Classifier(L.LightningModule):
         self._random, self._position = checkpoint.get("random"), checkpoint.get("batches")
         counted = checkpoint.get("counted", {"sums": {}, "metrics": {}, "elapsed": 0.0})
         self._start = time.perf_counter() - counted["elapsed"]
-        self._sums = {stage: (sums.to(self.device), n) for stage, (sums, n) in counted["sums"].items()}
+        for stage, shares in counted["sums"].items():
+            *found, n = shares[self.trainer.global_rank].tolist()
+            self._sums[stage] = (torch.tensor(found, dtype=torch.float32, device=self.device), int(n))
         self.metrics = dict(counted["metrics"])
 
     def on_train_start(self) -> None:
