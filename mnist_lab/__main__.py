@@ -11,6 +11,7 @@ import threading
 import time
 from importlib import import_module
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -113,6 +114,10 @@ def train(argv: list[str], fresh: bool = True) -> None:
                 leave_nothing(run_dir, until=existing)
             fail(error)
 
+    if is_helper_process():  # started beside the first by torchrun or SLURM: that one has the folder
+        aside = mkdtemp()
+        atexit.register(shutil.rmtree, aside, ignore_errors=True)
+        argv = [*argv, f"hydra.run.dir='{aside}'", "hydra.output_subdir=null"]
     sys.argv = argv
     parser = get_args_parser()
     parser.error = lambda message: fail(UserError(message))  # type: ignore[method-assign]

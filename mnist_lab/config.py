@@ -517,7 +517,7 @@ def _check_folder(key: str, folder: str, fresh: bool) -> Path:
 
 def is_helper_process() -> bool:
     """Whether this is one of the further processes of a distributed run, which share the first one's folder."""
-    return os.environ.get("LOCAL_RANK", "0") != "0"
+    return any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def plain(cfg: DictConfig) -> DictConfig:

@@ -140,7 +140,7 @@ def run(
         fit_end = time.perf_counter()
         if trainer.is_global_zero and len(history.rows) < cfg.trainer.max_epochs:
             log.info(f"stopped after epoch {len(history.rows)} of {cfg.trainer.max_epochs}")
-        best = run_dir / "checkpoints" / "best.ckpt"
+        best = Path(trainer.strategy.broadcast(str(run_dir / "checkpoints" / "best.ckpt")))
         if cfg.test_checkpoint == "best" and not best.exists():
             raise UserError("test_checkpoint=best: no epoch was validated, see trainer.check_val_every_n_epoch")
         tested = best if cfg.test_checkpoint == "best" else None

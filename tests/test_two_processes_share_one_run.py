@@ -1,5 +1,7 @@
 """trainer=ddp on two CPU processes: one folder, one result, the same images counted."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,14 @@ def test_two_processes_that_are_stopped_go_on_to_the_same_numbers(lab: Command, 
     assert run.test == whole.test
     for ours, theirs in zip(run.history, whole.history, strict=True):
         assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+
+
+@pytest.mark.slow
+def test_what_torchrun_starts_is_one_run(tmp_path: Path) -> None:
+    words = [*DDP, "trainer.max_epochs=1", "test_checkpoint=best"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "mnist_lab", *words]
+    done = subprocess.run(torchrun, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    assert result_in(folder).machine["processes"] == 2
+    assert done.stdout.count("epoch 1/1") == 1
