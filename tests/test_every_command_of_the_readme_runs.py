@@ -32,7 +32,7 @@ def commands(kind: str) -> list[str]:
 
 def test_the_readme_says_how_to_set_up_run_and_test() -> None:
     assert "pip install -e . && python -m mnist_lab model=mlp trainer.max_epochs=4" in LINES
-    assert 'pip install -e ".[dev]" && pytest' in LINES  # what CI runs
+    assert 'pip install -e ".[dev]" && pytest -n auto --dist loadfile' in LINES  # what CI runs
     assert 'pip install -e ".[dev]"' in (ROOT / ".ci/run").read_text()
 
 
