@@ -118,6 +118,7 @@ def test_a_port_in_use_and_other_mistakes_are_one_clear_answer(
 def test_strokes_move_the_bars_and_clear_takes_them_back(device: str, address: tuple[str, int]) -> None:
     playwright = pytest.importorskip("playwright.sync_api")
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    playwright.expect.set_options(timeout=60_000)  # milliseconds: other tests are at work beside this one
     with playwright.sync_playwright() as browsers:
         browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_context(**(phone if device == "phone" else {})).new_page()
