@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from mnist_lab.data import DatasetImages
@@ -59,6 +61,14 @@ def result_in(folder: Path) -> Result:
     """The one result below `folder`."""
     (path,) = folder.rglob("result.json")
     return Result.load(path.parent)
+
+
+def outcome(folder: Path) -> tuple[Any, ...]:
+    """What a run found, without the time it took."""
+    result = Result.load(folder)
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result.history]
+    weights = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    return result.test, rows, {name: tensor.tolist() for name, tensor in weights.items()}
 
 
 def in_memory(images: Tensor | DatasetImages) -> Tensor:

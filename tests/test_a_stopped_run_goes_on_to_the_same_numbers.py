@@ -7,11 +7,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, outcome
 
 from mnist_lab.result import Result
 
@@ -22,14 +21,6 @@ RECIPES = {
     "accumulation": [*MLP, "trainer.accumulate_grad_batches=3", "data.batch_size=32", "optimizer=adamw"],
     "convolution": ["data=mnist_5k", "model=cnn", "data.train_size=1000", "schedule=one_cycle", "trainer.max_epochs=3"],
 }
-
-
-def outcome(folder: Path) -> tuple[Any, ...]:
-    """What a run found, without the time it took."""
-    result = Result.load(folder)
-    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result.history]
-    weights = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    return result.test, rows, {name: tensor.tolist() for name, tensor in weights.items()}
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:

@@ -9,12 +9,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, outcome
 from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
@@ -47,14 +46,6 @@ class Net(MLP):
 def states(folder: Path) -> dict[int, str]:
     open_study.cache_clear()
     return {trial.number: trial.state.name for trial in open_study(folder).get_trials()}
-
-
-def outcome(folder: Path) -> tuple[Any, ...]:
-    """What a trial found, without the time it took."""
-    result = Result.load(folder)
-    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result.history]
-    weights = torch.load(folder / "checkpoints/last.ckpt", weights_only=False)["state_dict"]
-    return result.test, rows, {name: tensor.tolist() for name, tensor in weights.items()}
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
