@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, outcome
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_lab.result import Result
 
@@ -61,6 +62,10 @@ def test_after_ctrl_c_a_term_signal_and_a_kill(recipe: str, lab: Command, tmp_pa
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     assert "is finished, after" in lab(*line).stdout
+    history = Result.load(tmp_path / "run").history
+    curve = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload().Scalars("train/loss")
+    assert [point.step for point in curve] == [row["epoch"] for row in history]
+    assert [point.value for point in curve] == pytest.approx([row["train/loss"] for row in history])
 
 
 def test_in_the_middle_of_an_epoch_it_goes_on_there(lab: Command, tmp_path: Path) -> None:
