@@ -44,7 +44,8 @@ class Result:
         model: target, parameters, trainable_parameters.
         history: a row an epoch: epoch, train/loss, train/acc, val/loss, val/acc, lr, seconds.
         test: loss, acc, correct, n, and checkpoint ("last" or "best").
-        seconds: start (from the program's start to the first step), train, test.
+        seconds: start (from the program's start to the first step), train, test; of a run that was
+            resumed those of the process that finished it.
         notes: what a reader of the numbers must know: data that stands in, a test set used for validation.
         extras: what only some networks have: forward_pass of the neuron.
     """

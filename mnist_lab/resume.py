@@ -38,6 +38,8 @@ def resume(words: list[str]) -> None:
     if not words or "=" in words[0] or words[0].startswith("-"):
         raise UserError(USAGE)
     folder = Path(words[0]).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder")
     if is_helper_process():
         _run(
             folder, [word for word in words[1:] if not word.startswith("hydra.")]

@@ -103,7 +103,8 @@ def run(
         if not isinstance(callback, L.Callback):
             raise UserError(f"callbacks.{key} is no Lightning callback: it needs a _target_ that is one")
     last = newest(run_dir / "checkpoints")
-    done = 0 if last is None else len(read_checkpoint(last)["callbacks"]["History"]["rows"])
+    states = {} if last is None else read_checkpoint(last).get("callbacks", {})
+    done = len(states["History"]["rows"]) if "History" in states else 0
     trainer = build_trainer(cfg, run_dir, [*configured.values(), history, *callbacks], done)
     check_device(cfg, trainer)
     data.prepare_data()

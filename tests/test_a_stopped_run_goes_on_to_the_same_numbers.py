@@ -135,7 +135,7 @@ def test_what_can_t_be_resumed_is_told(lab: Command, tmp_path: Path) -> None:
     for words, message in {
         "resume": "use: python -m mnist_lab resume",
         "resume empty": "empty is no sweep",
-        "resume nowhere": "nowhere is no sweep",
+        "resume nowhere": "nowhere: there is no such folder",
     }.items():
         done = lab(*words.split())
         assert done.returncode == 2 and message in done.stderr, done.stderr

@@ -271,7 +271,7 @@ def test_two_processes_side_by_side_outlive_one_of_them(lab: Command, tmp_path: 
             "has 2, so give as many",
         ),
         (["-m", "seed=0,1", "sweep=gridd"], "Did you mean grid?"),
-        (["resume", "nowhere"], "is no sweep"),
+        (["resume", "nowhere"], "there is no such folder"),
         (["compare", "nowhere"], "there is no such folder"),
         (["compare", ".", "metric=test/acd"], "Did you mean test/acc?"),
     ],

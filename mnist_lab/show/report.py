@@ -135,13 +135,12 @@ def answers_of(run: TrainedRun, result: Result, data: ImageDataModule) -> Answer
 
     from mnist_lab.show.figures import Answers
 
-    data.trainer = None  # batches of the whole test set, not of one process's share of it
     found, labels, n = [], [], 0
     with torch.inference_mode():
-        for batch in data.test_dataloader():
+        for batch in data.test_dataloader(whole=True):
             for images, truth in batch.mini_batches():
                 found.append(run.net(images.to(run.device)).float().softmax(1).cpu())
-                labels.append(truth)
+                labels.append(truth.cpu())
             n += len(batch.labels)
             if n >= result.test["n"]:  # trainer.limit_test_batches
                 break
