@@ -15,7 +15,10 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from lightning import Callback
     from omegaconf import DictConfig
+
+    from mnist_lab.result import Result
 
 STARTED = time.perf_counter()
 
@@ -102,7 +105,10 @@ def train(argv: list[str], fresh: bool = True) -> None:
                     return
                 from mnist_lab.sweep.trial import run_trial
 
-                run_trial(run_dir, lambda callbacks: run(plain(cfg), run_dir, overrides, words, callbacks=callbacks))
+                def trial(callbacks: list[Callback], remarks: list[str]) -> Result | None:
+                    return run(plain(cfg), run_dir, overrides, words, callbacks=callbacks, remarks=remarks)
+
+                run_trial(run_dir, trial)
             elif is_helper_process():
                 run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
             else:

@@ -142,6 +142,11 @@ METRICS = ("test/acc", "test/loss", "val/acc", "val/loss", "train/acc", "train/l
 RULES: dict[str, Rule] = {
     "name": Rule("a text of 1 to 200 characters", lambda v: isinstance(v, str) and 0 < len(v) <= 200),
     "seed": _integer(0, 2**32 - 1),
+    "seeds.weights": _integer(0, 2**32 - 1),
+    "seeds.split": _integer(0, 2**32 - 1),
+    "seeds.order": _integer(0, 2**32 - 1),
+    "seeds.dropout": _integer(0, 2**32 - 1),
+    "seeds.augment": _integer(0, 2**32 - 1),
     "test_checkpoint": one_of("last", "best"),
     "checkpoint.every": Rule(
         "a number of epochs, steps or minutes: 1 epoch, 500 steps, 10 minutes",
@@ -166,7 +171,6 @@ RULES: dict[str, Rule] = {
     "data.augment.elastic": not_negative,
     "data.augment.erase": zero_to_one,
     "data.one_vs_rest": _integer(0).or_null(),
-    "data.seed": _integer(0, 2**32 - 1),
     "data.shape": image_shape,
     "data.num_classes": _integer(2),
     "data.source.split": one_of(*EMNIST_CLASSES),

@@ -43,6 +43,7 @@ from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import Diverged, UserError
 from mnist_lab.files import write_whole
 from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, most_memory, package_versions, processor
+from mnist_lab.seeds import seed_of
 from mnist_lab.show.report import leave_report
 from mnist_lab.terminal import metrics_table, relative, show, show_result, show_where, warn
 from mnist_lab.training import CHARTS, Classifier, History, NeuronForwardPass, newest
@@ -69,6 +70,7 @@ def run(
     started: float | None = None,
     callbacks: Sequence[L.Callback] = (),
     report: bool = False,
+    remarks: Sequence[str] = (),
 ) -> Result | None:
     """Trains and tests what `cfg` describes, and leaves everything about it in `run_dir`.
 
@@ -82,6 +84,7 @@ def run(
         started: `time.perf_counter()` when the program started; None: now.
         callbacks: beside those of the config.
         report: whether to leave the page report.html, which takes a second.
+        remarks: what else a reader of the result must know.
 
     Returns:
         The result; None in all processes of a distributed run but the first.
@@ -95,6 +98,7 @@ def run(
     keep_memory()
 
     data = build(cfg, "data")
+    torch.manual_seed(cfg.seeds.weights)
     net = build(cfg, "model")
     loss = build(cfg, "loss")
     history = History(run_dir / "history.csv")
@@ -128,6 +132,7 @@ def run(
         announce(cfg, net, data, trainer, run_dir)
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_custom_scalars(CHARTS)
+    torch.manual_seed(seed_of("dropout", cfg.seeds.dropout, trainer.global_rank))
     fit_start = time.perf_counter()
     with processes(trainer, run_dir):
         try:
@@ -180,7 +185,7 @@ def run(
             "train": round(fit_end - fit_start, 3),
             "test": round(test_end - fit_end, 3),
         },
-        notes=notes(cfg, data, [*history.rows, module.metrics]),
+        notes=[*notes(cfg, data, [*history.rows, module.metrics]), *remarks],
         extras=extras(trainer),
     )
     result.save(run_dir)
@@ -240,6 +245,8 @@ def notes(cfg: DictConfig, data: ImageDataModule, measured: Sequence[Mapping[str
     found = [] if data.stand_in is None else [data.stand_in]
     if data.val == "test":
         found.append("The test set was looked at while training: it was the validation set (data.val=test).")
+        if cfg.test_checkpoint == "best" or "early_stopping" in cfg.callbacks:
+            found.append("It chose the epoch that was tested: the test result is better than on images never seen.")
     if any(value is not None and not math.isfinite(value) for row in measured for value in row.values()):
         found.append("Training diverged: a loss is infinite or not a number. A smaller optimizer.lr may help.")
     return found

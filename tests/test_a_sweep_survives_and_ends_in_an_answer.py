@@ -317,7 +317,7 @@ def test_a_grid_is_the_product_of_its_axes(sizes: list[int]) -> None:
 
 
 def result(seed: int, lr: float, accuracy: float) -> Result:
-    config = {"seed": seed, "optimizer": {"lr": lr}, "data": {"seed": seed}}
+    config = {"seed": seed, "optimizer": {"lr": lr}, "data": {"order_seed": seed}}
     return Result(
         1, "n", "", [f"optimizer.lr={lr}", f"seed={seed}"], config, seed, "", {}, {}, {}, {"name": "mnist"},
         {"parameters": 7}, [{}], {"acc": accuracy, "loss": 0.1, "n": 100}, {"train": 1.0}, [], {},

@@ -102,7 +102,7 @@ def test_lightning_gives_each_epoch_its_own_order() -> None:
 
 
 def test_the_random_part_is_seeded_and_shares_nothing_with_the_training_part() -> None:
-    one, again, other = module(), module(), module(seed=1)
+    one, again, other = module(), module(), module(split_seed=1)
     assert torch.equal(one.val_index, again.val_index)
     assert not torch.equal(one.val_index, other.val_index)
     assert sorted([*one.train_index.tolist(), *one.val_index.tolist()]) == list(range(120))
@@ -142,7 +142,7 @@ def test_train_size_is_a_number_or_a_fraction_of_what_validation_left() -> None:
 
 
 def test_scales() -> None:
-    unit, _ = unpacked(module(val="none", seed=0).train_dataloader())[0]
+    unit, _ = unpacked(module(val="none").train_dataloader())[0]
     assert unit.dtype == torch.float32 and unit.max() <= 119 / 255
     raw = torch.cat([images for images, _ in unpacked(module(val="none", scale="none").train_dataloader())])
     assert raw.max() == 119 and raw.min() == 0

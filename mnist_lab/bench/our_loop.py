@@ -16,7 +16,7 @@ network, epochs = sys.argv[1], int(sys.argv[2])
 cfg = plain(compose_config(overrides(network)))
 keep_memory()
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"  # as our command does, see mnist_lab/build.py
-torch.manual_seed(cfg.seed)
+torch.manual_seed(cfg.seeds.weights)
 data, net = build(cfg, "data"), build(cfg, "model")
 data.images_at_once = 2048
 data.prepare_data()

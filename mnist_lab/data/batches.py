@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from mnist_lab.seeds import seed_of
 
 
 class EpochOrder:
@@ -34,8 +35,7 @@ class EpochOrder:
         """The positions in the order of the epoch: int64 (N,)."""
         if self.seed is None:
             return self.index
-        # Seeds of different runs must not meet: seed 1 in epoch 2 is not seed 2 in epoch 1.
-        generator = torch.Generator().manual_seed(self.seed * 2**20 + self.epoch)
+        generator = torch.Generator().manual_seed(seed_of("order", self.seed, self.epoch))
         return self.index[torch.randperm(len(self.index), generator=generator)]
 
 
@@ -81,6 +81,7 @@ class Batches:
         divisor: float32 (C, 1, 1), divides what remains.
         device: the device that computes; None: where the images are.
         augment: changes float32 images at random, called as augment(images, generator); None: nothing does.
+        augment_seed: of what it draws.
         steps: mini-batches a `Batch`, 1 or more.
         rank: this process's number, from 0.
         world_size: how many processes share each mini-batch.
@@ -98,6 +99,7 @@ class Batches:
         divisor: Tensor,
         device: torch.device | None = None,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        augment_seed: int = 0,
         steps: int = 1,
         rank: int = 0,
         world_size: int = 1,
@@ -110,6 +112,7 @@ class Batches:
         self.shift = _operand(shift, 0.0, self.device)
         self.divisor = _operand(divisor, 1.0, self.device)
         self.augment = augment
+        self.augment_seed = augment_seed
         self.steps = steps
         self.rank = rank
         self.world_size = world_size
@@ -158,8 +161,8 @@ class Batches:
 
     def _seeded(self, device: torch.device, number: int) -> torch.Generator:
         """Random numbers that depend on the seed, the process, the epoch and a number, and on nothing else."""
-        facts = f"{self.sampler.seed or 0}/{self.rank}/{self.sampler.epoch}/{number}".encode()
-        return torch.Generator(device).manual_seed(int.from_bytes(blake2b(facts, digest_size=8).digest()))
+        seed = seed_of("augment", self.augment_seed, self.rank, self.sampler.epoch, number)
+        return torch.Generator(device).manual_seed(seed)
 
     def prepare(self, pixels: Tensor, number: int) -> Tensor:
         """uint8 (B, C, H, W), the mini-batch of this number → float32 (B, C, H, W), augmented and scaled."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from mnist_lab.data.batches import Batch, Batches, EpochOrder, WorkerBatches
 from mnist_lab.data.sources import DatasetImages, DataUnavailableError, ImageSet, Source, mnist_5k, stratified_part
 from mnist_lab.errors import UserError
+from mnist_lab.seeds import seed_of
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -37,7 +38,9 @@ class ImageDataModule(L.LightningDataModule):
         scale: "unit" (pixels / 255), "standard" (mean 0 and deviation 1 a channel over the training set) or "none".
         one_vs_rest: a class to tell from all others (label 1 against 0); None for all classes.
         fallback: "mnist_5k" stands in for data that is neither here nor to be had; None makes that an error.
-        seed: of the batches' order, the random validation part and the stratified part.
+        split_seed: of the random validation part and the stratified part.
+        order_seed: of the training images' order.
+        augment_seed: of what `augment` and `transform` draw.
     """
 
     def __init__(
@@ -59,7 +62,9 @@ class ImageDataModule(L.LightningDataModule):
         scale: str = "unit",
         one_vs_rest: int | None = None,
         fallback: str | None = None,
-        seed: int = 0,
+        split_seed: int = 0,
+        order_seed: int = 0,
+        augment_seed: int = 0,
     ) -> None:
         super().__init__()
         self.data_name = name
@@ -79,7 +84,9 @@ class ImageDataModule(L.LightningDataModule):
         self.scale = scale
         self.one_vs_rest = one_vs_rest
         self.fallback = fallback
-        self.seed = seed
+        self.split_seed = split_seed
+        self.order_seed = order_seed
+        self.augment_seed = augment_seed
         self.images: ImageSet | None = None
         self._ready = False
         self._placed: dict[tuple[str, torch.device], tuple[Tensor | DatasetImages, Tensor]] = {}
@@ -171,7 +178,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         """Shuffled batches of the training part."""
-        order = EpochOrder(self.train_index, self.seed)
+        order = EpochOrder(self.train_index, self.order_seed)
         return self._batches("train", order, self.batch_size)
 
     def val_dataloader(self, whole: bool = False) -> Batches | list[Batches]:
@@ -223,15 +230,11 @@ class ImageDataModule(L.LightningDataModule):
         augment = self.augment if training else None
         by_workers = self.loader == "workers" and training
         images, labels = self._place(part, torch.device("cpu") if by_workers else device)
+        how = (order, batch_size, self.shift, self.divisor, device, augment, self.augment_seed)
         if by_workers or isinstance(images, DatasetImages):
-            return WorkerBatches(
-                *(images, labels, order, batch_size, self.shift, self.divisor, device, augment, 1, rank, world_size),
-                transform=self.transform if training else None,
-                workers=self.workers,
-            )
-        return Batches(
-            images, labels, order, batch_size, self.shift, self.divisor, device, augment, steps, rank, world_size
-        )
+            transform = self.transform if training else None
+            return WorkerBatches(images, labels, *how, 1, rank, world_size, transform=transform, workers=self.workers)
+        return Batches(images, labels, *how, steps, rank, world_size)
 
     def _place(self, part: Literal["train", "test"], device: torch.device) -> tuple[Tensor | DatasetImages, Tensor]:
         """Images and labels of a part on a device, moved there once however many loaders ask for them.
@@ -264,7 +267,7 @@ class ImageDataModule(L.LightningDataModule):
     def _divide(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Positions of the training and the validation images: two int64 tensors without a position in common."""
         total = len(labels)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(seed_of("split", self.split_seed))
         held_out = 0
         if self.val in ("random", "last"):
             held_out = self.val_size if isinstance(self.val_size, int) else round(self.val_size * total)

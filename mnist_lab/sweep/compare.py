@@ -18,8 +18,8 @@ from mnist_lab.result import Result
 
 USAGE = "use: python -m mnist_lab compare DIR [DIR ...] [metric=test/acc] [dir=FOLDER for the files]"
 SIGNIFICANT = 0.05
-WITHOUT = ("name", "seed", "data.seed", "data.root", "reported", "report")
-"""Keys that make no difference between runs: names, and what the seed decides."""
+SEEDS = ("seed", "seeds", "data.split_seed", "data.order_seed", "data.augment_seed")
+WITHOUT = ("name", "data.root", "reported", "report", *SEEDS)
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class Group:
         return (
             " ".join(f"{key}={value}" for key, value in zip(self.differs, shown, strict=True)) or self.results[0].name
         )
+
+
+def matters(key: str) -> bool:
+    """Whether a key of the config makes runs different in more than their names and seeds."""
+    return key not in WITHOUT and key.partition(".")[0] not in WITHOUT
 
 
 def compare(words: list[str]) -> None:
@@ -127,7 +132,7 @@ def grouped(results: Sequence[Result], metric: str) -> list[Group]:
         The groups, each with the p-value of Welch's t-test of its difference to the best.
     """
     flat = [_flat(result.config) | {"data.name": result.data["name"]} for result in results]
-    keys = list(dict.fromkeys(key for config in flat for key in config if key not in WITHOUT))
+    keys = list(dict.fromkeys(key for config in flat for key in config if matters(key)))
     differing = [key for key in keys if len({repr(config.get(key, "–")) for config in flat}) > 1]
     members: dict[str, list[int]] = {}
     for n, config in enumerate(flat):
@@ -172,7 +177,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            flat |= {k: v for k, v in _flat(value, f"{prefix}{key}.").items() if k.partition(".")[0] not in WITHOUT}
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
@@ -186,7 +191,7 @@ def _shown(
         {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in result.overrides)}
         for result in results
     ]
-    keys = [key for key in dict.fromkeys(k for words in typed for k in words) if key not in WITHOUT]
+    keys = [key for key in dict.fromkeys(k for words in typed for k in words) if matters(key)]
     keys = [key for key in keys if len({words.get(key) for words in typed}) > 1]
     shown = [{key: flat[n].get(key, typed[n].get(key, "–")) for key in keys} for n in range(len(results))]
     if len({repr(shown[numbers[0]]) for numbers in members}) == len(members):

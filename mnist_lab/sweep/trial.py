@@ -19,6 +19,7 @@ from rich import get_console
 
 from mnist_lab.errors import UserError
 from mnist_lab.result import Result, cores
+from mnist_lab.sweep.compare import matters
 from mnist_lab.sweep.study import held, load_asked, open_study, pruner_of, set_attr, set_state, trials_of
 from mnist_lab.training import Classifier
 
@@ -63,12 +64,15 @@ class Report(Checkpoint):
             raise TrialPruned(f"after epoch {epoch}")
 
 
-def run_trial(run_dir: Path, run: Callable[[list[L.Callback]], Result | None]) -> None:
+Run = Callable[[list[L.Callback], list[str]], Result | None]
+
+
+def run_trial(run_dir: Path, run: Run) -> None:
     """Runs the trial of this folder, unless it is finished or another process is at it, and records how it ended.
 
     Args:
         run_dir: the trial's folder: its number, in the sweep's.
-        run: the run itself, given callbacks beside its own.
+        run: the run itself, given callbacks beside its own, and remarks for its result.
     """
     folder, number = run_dir.parent, int(run_dir.name)
     study, asked = open_study(folder), load_asked(folder)
@@ -86,7 +90,7 @@ def run_trial(run_dir: Path, run: Callable[[list[L.Callback]], Result | None]) -
                 take_gpu(folder)
             quiet, get_console().quiet = get_console().quiet, True  # of a sweep one table is shown; run.log has it all
             try:
-                _attempts(study, number, options, asked["objectives"], run)
+                _attempts(study, number, asked, run)
             finally:
                 get_console().quiet = quiet
     except UserError:
@@ -118,15 +122,24 @@ def take_gpu(folder: Path) -> FileLock | None:
 def _attempts(
     study: optuna.Study,
     number: int,
-    options: dict[str, Any],
-    objectives: list[str],
-    run: Callable[[list[L.Callback]], Result | None],
+    asked: dict[str, Any],
+    run: Run,
 ) -> None:
+    options, objectives = asked["options"], asked["objectives"]
+    chosen = [key for key, *_ in asked["axes"] if matters(key)]
+    looked = [name for name in objectives if name.startswith("test/")]
+    remarks = []
+    if chosen and looked:
+        remarks = [
+            f"Its sweep judges {', '.join(chosen)} by {looked[0]}: whoever takes the best of it has chosen by the test "
+            "set, and the test result is no longer a fair one. sweep.objective=val/acc chooses without it."
+        ]
     while True:
         trial = trials_of(study)[number]
         attempt = trial.user_attrs.get("failures", 0)
         try:
-            result = run([Report(study, number, objectives[0], options["pruner"], options["patience"])])
+            report = Report(study, number, objectives[0], options["pruner"], options["patience"])
+            result = run([report], remarks)
             if result is None:
                 return
             values = [objective_of(result, name) for name in objectives]
