@@ -33,6 +33,7 @@ VERBS = {
     "resume": "mnist_lab.resume",
     "rerun": "mnist_lab.rerun",
     "compare": "mnist_lab.sweep.compare",
+    "ensemble": "mnist_lab.show.ensemble",
     "articles": "mnist_lab.articles",
     "bench": "mnist_lab.bench",
 }

@@ -1,0 +1,70 @@
+"""`ensemble`: the mean of several runs' probabilities, and what it gets right."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command, in_memory
+
+import mnist_lab
+from mnist_lab.data import mnist_5k
+
+SHORT = ["model=mlp_784_32", "data=mnist_5k", "trainer.max_epochs=1", "trainer.accelerator=cpu", "logger=none"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three runs. Not to be written to."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in range(3):
+        mnist_lab.train(*SHORT, "optimizer.lr=0.5", f"seed={seed}", "report=false", run_dir=folder / str(seed))
+    return folder
+
+
+def test_an_image_gets_the_class_of_the_highest_mean_probability(runs: Path, lab: Command) -> None:
+    images = mnist_5k(Path(), False)
+    members = [mnist_lab.load_run(runs / str(seed), device="cpu") for seed in range(3)]
+    mean = torch.stack([run.predict(in_memory(images.test_images)) for run in members]).double().mean(0)
+    wrong = int((mean.argmax(1) != images.test_labels).sum())
+    loss = torch.nn.functional.nll_loss(mean.log(), images.test_labels).item()
+
+    done = lab("ensemble", str(runs))
+    assert done.returncode == 0, done.stderr
+    rows = {
+        cells[0]: cells[1:]
+        for line in done.stdout.splitlines()
+        if len(cells := re.split(r"\s*[│┃]\s*", line.strip(" │┃"))) > 1
+    }
+    assert rows["all together"] == [f"{loss:.4f}", f"{1 - wrong / 1000:.2%}"]
+    assert rows["wrong, of all images"][-1] == str(wrong)
+    accuracies = [run.result.test["acc"] for run in members]
+    assert rows["mean of one"][-1] == f"{sum(accuracies) / 3:.2%}"
+    assert [rows[str(runs / str(seed))][-1] for seed in range(3)] == [f"{value:.2%}" for value in accuracies]
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ([], "use: python -m mnist_lab ensemble"),
+        (["nowhere"], "nowhere: there is no such folder"),
+        (["RUNS/0"], "1 finished run"),
+        (["RUNS", "optimizer.lrr=1"], "optimizer.lrr: the run has no such option"),
+    ],
+)
+def test_what_makes_no_ensemble_gets_one_clear_answer(words: list[str], answer: str, runs: Path, lab: Command) -> None:
+    done = lab("ensemble", *(word.replace("RUNS", str(runs)) for word in words))
+    assert done.returncode == 2 and answer in done.stderr and "Traceback" not in done.stderr
+
+
+def test_runs_of_different_test_sets_are_not_averaged(runs: Path, lab: Command, tmp_path: Path) -> None:
+    shutil.copytree(runs / "0", tmp_path / "a/0")
+    shutil.copytree(runs / "1", tmp_path / "a/1")
+    path = tmp_path / "a/1/result.json"
+    digest = mnist_lab.load_run(runs / "0", device="cpu").result.data["digest"]
+    path.write_text(path.read_text().replace(digest, "0" * 64))
+    done = lab("ensemble", "a")
+    assert done.returncode == 2 and "were tested on different files" in done.stderr
