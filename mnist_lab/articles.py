@@ -22,7 +22,7 @@ def articles(words: list[str]) -> None:
     """Runs what isn't there yet, then prints the table and writes it to DIR/table.md.
 
     Args:
-        words: `seeds=N` (5), `experiments=NAME,NAME` (all), `dir=DIR` (outputs/articles), and Hydra overrides for all
+        words: `seeds=N` (5), `experiments=NAME,NAME` (those of the articles), `dir=DIR` (outputs/articles), and Hydra overrides for all
             runs. A run whose result is there, from the same config, is not run again.
 
     Raises:
@@ -36,8 +36,10 @@ def articles(words: list[str]) -> None:
     for word in overrides:
         if (key := word.partition("=")[0]) in ("seed", "experiment"):
             raise UserError(f"{word} is not allowed here: use {key}s=...\n{USAGE}")
-    known = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
-    chosen = [name for name in own["experiments"].split(",") if name] or known
+    files = sorted((CONF_DIR / "experiment").glob("*.yaml"))
+    known = [path.stem for path in files]
+    articles_ = [path.stem for path in files if "reported" in OmegaConf.load(path)]  # the others are our own recipes
+    chosen = [name for name in own["experiments"].split(",") if name] or articles_
     for name in chosen:
         if name not in known:
             raise UserError(

@@ -39,6 +39,21 @@ def test_the_cnn_has_the_layers_of_its_article() -> None:
     assert names[:3] == ["Conv2d", "GELU", "MaxPool2d"], "the pool may come first only where it changes nothing"
 
 
+def test_a_cnn_has_a_block_for_each_of_its_filters_and_a_dense_layer_for_each_of_its_hidden() -> None:
+    net = CNN([1, 28, 28], 10, filters=[24, 32], kernel_size=[5, 3], dropout=0.0, hidden=[256])
+    plain_net = nn.Sequential(
+        *(nn.Conv2d(1, 24, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(24, 32, 3), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10)),
+    )
+    for layer, other in zip(net.parameters(), plain_net.parameters(), strict=True):
+        other.data.copy_(layer)
+    images = torch.rand(8, 1, 28, 28)
+    torch.testing.assert_close(net(images), plain_net(images))
+    assert len(list(CNN([3, 32, 32], 10, filters=[8, 16, 32], kernel_size=3, hidden=[]).parameters())) == 8
+    with pytest.raises(ValueError, match="kernel_size has 3 entries, and filters 2"):
+        CNN([1, 28, 28], 10, filters=[8, 16], kernel_size=[3, 3, 3])
+
+
 def test_the_neuron_of_the_article_gives_all_its_digits() -> None:
     assert repr(NeuronForwardPass([1.0, 2.0], 0.0, [1.0, 1.0]).output) == "0.9525741268224334"
 
