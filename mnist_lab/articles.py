@@ -22,8 +22,8 @@ def articles(words: list[str]) -> None:
     """Runs what isn't there yet, then prints the table and writes it to DIR/table.md.
 
     Args:
-        words: `seeds=N` (5), `experiments=NAME,NAME` (those of the articles), `dir=DIR` (outputs/articles), and Hydra overrides for all
-            runs. A run whose result is there, from the same config, is not run again.
+        words: `seeds=N` (5), `experiments=NAME,NAME` (those of the articles), `dir=DIR` (outputs/articles), and Hydra
+            overrides for all runs. A run whose result is there, from the same config, is not run again.
 
     Raises:
         UserError: there is no such experiment, or a word is not understood.
