@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 CURVES = 12
 """Groups whose learning curves are drawn: more can't be told apart."""
+NAMED = 16
+"""Groups whose points have their names beside them: more would lie on each other."""
 
 
 def page(groups: Sequence[Group], metric: str, title: str) -> str:
@@ -53,7 +55,9 @@ def page(groups: Sequence[Group], metric: str, title: str) -> str:
                 "whether a run is among the best. A guide from few runs, not a measurement.</p>",
             ]
     parts += ["<h2>Learning curves</h2>", image(svg(_curves(groups, metric)))]
-    parts += ["<h2>Cost against accuracy</h2>", image(svg(_cost(groups, metric)))]
+    parts += ["<h2>What it takes</h2>", image(svg(_cost(groups, metric)))]
+    if any(group.interval for group in groups):
+        parts += ["<p class=note>Means over the runs, with their 95 % intervals.</p>"]
     if notes := notes_of(groups):
         parts += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
     return document(title, parts)
@@ -194,21 +198,34 @@ def _curves(groups: Sequence[Group], metric: str) -> Figure:
 
 
 def _cost(groups: Sequence[Group], metric: str) -> Figure:
-    from matplotlib.ticker import MaxNLocator
+    """What each group reaches against what it takes; of accuracies the share of mistakes, by orders of magnitude."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    figure, axes = subplots(2)
-    for ax, (name, label) in zip(axes, (("seconds", "seconds of training"), ("parameters", "parameters")), strict=True):
-        for n, group in enumerate(groups):
-            if not group.values:
-                continue
-            costs = [value for result in group.results if (value := value_of(result, name)) is not None]
-            where = sum(costs) / len(costs)
-            style = {"color": VERMILION if n == 0 else BLUE, "zorder": 3 if n == 0 else 2}
-            ax.errorbar(where, group.mean, yerr=group.interval or None, fmt="o", markersize=5, capsize=2, **style)  # type: ignore[arg-type]
-            if n == 0:
-                ax.annotate("best", (where, group.mean), xytext=(6, 4), textcoords="offset points", fontsize=9)
+    figure, axes = subplots(1, 2, height=4.2)
+    measured = [group for group in groups if group.values]
+    mistakes = metric.endswith("acc")
+    heights = [100 * (1 - group.mean) if mistakes else group.mean for group in measured]
+    names = [group.results[0].name for group in measured]
+    if len(set(names)) < len(names):
+        names = [" ".join(map(str, group.differs.values()))[:40] or "best" for group in measured]
+    for ax, (cost, label) in zip(axes, (("seconds", "seconds of training"), ("parameters", "parameters")), strict=True):
+        found = [[v for result in group.results if (v := value_of(result, cost)) is not None] for group in measured]
+        places = [sum(costs) / len(costs) for costs in found]
+        for n, (group, where, height) in enumerate(zip(measured, places, heights, strict=True)):
+            style: dict[str, Any] = {"color": VERMILION if n == 0 else BLUE, "zorder": 3 if n == 0 else 2}
+            bar = (group.interval or 0) * (100 if mistakes else 1)
+            ax.errorbar(where, height, yerr=bar or None, fmt="o", markersize=5, capsize=2, **style)
+            if n == 0 or len(measured) <= NAMED:
+                ax.annotate(names[n], (where, height), xytext=(6, 4), textcoords="offset points", fontsize=8)
         ax.set_xlabel(label)
-        ax.xaxis.set_major_locator(MaxNLocator(4))
-        ax.xaxis.set_major_formatter("{x:,.6g}")
-        ax.set_ylabel(metric + (", mean and 95 % interval" if any(g.interval for g in groups) else ""))
+        ax.set_ylabel(f"{metric.partition('/')[0]} error, %" if mistakes else metric)
+        ax.margins(x=0.1)
+        for axis, values in ((ax.xaxis, places), (ax.yaxis, heights)):
+            if min(values, default=0) > 0 and max(values) > 3 * min(values):
+                (ax.set_xscale if axis is ax.xaxis else ax.set_yscale)("log")
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_minor_formatter(NullFormatter())
+            else:
+                axis.set_major_locator(MaxNLocator(5))
+            axis.set_major_formatter("{x:,.10g}")
     return figure
