@@ -21,7 +21,7 @@ from mnist_lab.errors import UserError, closest
 
 USAGE = (
     "use: python -m mnist_lab bench [rounds=3] [epochs=3] [networks=A3,B,C,D] [contenders=NAME,NAME] "
-    "[dir=outputs/bench]"
+    "[dir=outputs/bench], or bench networks=fast99 [rounds=3]"
 )
 NETWORKS = ("A3", "B", "C", "D")
 CONTENDERS = {
@@ -68,7 +68,8 @@ def bench(words: list[str]) -> None:
 
     Args:
         words: `rounds=N` (3), `epochs=N` an epoch more than are steady (3), `networks=NAME,NAME` and
-            `contenders=NAME,NAME` (all), `dir=DIR` (outputs/bench).
+            `contenders=NAME,NAME` (all), `dir=DIR` (outputs/bench). `networks=fast99` races that recipe against the
+            public record instead, and leaves DIR/race.md and DIR/race.csv.
 
     Raises:
         UserError: a word is not understood, a peer or the data set is missing, or a contender failed.
@@ -78,7 +79,9 @@ def bench(words: list[str]) -> None:
 
     defaults = {"rounds": "3", "epochs": "3", "networks": "", "contenders": "", "dir": "outputs/bench"}
     own = understood(words, defaults, USAGE)
-    networks, contenders = _chosen("networks", own, NETWORKS), _chosen("contenders", own, tuple(CONTENDERS))
+    racing = own["networks"] == "fast99"
+    networks = [] if racing else _chosen("networks", own, NETWORKS)
+    contenders = [] if racing else _chosen("contenders", own, tuple(CONTENDERS))
     for key, least in (("rounds", 1), ("epochs", 2)):
         if not own[key].isdecimal() or int(own[key]) < least:
             raise UserError(f"{key}={own[key]} is not allowed: it must be a whole number, {least} or more")
@@ -92,6 +95,11 @@ def bench(words: list[str]) -> None:
         raise UserError(f"data.root={root}: MNIST is not there. Any run downloads it: python -m mnist_lab model=mlp")
 
     folder, rows = Path(own["dir"]), []
+    if racing:
+        from mnist_lab.bench.race import race
+
+        race(int(own["rounds"]), folder, root)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(1, int(own["rounds"]) + 1):
         for network in networks:

@@ -1,0 +1,93 @@
+"""Two recipes for the same accuracy, in turn: ours by its command, and the public record."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+from mnist_lab.errors import UserError
+from mnist_lab.files import write_whole
+from mnist_lab.result import Result, cores, package_versions, processor
+
+RUNNERS = {"ours": "experiment=fast99", "record": "the public record recipe, channels last"}
+
+
+@dataclass
+class Run:
+    """What one training took and reached."""
+
+    seed: int
+    runner: str
+    train_s: float
+    """Training alone, images in memory: ours as the Trainer sees it, from the call of fit to its return."""
+    acc: float
+    """On the 10,000 test images, in [0, 1]."""
+
+
+def race(rounds: int, folder: Path, root: Path) -> None:
+    """Trains each recipe once a round, with the round as its seed; prints a table and leaves it in a folder.
+
+    Args:
+        rounds: how many; the seeds are 0 to rounds - 1.
+        folder: for race.md and race.csv.
+        root: the folder of MNIST's files, as data.root.
+
+    Raises:
+        UserError: one of them failed.
+    """
+    runs: list[Run] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(rounds):
+        for runner in RUNNERS:
+            run = _train(runner, seed, root)
+            runs.append(run)
+            print(f"seed {seed:2}  {runner:6}  {run.train_s:5.2f} s  {run.acc:.2%}", flush=True)
+        with (folder / "race.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(asdict(runs[0])))
+            writer.writeheader()
+            writer.writerows(map(asdict, runs))
+        write_whole(folder / "race.md", table(runs))
+    print((folder / "race.md").read_text())
+    print(f"{folder}/race.md  {folder}/race.csv")
+
+
+def _train(runner: str, seed: int, root: Path) -> Run:
+    with tempfile.TemporaryDirectory() as scratch:
+        words = ["mnist_lab.bench.record_recipe", str(seed)]
+        if runner == "ours":
+            words = ["mnist_lab", "experiment=fast99", f"seed={seed}", f"hydra.run.dir={scratch}/run", "report=false"]
+        environment = {**os.environ, "BENCH_DATA": str(root), "MNIST_LAB_DATA": str(root)}
+        done = subprocess.run([sys.executable, "-m", *words], env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise UserError(f"{runner} failed with seed {seed}:\n{(done.stdout + done.stderr)[-2000:]}")
+        if runner == "ours":
+            result = Result.load(Path(scratch) / "run")
+            return Run(seed, runner, result.seconds["train"], result.test["acc"])
+        found = json.loads(done.stdout.splitlines()[-1])
+        return Run(seed, runner, found["seconds"], found["acc"])
+
+
+def table(runs: list[Run]) -> str:
+    """The race as Markdown, with the ratio of the seconds round by round."""
+    lines = ["| | test accuracy, mean ± std | seconds to train, median (range) | n |", "|---|---|---|---|"]
+    for runner, what in RUNNERS.items():
+        mine = [run for run in runs if run.runner == runner]
+        times, accs = [run.train_s for run in mine], [run.acc for run in mine]
+        spread = f" ± {100 * stdev(accs):.2f}" if len(accs) > 1 else ""
+        lines.append(
+            f"| {what} | {100 * fmean(accs):.2f}{spread} % | {median(times):.2f} ({min(times):.2f}–{max(times):.2f}) "
+            f"| {len(mine)} |"
+        )
+    times_of = {runner: [run.train_s for run in runs if run.runner == runner] for runner in RUNNERS}
+    ratios = [ours / record for ours, record in zip(times_of["ours"], times_of["record"], strict=True)]
+    lines += [f"| ours ÷ record | | **{median(ratios):.2f}** ({min(ratios):.2f}–{max(ratios):.2f}) | {len(ratios)} |"]
+    where = f"{processor()}, {cores()} cores, torch {package_versions()['torch']}, {datetime.now():%Y-%m-%d}"
+    return "\n".join([*lines, "", where, ""])
