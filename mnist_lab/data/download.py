@@ -56,13 +56,13 @@ class Limits:
     """When a download is given up.
 
     Attributes:
-        patience: seconds to wait for a connection, and for bytes.
+        patience: seconds to wait for a connection, and for bytes; for an answer twice as many.
         slowest: bytes a second that must come on average, over each `patience` seconds.
         pauses: seconds before all mirrors are tried again whose failure may pass. They begin anew whenever a MiB came.
         largest: bytes of an archive, and of a file unpacked from one. EMNIST's archive, the largest, has 0.56 GB.
     """
 
-    patience: float = 20.0
+    patience: float = 10.0
     slowest: float = 1000.0
     pauses: Sequence[float] = (1.0, 3.0, 9.0)
     largest: int = 2**30
@@ -331,12 +331,14 @@ def _arriving(asked: request.Request, patience: float) -> Generator[Any, None, N
 
     threading.Thread(target=receive, daemon=True).start()
     try:
-        while (item := arrived.get(timeout=patience)) != b"":
+        while (item := arrived.get(timeout=2 * patience)) != b"":
             if isinstance(item, Exception):
                 raise item
             yield item
     except queue.Empty:
-        raise _FailedError(f"nothing came for {patience:g} s", may_pass=True) from None
+        raise _FailedError(f"no answer for {2 * patience:g} s", may_pass=False) from None
+    except TimeoutError as error:
+        raise _FailedError(f"nothing came for {patience:g} s", may_pass=True) from error
     except HTTPError as error:
         with error:
             reason = f"HTTP {error.code} {error.msg.strip().splitlines()[0]}"
@@ -344,7 +346,7 @@ def _arriving(asked: request.Request, patience: float) -> Generator[Any, None, N
     except URLError as error:  # no connection
         raise _FailedError(_reason(error.reason), isinstance(error.reason, ConnectionResetError)) from error
     except (OSError, HTTPException, ValueError) as error:
-        passing = isinstance(error, TimeoutError | ConnectionError | IncompleteRead | BadStatusLine)
+        passing = isinstance(error, ConnectionError | IncompleteRead | BadStatusLine)
         raise _FailedError(_reason(error), passing) from error
     finally:
         gone.set()
