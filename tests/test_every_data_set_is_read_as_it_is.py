@@ -276,7 +276,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     save_images(tmp_path / "a", 2, (0, 0, 0))
     save_images(tmp_path / "b", 2, (0, 0, 0))
     (tmp_path / "b/1.png").write_text("no image")
-    with pytest.raises(UserError, match=r"1\.png can't be read as an image"):
+    with pytest.raises(UserError, match=r"1\.png: no image"):
         sources.image_folder(tmp_path, False, (1, 8, 8), 0.5)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
@@ -26,6 +26,7 @@ from mnist_lab.config import class_folders
 from mnist_lab.data.download import Archive, fetch
 from mnist_lab.errors import UserError
 from mnist_lab.files import digests
+from mnist_lab.pictures import eight_bits, read_image
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,8 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
     def read(folder: Path) -> tuple[Tensor, Tensor]:
         images, labels = [], []
         for label, name in enumerate(classes):
-            paths = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in datasets.folder.IMG_EXTENSIONS)
+            found = (p for p in (folder / name).rglob("*") if not p.is_dir())
+            paths = sorted(p for p in found if p.suffix.lower() in datasets.folder.IMG_EXTENSIONS)
             if not paths:
                 raise UserError(f"{folder / name} has no images: every class needs some")
             for path in paths:
@@ -303,10 +305,10 @@ def from_datasets(root: Path, download: bool, train: Dataset[Any], test: Dataset
 def _read_image(path: Path, shape: Sequence[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     channels, height, width = shape
     try:
-        with Image.open(path) as image:
-            resized = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} can't be read as an image: {error}") from error
+        image = eight_bits(read_image(path)).convert("L" if channels == 1 else "RGB")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
 
 
