@@ -187,6 +187,7 @@ def got(folder: Path, *urls: str, limits: Limits = SOON) -> bytes:
 
 BAD: dict[str, tuple[Behaviour, str]] = {
     "404": (status(404), "HTTP 404 Not Found"),
+    "416": (status(416), "HTTP 416"),
     "500": (status(500), "HTTP 500"),
     "cut short": (cut(5000), "broke off after 20,000 of"),
     "nothing": (cut(0), "broke off after 0 of"),
