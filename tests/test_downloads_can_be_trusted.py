@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import os
+import socket
 import subprocess
 import sys
 import tarfile
@@ -249,6 +250,10 @@ def test_what_may_pass_is_tried_again_after_growing_pauses_and_nothing_else(
             fetch("set", [archive(tmp_path, gone.url, "http://127.0.0.1:9/a.gz")], tmp_path, True)
         with pytest.raises(DataUnavailableError, match=r"nowhere\.invalid"):
             fetch("set", [archive(tmp_path, "http://nowhere.invalid/a.gz")], tmp_path, True)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
+        url = f"http://127.0.0.1:{full.getsockname()[1]}/a.gz"  # nothing answers, as behind a firewall
+        with pytest.raises(DataUnavailableError, match="timed out"):
+            fetch("set", [archive(tmp_path, url)], tmp_path, True, Limits(patience=0.3))
     assert slept == [1, 3, 9], "without a network, nobody waits"
 
 
