@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,13 +43,15 @@ def digests(paths: Sequence[Path]) -> list[str]:
     return found
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes | Iterable[bytes]) -> None:
     """Writes a file whole or not at all: readers see the old content or the new, never a part. Text becomes UTF-8."""
+    if isinstance(content, str | bytes):
+        content = [content.encode() if isinstance(content, str) else content]
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)

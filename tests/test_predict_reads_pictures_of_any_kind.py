@@ -16,8 +16,9 @@ from scipy import ndimage
 
 from mnist_lab.data import mnist_5k
 from mnist_lab.errors import UserError
+from mnist_lab.pictures import read_image
 from mnist_lab.show.predict import Prediction, predictions, preparation
-from mnist_lab.show.prepare import Preparation, prepare, read_image
+from mnist_lab.show.prepare import Preparation, prepare
 from mnist_lab.trained import TrainedRun, load_run
 
 Pixels = NDArray[np.uint8]

@@ -3,9 +3,9 @@
 from mnist_lab.data.augment import Augment
 from mnist_lab.data.batches import Batch, Batches, EpochOrder, WorkerBatches
 from mnist_lab.data.datamodule import ImageDataModule
+from mnist_lab.data.download import Archive, DataUnavailableError, fetch
 from mnist_lab.data.sources import (
     DatasetImages,
-    DataUnavailableError,
     ImageSet,
     Source,
     cifar10,
@@ -20,6 +20,7 @@ from mnist_lab.data.sources import (
 )
 
 __all__ = [
+    "Archive",
     "Augment",
     "Batch",
     "Batches",
@@ -33,6 +34,7 @@ __all__ = [
     "cifar10",
     "emnist",
     "fashion_mnist",
+    "fetch",
     "from_datasets",
     "image_folder",
     "kmnist",

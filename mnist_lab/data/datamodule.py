@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mnist_lab.data.batches import Batch, Batches, EpochOrder, WorkerBatches
-from mnist_lab.data.sources import DatasetImages, DataUnavailableError, ImageSet, Source, mnist_5k, stratified_part
+from mnist_lab.data.download import DataUnavailableError
+from mnist_lab.data.sources import DatasetImages, ImageSet, Source, mnist_5k, stratified_part
 from mnist_lab.errors import UserError
 from mnist_lab.seeds import seed_of
 

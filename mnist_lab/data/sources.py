@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import socket
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,15 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms.functional import pil_to_tensor
 
 from mnist_lab.config import class_folders
+from mnist_lab.data.download import Archive, fetch
 from mnist_lab.errors import UserError
 from mnist_lab.files import digests
+from mnist_lab.pictures import eight_bits, read_image
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,6 @@ class DatasetImages:
 Source = Callable[[Path, bool], ImageSet]
 
 
-class DataUnavailableError(Exception):
-    """Files that are not there, and that could not be fetched."""
-
-
 # SHA-256 of the uncompressed files, as their authors publish them.
 _DIGESTS = {
     "MNIST/raw/train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -158,8 +155,8 @@ def cifar10(root: Path, download: bool) -> ImageSet:
     cls = datasets.CIFAR10
     expected = [name for name, _ in cls.train_list + cls.test_list] + [cls.meta["filename"]]
     paths = [root / cls.base_folder / name for name in expected]
-    archives = {root / cls.filename: cls.tgz_md5}
-    _fetch_missing("cifar10", paths, archives, root, download, lambda: cls(root, download=True))
+    members = {f"{cls.base_folder}/{path.name}": path for path in paths}
+    fetch("cifar10", [Archive(root / cls.filename, [cls.url], cls.tgz_md5, members)], root, download)
     try:
         train, test = cls(root, train=True), cls(root, train=False)
     except RuntimeError as error:  # torchvision checks every file's MD5 before it reads it
@@ -234,7 +231,8 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
     def read(folder: Path) -> tuple[Tensor, Tensor]:
         images, labels = [], []
         for label, name in enumerate(classes):
-            paths = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in datasets.folder.IMG_EXTENSIONS)
+            found = (p for p in (folder / name).rglob("*") if not p.is_dir())
+            paths = sorted(p for p in found if p.suffix.lower() in datasets.folder.IMG_EXTENSIONS)
             if not paths:
                 raise UserError(f"{folder / name} has no images: every class needs some")
             for path in paths:
@@ -307,10 +305,10 @@ def from_datasets(root: Path, download: bool, train: Dataset[Any], test: Dataset
 def _read_image(path: Path, shape: Sequence[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     channels, height, width = shape
     try:
-        with Image.open(path) as image:
-            resized = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} can't be read as an image: {error}") from error
+        image = eight_bits(read_image(path)).convert("L" if channels == 1 else "RGB")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
 
 
@@ -358,13 +356,9 @@ def _idx_set(
     folder = root / cls.__name__ / "raw"
     paths = [folder / f for f in file_names]
 
-    def fetch() -> None:
-        for train in (True, False):  # QMNIST fetches only the part that is asked for
-            cls(root, train=train, download=True, **kwargs)
-
     if any((old := folder.parent / "processed").glob("*.pt")):
         raise UserError(f"{old} holds data in an old format, which torchvision would use unchecked: delete it")
-    _fetch_missing(name, paths, _archives(cls, folder), root, download, fetch)
+    fetch(name, _archives(cls, paths), root, download)
     try:
         for path in paths:
             _check_idx(path)
@@ -389,70 +383,17 @@ def _read_idx(cls: Any, root: Path, digests: tuple[str, ...], **kwargs: Any) -> 
     return cls(root, train=True, **kwargs), cls(root, train=False, **kwargs)
 
 
-def _archives(cls: Any, folder: Path) -> dict[Path, str]:
-    """What a data set is downloaded as: files, each with its MD5."""
+def _archives(cls: Any, paths: Sequence[Path]) -> list[Archive]:
+    """What torchvision's class says that a data set is downloaded as."""
+    folder = paths[0].parent
     if hasattr(cls, "url"):  # EMNIST: one archive for all
-        return {folder / "gzip.zip": cls.md5}
-    resources = cls.resources
-    pairs = [pair for part in resources.values() for pair in part] if isinstance(resources, dict) else resources
-    return {folder / url.rpartition("/")[2]: md5 for url, md5 in pairs}
-
-
-def _fetch_missing(
-    name: str,
-    paths: Sequence[Path],
-    archives: dict[Path, str],
-    root: Path,
-    download: bool,
-    fetch: Callable[[], object],
-) -> None:
-    """Sees to it that all `paths` exist.
-
-    Raises:
-        DataUnavailableError: none does, and they can't be fetched.
-        UserError: some do and the rest can't be fetched, what came is damaged, or `root` can't be written to.
-    """
-    missing = [p for p in paths if not p.exists()]
-    if not missing:
-        return
-    reason = "downloading is left to the first process"
-    if download:
-        folder = missing[0].parent
-        existing = next(p for p in (folder, *folder.parents) if p.exists())
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"data.root={root} can't be written to: {error.strerror}. Choose another with data.root=DIR"
-            ) from error
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(30.0)
-        try:
-            fetch()
-            missing = [p for p in paths if not p.exists()]
-            reason = "the download did not bring it"
-        except (RuntimeError, OSError, EOFError) as error:  # URLError and time-outs are OSErrors
-            reason = str(error).strip().splitlines()[-1]
-        finally:
-            socket.setdefaulttimeout(timeout)
-            _remove_empty(folder, until=existing)
-    damaged = [path for path, md5 in archives.items() if missing and path.exists() and not _md5(path, md5)]
-    if damaged:
-        raise UserError(
-            f"{damaged[0]}, the download of {name}, is damaged or incomplete: delete it to download it again"
-        )
-    if missing and len(missing) < len(paths):
-        raise UserError(
-            f"{missing[0]} is missing, though other files of {name} are there, and can't be downloaded: {reason}"
-        )
-    if missing:
-        raise DataUnavailableError(f"{name} is not in {root}, and can't be downloaded: {reason}")
-
-
-def _remove_empty(folder: Path, until: Path) -> None:
-    while folder != until and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent
+        return [Archive(folder / "gzip.zip", [cls.url], cls.md5, {f"gzip/{path.name}.gz": path for path in paths})]
+    if isinstance(cls.resources, dict):  # QMNIST: whole addresses
+        files = [([url], md5) for part in ("train", "test") for url, md5 in cls.resources[part]]
+    else:
+        files = [([mirror + name for mirror in cls.mirrors], md5) for name, md5 in cls.resources]
+    packed = {urls[0].rpartition("/")[2]: (urls, md5) for urls, md5 in files}
+    return [Archive(folder / f"{path.name}.gz", *packed[f"{path.name}.gz"], {path.name: path}) for path in paths]
 
 
 _IDX_TYPES = {0x08: ("ubyte", 1), 0x09: ("byte", 1), 0x0B: ("short", 2), 0x0C: ("int", 4), 0x0D: ("float", 4)}

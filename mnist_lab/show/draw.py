@@ -120,9 +120,10 @@ class Server(ThreadingHTTPServer):
         """
         from PIL import Image
 
-        from mnist_lab.show.prepare import prepare, read_image
+        from mnist_lab.pictures import read_image
+        from mnist_lab.show.prepare import DRAFT, prepare
 
-        pixels, inverted = prepare(read_image(io.BytesIO(picture)), self.preparation)
+        pixels, inverted = prepare(read_image(io.BytesIO(picture), DRAFT), self.preparation)
         file = io.BytesIO()
         Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(file, "PNG")
         return {

@@ -154,14 +154,15 @@ def predictions(
 
     import numpy as np
 
+    from mnist_lab.pictures import read_image
     from mnist_lab.result import cores
-    from mnist_lab.show.prepare import prepare, read_image
+    from mnist_lab.show.prepare import DRAFT, prepare
 
     how = how or preparation(trained)
 
     def prepared(file: Path) -> tuple[NDArray[np.uint8], bool] | UserError:
         try:
-            return prepare(read_image(file), how)
+            return prepare(read_image(file, DRAFT), how)
         except UserError as error:
             return UserError(f"{file}: {error}")
 

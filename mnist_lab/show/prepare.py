@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from scipy import ndimage
 
 from mnist_lab.errors import UserError
+from mnist_lab.pictures import eight_bits
 
 Grey = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-warnings.simplefilter("error", Image.DecompressionBombWarning)
-
 WORKING_SIZE = 256
 """Pixels of the longer side at which ink is told from paper."""
+DRAFT = 4 * WORKING_SIZE
+"""Pixels that both sides of a large JPEG keep when it is read: ink that is small in it is looked at more nearly."""
 WIDEST_STROKE = 0.3
 """As a fraction of that side: what is dark and wider is a shadow."""
 FAINTEST_INK = 0.06
@@ -47,30 +45,6 @@ class Preparation:
     box: float = 20 / 28
     by_mass: bool = True
     squeeze: bool = False
-
-
-def read_image(file: Path | IO[bytes]) -> Image.Image:
-    """Reads a picture in any format that Pillow knows; of several frames the first.
-
-    Args:
-        file: the file, or an open one.
-
-    Raises:
-        UserError: there is none, it is no image, or one with more pixels than `Image.MAX_IMAGE_PIXELS`.
-    """
-    if isinstance(file, Path) and not file.is_file():
-        raise UserError("that is no file" if file.exists() else "there is no such file")
-    try:
-        with Image.open(file) as image:
-            image.draft("RGB", (4 * WORKING_SIZE, 4 * WORKING_SIZE))  # a large JPEG is decoded smaller, which is faster
-            image.load()
-            return image
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"larger than the {Image.MAX_IMAGE_PIXELS:,} pixels that are read") from None
-    except UnidentifiedImageError:
-        raise UserError("no image in a format that Pillow reads") from None
-    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
-        raise UserError(f"can't be read as an image: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.uint8], bool]:
@@ -103,11 +77,7 @@ def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.ui
 
 def _flat(image: Image.Image) -> Image.Image:
     """The picture upright as its camera meant it, "L" or "RGB", on paper where it is transparent."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode[0] in "IF":  # 16 or 32 bits: Pillow's own conversion would cut, not scale
-        values = np.asarray(image, np.float64)
-        low, high = values.min(), values.max()
-        return Image.fromarray(np.uint8((values - low) * (255 / (high - low if high > low else 1))))
+    image = eight_bits(ImageOps.exif_transpose(image))
     if not image.has_transparency_data:
         return image if image.mode in ("L", "RGB") else image.convert("RGB")
     image = image.convert("RGBA")

@@ -1,0 +1,404 @@
+"""Downloads that can be trusted: nothing is used before its digest is checked, and nothing is ever there by halves.
+
+`fetch` sees to it that a data set's files are there. A source of your own can call it with archives of its own.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import queue
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from http.client import BadStatusLine, HTTPException, IncompleteRead
+from pathlib import Path
+from typing import IO, Any
+from urllib import request
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
+
+from mnist_lab.errors import UserError
+from mnist_lab.files import write_whole
+
+
+class DataUnavailableError(Exception):
+    """Files that are not there, and that could not be fetched."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to download, and what is in it.
+
+    Attributes:
+        path: where it is put, and stays. Its ending says what it is: .zip, .tar.gz, or else .gz.
+        urls: its addresses (http, https or file), the first to be tried first.
+        md5: its published digest, in hexadecimal.
+        members: what is wanted of it: each member's name, and the file that it becomes. One that ends in .gz is
+            unpacked twice. A .gz has one member, by any name.
+    """
+
+    path: Path
+    urls: Sequence[str]
+    md5: str
+    members: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a download is given up.
+
+    Attributes:
+        patience: seconds to wait for a connection, and for bytes; for an answer twice as many.
+        slowest: bytes a second that must come on average, over each `patience` seconds.
+        pauses: seconds before all mirrors are tried again whose failure may pass. They begin anew whenever a MiB came.
+        largest: bytes of an archive, and of a file unpacked from one. EMNIST's archive, the largest, has 0.56 GB.
+    """
+
+    patience: float = 10.0
+    slowest: float = 1000.0
+    pauses: Sequence[float] = (1.0, 3.0, 9.0)
+    largest: int = 2**30
+
+
+def fetch(name: str, archives: Sequence[Archive], root: Path, download: bool, limits: Limits | None = None) -> None:
+    """Sees to it that all members of all archives are there, each whole and as published.
+
+    Of several processes one downloads, and the others wait for it. What was downloaded in part is gone on with. Where
+    MNIST_LAB_MIRROR is set it is tried first: at that address, an archive is looked for below the folders that it has
+    below `root`, as in a data folder that is served as it is, and then without folders.
+
+    Args:
+        name: of the data set, in words for the user.
+        archives: what it is downloaded as; those whose members are there are not needed.
+        root: the data sets' folder.
+        download: whether what is missing may be downloaded.
+        limits: when a download is given up.
+
+    Raises:
+        DataUnavailableError: no member is there, and some archive can't be had: which, and why from each address.
+        UserError: some members are there and the rest can't be had, an archive that was there before is damaged,
+            `root` can't be written to, or MNIST_LAB_MIRROR is no address.
+    """
+    limits = limits or Limits()
+    paths = [path for archive in archives for path in archive.members.values()]
+    if all(path.exists() for path in paths):
+        return
+    try:
+        if not download:
+            raise DataUnavailableError("downloading is left to the first process")
+        first = archives[0].path
+        with _alone(first.with_name(f"{first.name}.lock"), name):
+            wanted = [a for a in archives if not all(path.exists() for path in a.members.values())]
+            failing: set[str] = set()
+            for archive in wanted:
+                _download(archive, name, root, failing, limits)
+            for archive in wanted:  # last, so that a data set is there or isn't
+                _unpack(archive, limits.largest)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"data.root={root} can't be written to: {reason}. Choose another with data.root=DIR") from error
+    except DataUnavailableError as error:
+        missing = [path for path in paths if not path.exists()]
+        if len(missing) < len(paths):
+            raise UserError(
+                f"{missing[0]} is missing, though other files of {name} are there, and can't be downloaded: {error}"
+            ) from error
+        raise DataUnavailableError(f"{name} is not in {root}, and can't be downloaded: {error}") from error
+
+
+@contextmanager
+def _alone(lock: Path, name: str) -> Iterator[None]:
+    """Holds a lock, of which the system lets go however this process ends. Its file and empty folders don't stay."""
+    from filelock import FileLock, Timeout
+
+    existing = next(folder for folder in lock.parents if folder.exists())
+    held, timeout = FileLock(lock), 0
+    while not held.is_locked:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held.acquire(timeout=timeout)
+        except Timeout:
+            print(f"waiting for another process, which is downloading {name} to {lock.parent}", file=sys.stderr)
+            timeout = -1  # for as long as it takes
+        except FileNotFoundError:
+            pass  # whoever held it has left nothing, not even the folder
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            lock.unlink()
+        held.release()
+        folder = lock.parent
+        with suppress(OSError):  # it isn't empty
+            while folder != existing:
+                folder.rmdir()
+                folder = folder.parent
+
+
+class _FailedError(Exception):
+    """A mirror that didn't give a file.
+
+    Args:
+        reason: in words for the user.
+        may_pass: whether it may give it a little later.
+        status: of HTTP, if it answered with that.
+    """
+
+    def __init__(self, reason: str, may_pass: bool, status: int = 0) -> None:
+        super().__init__(reason)
+        self.may_pass = may_pass
+        self.status = status
+
+
+def _download(archive: Archive, name: str, root: Path, failing: set[str], limits: Limits) -> None:
+    """Downloads an archive, unless it is there.
+
+    Args:
+        archive: the archive.
+        name: of the data set.
+        root: the data sets' folder.
+        failing: mirrors that are tried last, as they have failed before; those that fail are added.
+        limits: when to give up.
+    """
+    if archive.path.exists() and _md5(archive.path) == archive.md5:
+        return
+    part = archive.path.with_name(f"{archive.path.name}.part")
+    reasons: dict[str, str] = {}
+    urls = sorted(_addresses(archive, root), key=lambda url: url.rpartition("/")[0] in failing)
+    pauses = list(limits.pauses)
+    while urls:
+        before, again = _size(part), []
+        for url in urls:
+            try:
+                _receive(url, part, archive.md5, limits)
+            except _FailedError as failure:
+                mirror = url.rpartition("/")[0]
+                failing.add(mirror)
+                reasons[mirror] = str(failure)
+                if failure.may_pass:
+                    again.append(url)
+                if _size(part) == 0:
+                    part.unlink(missing_ok=True)
+            else:
+                part.replace(archive.path)
+                return
+        if _size(part) - before >= 2**20:
+            pauses = list(limits.pauses)
+        urls = again if pauses else []
+        if urls:
+            time.sleep(pauses.pop(0))
+    reason = "; ".join(f"{mirror}/: {reason}" for mirror, reason in reasons.items())
+    if archive.path.exists():
+        raise UserError(
+            f"{archive.path}, the download of {name}, is damaged or incomplete, and can't be downloaded again: {reason}"
+        )
+    raise DataUnavailableError(f"{archive.path.name} from {reason}")
+
+
+def _addresses(archive: Archive, root: Path) -> list[str]:
+    """Where to look for an archive, in this order."""
+    mirror = os.environ.get("MNIST_LAB_MIRROR", "").rstrip("/")
+    if not mirror:
+        return list(archive.urls)
+    if urlsplit(mirror).scheme not in ("http", "https", "file"):
+        raise UserError(f"MNIST_LAB_MIRROR={mirror} is not allowed: it must begin with http://, https:// or file://")
+    names = (archive.path.relative_to(root).as_posix(), archive.path.name)
+    return list(dict.fromkeys([*(f"{mirror}/{quote(name)}" for name in names), *archive.urls]))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _receive(url: str, part: Path, md5: str, limits: Limits) -> None:
+    """Downloads what `part` lacks of a file.
+
+    Raises:
+        _FailedError: it isn't whole, or not what was published; of the latter nothing stays.
+    """
+    start = _size(part)
+    if start and _md5(part) == md5:
+        return
+    headers = {"User-Agent": "mnist_lab"} | ({"Range": f"bytes={start}-"} if start else {})
+    with closing(_arriving(request.Request(url, headers=headers), limits.patience)) as arriving:
+        try:
+            status, length = next(arriving)
+        except _FailedError as failure:
+            if failure.status == 416:  # there is more than the file has
+                part.unlink(missing_ok=True)
+            raise
+        start = start if status == 206 else 0
+        total = None if length is None else start + length
+        if total is not None and total > limits.largest:
+            raise _FailedError(f"it has {total:,} bytes, more than {limits.largest:,}", may_pass=False)
+        _keep(arriving, part, start, total, limits)
+    if total is not None and _size(part) < total:
+        raise _FailedError(f"broke off after {_size(part):,} of {total:,} bytes", may_pass=True)
+    if (found := _md5(part)) != md5:
+        part.unlink()
+        # Of what came in two parts nobody knows which is wrong; of what has no length, whether it came to its end.
+        raise _FailedError(f"its MD5 is {found}, not the published {md5}", may_pass=start > 0 or total is None)
+
+
+def _keep(arriving: Iterator[bytes], part: Path, start: int, total: int | None, limits: Limits) -> None:
+    """Writes bytes to `part`, from `start`, as they come."""
+    with part.open("ab" if start else "wb") as file, ExitStack() as stack:
+        show: Callable[[int], None] | None = None
+        began = since = time.monotonic()
+        lately, size = 0, start
+        for chunk in arriving:
+            file.write(chunk)
+            size, lately, now = size + len(chunk), lately + len(chunk), time.monotonic()
+            if size > limits.largest:
+                file.truncate(0)
+                raise _FailedError(f"it has more than {limits.largest:,} bytes", may_pass=False)
+            if now - since >= limits.patience:
+                if lately < limits.slowest * (now - since):
+                    raise _FailedError(f"sent only {lately:,} bytes in {now - since:.0f} s", may_pass=True)
+                since, lately = now, 0
+            if show is None and now - began > 2:
+                show = stack.enter_context(_progress(part.stem, total))
+            if show is not None:
+                show(size)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A line on a terminal that says how much has come, for as long as it lasts."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    console = Console(stderr=True)
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as p:
+        task = p.add_task(name, total=total)
+        yield lambda size: p.update(task, completed=size)
+
+
+def _arriving(asked: request.Request, patience: float) -> Generator[Any, None, None]:
+    """What a server sends: first its status and how many bytes follow, or None; then the bytes as they come.
+
+    They come by way of a thread, which is left to itself where it hangs: looking up a name has no time limit of its
+    own, nor has a server that sends its headers byte by byte.
+    """
+    arrived: queue.Queue[Any] = queue.Queue(maxsize=16)
+    gone = threading.Event()
+    opener = request.OpenerDirector()  # unlike `urlopen`, it has no way to ftp and data addresses
+    for handler in (
+        request.ProxyHandler,
+        request.HTTPHandler,
+        request.HTTPSHandler,
+        request.FileHandler,
+        request.UnknownHandler,
+        request.HTTPRedirectHandler,
+        request.HTTPDefaultErrorHandler,
+        request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+
+    def receive() -> None:
+        try:
+            response: Any = opener.open(asked, timeout=patience)
+            with response:
+                length = getattr(response, "length", None)  # of HTTP; a file ends where it ends
+                arrived.put((response.status, length))
+                while not gone.is_set():
+                    chunk = response.read1(2**16)
+                    arrived.put(chunk)
+                    if not chunk:
+                        break
+        except Exception as error:
+            arrived.put(error)
+
+    threading.Thread(target=receive, daemon=True).start()
+    try:
+        while (item := arrived.get(timeout=2 * patience)) != b"":
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    except queue.Empty:
+        raise _FailedError(f"no answer for {2 * patience:g} s", may_pass=False) from None
+    except TimeoutError as error:
+        raise _FailedError(f"nothing came for {patience:g} s", may_pass=True) from error
+    except HTTPError as error:
+        with error:
+            reason = f"HTTP {error.code} {error.msg.strip().splitlines()[0]}"
+        raise _FailedError(reason, error.code >= 500 or error.code in (408, 416, 429), error.code) from error
+    except URLError as error:  # no connection
+        raise _FailedError(_reason(error.reason), isinstance(error.reason, ConnectionResetError)) from error
+    except (OSError, HTTPException, ValueError) as error:
+        passing = isinstance(error, ConnectionError | IncompleteRead | BadStatusLine)
+        raise _FailedError(_reason(error), passing) from error
+    finally:
+        gone.set()
+        with suppress(queue.Empty):
+            while True:
+                arrived.get_nowait()
+
+
+def _reason(error: object) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+
+
+def _unpack(archive: Archive, largest: int) -> None:
+    """Writes the members that are not there yet.
+
+    Raises:
+        UserError: the archive has no such member, is damaged, or a member has more bytes than `largest`.
+    """
+    wanted = {member: path for member, path in archive.members.items() if not path.exists()}
+    try:
+        for member, stream in _members(archive.path, wanted):
+            path = wanted[member]
+            for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
+                left.unlink()
+            write_whole(path, _bounded(stream, largest, f"{member or path.name} of {archive.path}"))
+    except (gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
+        raise UserError(f"{archive.path} can't be unpacked: {error}") from error
+    for member, path in wanted.items():
+        if not path.exists():
+            raise UserError(f"{archive.path} has no {member}")
+
+
+def _members(path: Path, names: Collection[str]) -> Iterator[tuple[str, IO[bytes] | gzip.GzipFile]]:
+    """Members of an archive, opened, in the order in which they come. Only the name decides, and no path of theirs."""
+    if path.name.endswith(".zip"):
+        with zipfile.ZipFile(path) as zipped:
+            for name in set(names).intersection(zipped.namelist()):
+                with zipped.open(name) as stream:
+                    yield name, gzip.GzipFile(fileobj=stream) if name.endswith(".gz") else stream
+    elif path.name.endswith(".tar.gz"):
+        with tarfile.open(path, "r|gz") as tar:
+            for member in tar:
+                if member.isreg() and member.name in names and (content := tar.extractfile(member)):
+                    yield member.name, content
+    else:
+        with gzip.open(path) as unpacked:
+            yield from ((name, unpacked) for name in names)
+
+
+def _bounded(stream: IO[bytes] | gzip.GzipFile, largest: int, what: str) -> Iterator[bytes]:
+    """The bytes of a stream, which may not be more than `largest`."""
+    size = 0
+    while chunk := stream.read(2**20):
+        size += len(chunk)
+        if size > largest:
+            raise UserError(f"{what} unpacks to more than {largest:,} bytes, which no data set has")
+        yield chunk

@@ -1,0 +1,76 @@
+"""Pictures of strangers: read in any format that Pillow knows, without trust in what they say of themselves."""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import EpsImagePlugin, Image, UnidentifiedImageError
+
+from mnist_lab.errors import UserError
+
+# Up to twice as many pixels as it allows Pillow only warns, and a file of a few kB becomes a GB in memory.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+EpsImagePlugin.gs_binary = False  # EPS, which any file may turn out to be, is a program for Ghostscript to run
+
+LONGEST = 4096
+"""Pixels of the longer side at most: more than any network here or any search for ink can use."""
+_large = threading.Lock()
+
+
+def read_image(file: Path | IO[bytes], draft: int | None = None) -> Image.Image:
+    """Reads a picture in any format that Pillow knows; of several frames the first.
+
+    Args:
+        file: the file, or an open one.
+        draft: what both sides of a JPEG must keep in pixels, where it may be decoded smaller, which is faster.
+
+    Returns:
+        In the file's own mode; where a side is longer than LONGEST, reduced by a whole factor and in a mode to match.
+
+    Raises:
+        UserError: there is none, it is no image, or one with more pixels than `Image.MAX_IMAGE_PIXELS`.
+    """
+    if isinstance(file, Path) and not file.is_file():
+        raise UserError("that is no file" if file.exists() else "there is no such file")
+    try:
+        with Image.open(file) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # wherever filters were set anew
+                raise Image.DecompressionBombError
+            if draft is not None:
+                image.draft("RGB", (draft, draft))
+            factor = -(-max(image.size) // LONGEST)
+            with _large if factor > 1 else nullcontext():  # threads that read many at once would fill the memory
+                image.load()
+                return image if factor == 1 else _reduced(image, factor)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(f"larger than the {Image.MAX_IMAGE_PIXELS:,} pixels that are read") from None
+    except UnidentifiedImageError:
+        raise UserError("no image in a format that Pillow reads") from None
+    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
+        raise UserError(f"can't be read as an image: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _reduced(image: Image.Image, factor: int) -> Image.Image:
+    if image.mode in ("1", "P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    elif image.mode.startswith("I;"):
+        image = image.convert("I")
+    return image.reduce(factor)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A picture of 16 or 32 bits a pixel made grey from 0 to 255, darkest to lightest; any other as it is.
+
+    Pillow's own conversion would cut off what is lighter than 255.
+    """
+    if image.mode[0] not in "IF":
+        return image
+    values = np.nan_to_num(np.asarray(image, np.float32), posinf=0.0, neginf=0.0)
+    low, high = values.min(), values.max()
+    return Image.fromarray(np.uint8((values - low) * (255 / (high - low if high > low else 1))))

@@ -1,0 +1,565 @@
+"""Whatever mirrors, networks and other processes do, a download ends in the published file or in one clear line."""
+
+import gzip
+import hashlib
+import http.server
+import io
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Command, result_in
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mnist_lab.data import Archive, DataUnavailableError, cifar10, emnist, fetch
+from mnist_lab.data.download import Limits
+from mnist_lab.errors import UserError
+
+PIXELS = bytes(range(256)) * 400
+PACKED = gzip.compress(PIXELS, 0, mtime=0)
+SOON = Limits(patience=0.5, pauses=(0.0, 0.0, 0.0))
+WITHOUT_PROXY = {"http_proxy": "", "https_proxy": "", "no_proxy": "*"}
+PUBLISHED = Path(os.environ.get("MNIST_LAB_DATA", "/nowhere")) / "mirror"
+
+
+class Request(http.server.BaseHTTPRequestHandler):
+    """One request, which the server's next behaviour answers."""
+
+    server: "Mirror"
+
+    def do_GET(self) -> None:
+        start = self.headers.get("Range", "")
+        self.server.asked.append((self.path, start))
+        behaviours = self.server.behaviours
+        behave = behaviours.pop(0) if len(behaviours) > 1 else behaviours[0]
+        behave(self, self.server.content)
+
+    def answer(self, status: int, length: int, *headers: tuple[str, str]) -> None:
+        self.send_response(status)
+        for name, value in [("Content-Length", str(length)), *headers]:
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+Behaviour = Callable[[Request, bytes], None]
+
+
+class Mirror(http.server.ThreadingHTTPServer):
+    """Serves one file, at any path, on this machine alone. Each request takes the next behaviour; the last one stays.
+
+    Attributes:
+        asked: the path and the Range of each request.
+        sent: bytes of the file that were sent, all together.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, content: bytes, *behaviours: Behaviour) -> None:
+        super().__init__(("127.0.0.1", 0), Request)
+        self.content, self.behaviours = content, list(behaviours)
+        self.asked: list[tuple[str, str]] = []
+        self.sent = 0
+        self.url = f"http://127.0.0.1:{self.server_port}/a.gz"
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+    def server_close(self) -> None:
+        self.shutdown()
+        super().server_close()
+
+
+def cut(most: int) -> Behaviour:
+    """Answers as a good server does, and breaks off after so many bytes."""
+
+    def behave(request: Request, content: bytes) -> None:
+        start = int(request.headers.get("Range", "bytes=0-")[6:-1])
+        if start >= len(content):
+            request.answer(416, 0)
+            return
+        rest = content[start:]
+        where = [("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")] if start else []
+        request.answer(206 if start else 200, len(rest), *where)
+        request.wfile.write(rest[:most])
+        request.server.sent += len(rest[:most])
+
+    return behave
+
+
+whole = cut(2**40)
+
+
+def status(code: int, *headers: tuple[str, str]) -> Behaviour:
+    return lambda request, _: request.answer(code, 0, *headers)
+
+
+def without_ranges(request: Request, content: bytes) -> None:
+    request.answer(200, len(content))
+    request.wfile.write(content)
+
+
+def without_length(request: Request, content: bytes) -> None:
+    request.send_response(200)
+    request.end_headers()
+    request.wfile.write(content)
+
+
+def other_range(request: Request, content: bytes) -> None:
+    request.answer(206, 10, ("Content-Range", f"bytes 0-9/{len(content)}"))
+    request.wfile.write(content[:10])
+
+
+def tampered(request: Request, content: bytes) -> None:
+    without_ranges(request, content[:-1] + b"!")
+
+
+def login_page(request: Request, _: bytes) -> None:
+    without_ranges(request, b"<html>Welcome to the hotel's network")
+
+
+def hang(request: Request, _: bytes) -> None:
+    time.sleep(3)
+
+
+def hang_in_the_middle(request: Request, content: bytes) -> None:
+    cut(1000)(request, content)
+    time.sleep(3)
+
+
+def drip(request: Request, content: bytes) -> None:
+    request.answer(200, len(content))
+    for n in range(60):
+        request.wfile.write(content[n : n + 1])
+        time.sleep(0.05)
+
+
+def drip_headers(request: Request, _: bytes) -> None:
+    for letter in "HTTP/1.0 200 OK\r\nX-Slow: " + 30 * "slow":
+        request.wfile.write(letter.encode())
+        time.sleep(0.02)
+
+
+def endless(request: Request, _: bytes) -> None:
+    request.send_response(200)
+    request.end_headers()
+    while True:
+        request.wfile.write(bytes(10_000))
+
+
+def no_http(request: Request, _: bytes) -> None:
+    request.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+
+def redirect_to(where: str) -> Behaviour:
+    return status(302, ("Location", where))
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in WITHOUT_PROXY.items():
+        monkeypatch.setenv(name, value)
+
+
+def archive(folder: Path, *urls: str, packed: bytes = PACKED, name: str = "a.gz") -> Archive:
+    digest = hashlib.md5(packed).hexdigest()
+    return Archive(folder / "Set/raw" / name, urls, digest, {"a": folder / "Set/raw/a"})
+
+
+def got(folder: Path, *urls: str, limits: Limits = SOON) -> bytes:
+    """What is there after a fetch; and nothing is there that is of no use later."""
+    fetch("set", [archive(folder, *urls)], folder, True, limits)
+    assert sorted(p.name for p in (folder / "Set/raw").iterdir()) == ["a", "a.gz"]
+    return (folder / "Set/raw/a").read_bytes()
+
+
+BAD: dict[str, tuple[Behaviour, str]] = {
+    "404": (status(404), "HTTP 404 Not Found"),
+    "416": (status(416), "HTTP 416"),
+    "500": (status(500), "HTTP 500"),
+    "cut short": (cut(5000), "broke off after 10,000 of"),
+    "nothing": (cut(0), "broke off after 0 of"),
+    "tampered with": (tampered, "not the published"),
+    "a login page": (login_page, "not the published"),
+    "hanging": (hang, "nothing came for 0.5 s"),
+    "hanging in the middle": (hang_in_the_middle, "nothing came for 0.5 s"),
+    "dripping": (drip, "sent only"),
+    "dripping headers": (drip_headers, "no answer for 1 s"),
+    "endless": (endless, "more than 1,000,000 bytes"),
+    "going round": (redirect_to("/a.gz"), "HTTP 302"),
+    "redirecting to a local file": (redirect_to("file:///etc/hostname"), "HTTP 302"),
+    "redirecting to ftp": (redirect_to("ftp://127.0.0.1/a.gz"), "unknown url type: ftp"),
+    "speaking another language": (no_http, "SSH-2.0"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_mirror_that_fails_makes_the_next_be_tried_and_else_is_named_with_the_reason(
+    kind: str, tmp_path: Path
+) -> None:
+    behaviour, reason = BAD[kind]
+    limits = Limits(0.5, 1000.0, (0.0,), 1_000_000)
+    with Mirror(PACKED, behaviour) as bad, Mirror(PACKED, whole) as good:
+        assert got(tmp_path / "both", bad.url, good.url, limits=limits) == PIXELS
+        assert bad.asked and good.asked
+        with pytest.raises(DataUnavailableError) as raised:
+            fetch("set", [archive(tmp_path / "one", bad.url)], tmp_path / "one", True, limits)
+    line = str(raised.value)
+    assert "a.gz" in line and bad.url.removesuffix("a.gz") in line and reason in line and "\n" not in line
+    left = [p.name for p in (tmp_path / "one").rglob("*") if p.is_file()]
+    assert left in ([], ["a.gz.part"]), "only what can be gone on with"
+    if reason == "not the published":
+        assert not (tmp_path / "one").exists()
+
+
+def test_every_mirror_is_named_where_all_fail(tmp_path: Path) -> None:
+    nobody = "http://127.0.0.1:9/a.gz"
+    with Mirror(PACKED, status(404)) as one, Mirror(PACKED, tampered) as two, pytest.raises(DataUnavailableError) as e:
+        fetch("set", [archive(tmp_path, one.url, two.url, nobody, "ftp://127.0.0.1/a.gz")], tmp_path, True, SOON)
+    line = str(e.value)
+    for part in (one.url[:-4], "404", two.url[:-4], "MD5", nobody[:-4], "Connection refused", "unknown url type: ftp"):
+        assert part in line
+
+
+def test_what_may_pass_is_tried_again_after_growing_pauses_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(
+        time, "sleep", lambda s: slept.append(s) if threading.current_thread() is threading.main_thread() else None
+    )
+    with Mirror(PACKED, status(503)) as busy, Mirror(PACKED, status(404)) as gone:
+        with pytest.raises(DataUnavailableError):
+            fetch("set", [archive(tmp_path, busy.url, gone.url)], tmp_path, True)
+        assert (len(busy.asked), len(gone.asked)) == (4, 1)
+        assert slept == [1, 3, 9]
+        with pytest.raises(DataUnavailableError):
+            fetch("set", [archive(tmp_path, gone.url, "http://127.0.0.1:9/a.gz")], tmp_path, True)
+        with pytest.raises(DataUnavailableError, match=r"nowhere\.invalid"):
+            fetch("set", [archive(tmp_path, "http://nowhere.invalid/a.gz")], tmp_path, True)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
+        url = f"http://127.0.0.1:{full.getsockname()[1]}/a.gz"  # nothing answers, as behind a firewall
+        with pytest.raises(DataUnavailableError, match="timed out"):
+            fetch("set", [archive(tmp_path, url)], tmp_path, True, Limits(patience=0.3))
+    assert slept == [1, 3, 9], "without a network, nobody waits"
+
+
+def test_what_has_come_is_not_fetched_again(tmp_path: Path) -> None:
+    with Mirror(PACKED, cut(50_000), whole) as mirror:
+        assert got(tmp_path, mirror.url) == PIXELS
+        assert [asked for _, asked in mirror.asked] == ["", "bytes=50000-"]
+        assert mirror.sent == len(PACKED)
+        assert got(tmp_path, mirror.url) == PIXELS and len(mirror.asked) == 2
+        (tmp_path / "Set/raw/a").unlink()
+        assert got(tmp_path, mirror.url) == PIXELS and len(mirror.asked) == 2, "unpacked again"
+
+
+def test_one_mirror_goes_on_where_another_broke_off(tmp_path: Path) -> None:
+    with Mirror(PACKED, cut(50_000)) as first, Mirror(PACKED, whole) as second:
+        assert got(tmp_path, first.url, second.url) == PIXELS
+        assert second.asked == [("/a.gz", "bytes=50000-")]
+
+
+def test_the_next_command_goes_on_where_the_last_one_failed(tmp_path: Path) -> None:
+    with Mirror(PACKED, cut(50_000), status(404), whole) as mirror:
+        with pytest.raises(DataUnavailableError, match="404"):
+            fetch("set", [archive(tmp_path, mirror.url)], tmp_path, True, SOON)
+        assert got(tmp_path, mirror.url) == PIXELS
+        assert mirror.asked[-1] == ("/a.gz", "bytes=50000-")
+
+
+def test_a_line_that_breaks_often_gets_there_as_long_as_it_brings_something(tmp_path: Path) -> None:
+    packed = gzip.compress(os.urandom(10 * 2**20), 0)
+    with Mirror(packed, cut(3 * 2**19)) as mirror:
+        fetch("set", [archive(tmp_path, mirror.url, packed=packed)], tmp_path, True, SOON)
+        assert len(mirror.asked) == 7 and mirror.sent == len(packed)
+
+
+@pytest.mark.parametrize("behaviour", [without_ranges, other_range, without_length])
+@pytest.mark.parametrize("left", [PACKED[:500], b"something else", PACKED + b"more", PACKED])
+def test_a_server_without_ranges_and_a_wrong_beginning_cost_a_new_start(
+    behaviour: Behaviour, left: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "Set/raw").mkdir(parents=True)
+    (tmp_path / "Set/raw/a.gz.part").write_bytes(left)
+    with Mirror(PACKED, behaviour, whole) as mirror:
+        assert got(tmp_path, mirror.url) == PIXELS
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    content=st.binary(max_size=3000),
+    cuts=st.lists(st.integers(0, 3000), max_size=4),
+    left=st.binary(max_size=50) | st.integers(0, 3000),
+)
+def test_wherever_it_is_cut_the_result_is_the_whole_file(content: bytes, cuts: list[int], left: bytes | int) -> None:
+    packed = gzip.compress(content, 0, mtime=0)
+    with tempfile.TemporaryDirectory() as name, Mirror(packed, *map(cut, cuts), whole) as mirror:
+        raw = Path(name) / "Set/raw"
+        raw.mkdir(parents=True)
+        (raw / "a.gz.part").write_bytes(packed[:left] if isinstance(left, int) else left)
+        limits = Limits(pauses=(0.0,) * 7)
+        fetch("set", [archive(Path(name), mirror.url, packed=packed)], Path(name), True, limits)
+        assert (raw / "a").read_bytes() == content
+        assert sorted(p.name for p in raw.iterdir()) == ["a", "a.gz"]
+
+
+def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    """What stands in for a data set that broke off in the middle would not be noticed as such by the next run."""
+    with Mirror(PACKED, whole, status(404)) as mirror:
+        folder = tmp_path / "Set/raw"
+        archives = [Archive(folder / f"{n}.gz", [mirror.url], archive(tmp_path).md5, {n: folder / n}) for n in "ab"]
+        for _ in range(2):
+            with pytest.raises(DataUnavailableError, match=r"set is not in .*: b\.gz from"):
+                fetch("set", archives, tmp_path, True, SOON)
+            assert [p.name for p in folder.iterdir()] == ["a.gz"]
+
+
+def test_a_damaged_archive_that_was_there_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "Set/raw").mkdir(parents=True)
+    path = tmp_path / "Set/raw/a.gz"
+    path.write_bytes(b"half a downl")
+    with Mirror(PACKED, status(404), whole) as mirror:
+        with pytest.raises(UserError, match=r"a\.gz, the download of set, is damaged or incomplete, .*404"):
+            fetch("set", [archive(tmp_path, mirror.url)], tmp_path, True, SOON)
+        assert path.read_bytes() == b"half a downl"
+        assert got(tmp_path, mirror.url) == PIXELS
+
+
+def test_a_folder_that_cant_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "Set").write_text("a file")
+    with pytest.raises(UserError, match=r"can't be written to: .*data\.root=DIR"):
+        fetch("set", [archive(tmp_path, "http://127.0.0.1:9/a.gz")], tmp_path, True, SOON)
+
+
+FETCH = """
+import os, sys
+from pathlib import Path
+from mnist_lab.data import Archive, fetch
+
+url, md5, processes = sys.argv[1:]
+others = 0
+while others < int(processes) - 1 and os.fork():
+    others += 1
+os.dup2(os.open(f"{os.getpid()}.err", os.O_WRONLY | os.O_CREAT), 2)
+raw = Path("data/Set/raw")
+fetch("set", [Archive(raw / "a.gz", [url], md5, {"a": raw / "a"})], Path("data"), True)
+Path(f"{os.getpid()}.got").write_bytes((raw / "a").read_bytes())
+if others < int(processes) - 1:
+    os._exit(0)
+for _ in range(others):
+    os.wait()
+"""
+
+
+def fetching(folder: Path, url: str, processes: int = 1) -> subprocess.Popen[bytes]:
+    """Starts processes that all fetch the same at once: the one that is returned, and others that it has forked."""
+    words = [sys.executable, "-c", FETCH, url, hashlib.md5(PACKED).hexdigest(), str(processes)]
+    return subprocess.Popen(words, cwd=folder)
+
+
+def test_of_ten_processes_one_downloads_and_the_others_wait(tmp_path: Path) -> None:
+    def when_all_wait(request: Request, content: bytes) -> None:
+        for _ in range(100):
+            if sum(path.stat().st_size > 0 for path in tmp_path.glob("*.err")) == 9:
+                break
+            time.sleep(0.05)
+        whole(request, content)
+
+    with Mirror(PACKED, when_all_wait) as mirror:
+        assert fetching(tmp_path, mirror.url, 10).wait(120) == 0
+        assert len(mirror.asked) == 1 and mirror.sent == len(PACKED)
+    assert [path.read_bytes() == PIXELS for path in tmp_path.glob("*.got")] == [True] * 10
+    told = sorted(path.read_text() for path in tmp_path.glob("*.err"))
+    assert told == ["", *["waiting for another process, which is downloading set to data/Set/raw\n"] * 9]
+    assert sorted(p.name for p in (tmp_path / "data/Set/raw").iterdir()) == ["a", "a.gz"]
+
+
+def test_a_process_that_is_killed_in_the_middle_leaves_the_next_one_the_rest(tmp_path: Path) -> None:
+    def half(request: Request, content: bytes) -> None:
+        request.answer(200, len(content))
+        request.wfile.write(content[:70_000])
+        time.sleep(10)
+
+    part = tmp_path / "data/Set/raw/a.gz.part"
+    with Mirror(PACKED, half, whole) as mirror:
+        process = fetching(tmp_path, mirror.url)
+        while not (part.exists() and part.stat().st_size):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+        process.wait(10)
+        came = part.stat().st_size
+        assert not (part.parent / "a").exists() and 0 < came <= 70_000
+        assert got(tmp_path / "data", mirror.url) == PIXELS
+        assert mirror.asked[1:] == [("/a.gz", f"bytes={came}-")]
+
+
+def test_a_bomb_stops_with_a_line_before_it_fills_the_disk(tmp_path: Path) -> None:
+    packed = gzip.compress(bytes(50_000_000))
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server/a.gz").write_bytes(packed)
+    bomb = archive(tmp_path, (tmp_path / "server/a.gz").as_uri(), packed=packed)
+    with pytest.raises(UserError, match=r"a of .*a\.gz unpacks to more than 10,000,000 bytes"):
+        fetch("set", [bomb], tmp_path, True, Limits(largest=10_000_000))
+    assert [p.name for p in (tmp_path / "Set/raw").iterdir()] == ["a.gz"]
+
+
+def outside(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
+
+
+def test_of_a_zip_only_what_is_expected_is_unpacked_and_nothing_leaves_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision import datasets
+
+    path = tmp_path / "server/gzip.zip"
+    path.parent.mkdir()
+    names = [f"emnist-digits-{p}-{k}" for p in ("train", "test") for k in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    contents = [b"\0\0\x08\x03" + bytes((0, 0, 0, 1, 0, 0, 0, 28, 0, 0, 0, 28)) + bytes(784), b"\0\0\x08\x01\0\0\0\1\7"]
+    with zipfile.ZipFile(path, "w") as zipped:
+        for name in ("../../evil", "/tmp/evil", "gzip/../../../evil", "gzip/emnist-letters-test-images-idx3-ubyte.gz"):
+            zipped.writestr(name, b"evil")
+        for name, content in zip(names, contents * 2, strict=True):
+            zipped.writestr(f"gzip/{name}.gz", gzip.compress(content))
+    monkeypatch.setattr(datasets.EMNIST, "url", path.as_uri())
+    monkeypatch.setattr(datasets.EMNIST, "md5", hashlib.md5(path.read_bytes()).hexdigest())
+    found = emnist(tmp_path / "deep/data", True, "digits")
+    assert found.test_labels.tolist() == [7]
+    assert outside(tmp_path) == sorted(
+        ["server/gzip.zip", *(f"deep/data/EMNIST/raw/{n}" for n in ["gzip.zip", *names])]
+    )
+    assert not Path("/tmp/evil").exists()
+    with pytest.raises(UserError, match=r"gzip\.zip has no gzip/emnist-balanced-train-images-idx3-ubyte\.gz"):
+        emnist(tmp_path / "deep/data", True, "balanced")
+
+
+def test_of_a_tar_only_regular_files_that_are_expected_are_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_every_data_set_is_read_as_it_is import write_cifar
+    from torchvision import datasets
+
+    write_cifar(tmp_path / "real", monkeypatch)
+    path = tmp_path / "server/cifar-10-python.tar.gz"
+    path.parent.mkdir()
+
+    def pack(link: str) -> None:
+        with tarfile.open(path, "w:gz") as tar:
+            for name in ("../../evil", "/tmp/evil", "cifar-10-batches-py/../../../evil"):
+                info = tarfile.TarInfo(name)
+                info.size = 4
+                tar.addfile(info, io.BytesIO(b"evil"))
+            for real in sorted((tmp_path / "real/cifar-10-batches-py").iterdir(), reverse=True):
+                info = tarfile.TarInfo(f"cifar-10-batches-py/{real.name}")
+                if real.name == link:
+                    info.type, info.linkname = tarfile.SYMTYPE, "/etc/hostname"
+                    tar.addfile(info)
+                else:
+                    info.size = real.stat().st_size
+                    tar.addfile(info, io.BytesIO(real.read_bytes()))
+        monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
+
+    monkeypatch.setattr(datasets.CIFAR10, "url", path.as_uri())
+    pack(link="")
+    assert len(cifar10(tmp_path / "deep/data", True).train_labels) == 10
+    files = [f"cifar-10-batches-py/{p.name}" for p in (tmp_path / "real/cifar-10-batches-py").iterdir()]
+    assert outside(tmp_path / "deep") == sorted(f"data/{n}" for n in ["cifar-10-python.tar.gz", *files])
+    assert not Path("/tmp/evil").exists()
+    pack(link="data_batch_2")
+    with pytest.raises(UserError, match=r"tar\.gz has no cifar-10-batches-py/data_batch_2"):
+        cifar10(tmp_path / "linked", True)
+
+
+@pytest.mark.parametrize("place", ["Set/raw/a.gz", "a.gz"])
+def test_a_mirror_of_your_own_is_tried_first(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data folder that is served as it is, or a folder with nothing but the files."""
+    path = tmp_path / "served" / place
+    path.parent.mkdir(parents=True)
+    path.write_bytes(PACKED)
+    monkeypatch.setenv("MNIST_LAB_MIRROR", (tmp_path / "served").as_uri() + "/")
+    with Mirror(PACKED, whole) as mirror:
+        assert got(tmp_path / "one", mirror.url) == PIXELS and not mirror.asked
+        path.write_bytes(b"something else")
+        assert got(tmp_path / "two", mirror.url) == PIXELS and mirror.asked
+
+
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1/", "/media/usb", "data:,x", "C:\\data"])
+def test_a_mirror_that_is_no_address_is_refused(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MNIST_LAB_MIRROR", address)
+    with pytest.raises(UserError, match="must begin with http://, https:// or file://"):
+        fetch("set", [archive(tmp_path, "http://127.0.0.1:9/a.gz")], tmp_path, True, SOON)
+    assert list(tmp_path.iterdir()) == []
+
+
+OWN = """
+import torch
+from pathlib import Path
+from mnist_lab.data import Archive, ImageSet, fetch
+
+def load(root, download, url, md5):
+    folder = Path(root) / "Set/raw"
+    fetch("own", [Archive(folder / "a.gz", [url], md5, {"a": folder / "a"})], Path(root), download)
+    labels = torch.arange(40) % 2
+    pixels = torch.frombuffer(bytearray((folder / "a").read_bytes()), dtype=torch.uint8)[:640].reshape(40, 1, 4, 4)
+    return ImageSet("own", pixels, labels, pixels, labels, ("even", "odd"), {})
+"""
+
+
+def test_a_source_of_your_own_downloads_as_well(tmp_path: Path, lab: Command) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with Mirror(PACKED, cut(70_000), whole) as mirror:
+        source = f"{{_target_:own.load,_partial_:true,url:'{mirror.url}',md5:'{hashlib.md5(PACKED).hexdigest()}'}}"
+        words = ["data=mnist", "data.fallback=null", "~data.source", f"+data.source={source}", "data.num_classes=2"]
+        words += ["data.shape=[1,4,4]", "data.val=none", "data.root=data", "trainer=debug", "report=false"]
+        done = lab("model=mlp", *words, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert result_in(tmp_path / "outputs").data["name"] == "own"
+
+
+def test_what_is_not_as_published_is_an_error_of_the_command_and_leaves_nothing(tmp_path: Path, lab: Command) -> None:
+    nobody = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
+    with Mirror(PACKED, tampered) as mirror:
+        done = lab("data.fallback=null", "data.root=data", MNIST_LAB_MIRROR=mirror.url, **nobody)
+    assert done.returncode == 2
+    assert len(done.stderr[done.stderr.index("error: ") :].splitlines()) == 2
+    for part in (
+        "train-images-idx3-ubyte.gz from",
+        mirror.url,
+        "not the published",
+        "Connection refused",
+        "Three ways",
+    ):
+        assert part in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published archives of MNIST are not in MNIST_LAB_DATA/mirror")
+def test_mnist_as_it_is_published_is_downloaded_and_trained_on(tmp_path: Path, lab: Command) -> None:
+    files = {path.name: path.read_bytes() for path in PUBLISHED.iterdir()}
+
+    def serve(request: Request, _: bytes) -> None:
+        behave = cut(5_000_000) if len(request.server.asked) == 1 else whole
+        behave(request, files[request.path.removeprefix("/MNIST/raw/")])
+
+    with Mirror(b"", serve) as mirror:
+        address = mirror.url.removesuffix("/a.gz")
+        done = lab("trainer=debug", "data.fallback=null", "data.root=data", "report=false", MNIST_LAB_MIRROR=address)
+        assert done.returncode == 0, done.stderr
+        assert mirror.sent == sum(map(len, files.values())), "no byte came twice"
+    assert result_in(tmp_path / "outputs").data["name"] == "mnist"
