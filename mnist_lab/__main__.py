@@ -43,7 +43,9 @@ VERBS = {
 def main() -> None:
     """Runs the verb that the command line names."""
     from mnist_lab.errors import UserError, closest
+    from mnist_lab.imports import TorchmetricsWithoutSciPy
 
+    sys.meta_path.insert(0, TorchmetricsWithoutSciPy())
     gc.disable()  # until all is imported, which leaves next to nothing to collect: looking for it would take 0.8 s
     atexit.register(gc.unfreeze)
     words, verbs = sys.argv[1:], ("train", *VERBS)

@@ -125,7 +125,7 @@ def test_a_sweep_is_resumed_and_compared(tmp_path: Path) -> None:
     assert run("python -m mnist_lab -m", tmp_path, [*words, "trainer=debug"]).returncode == 0
     (sweep,) = (tmp_path / "outputs/sweeps").iterdir()
     lines = commands("SWEEP")
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         done = run(line.replace("SWEEP", str(sweep)).replace("trials=40", "trials=2"), tmp_path, [])
         assert done.returncode == 0, done.stderr

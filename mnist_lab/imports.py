@@ -1,0 +1,54 @@
+"""What every command would import and none needs."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+
+class TorchmetricsWithoutSciPy(MetaPathFinder, Loader):
+    """Imports torchmetrics, which Lightning imports, as it is where SciPy isn't installed.
+
+    Only its metrics of sound and of outlines need SciPy, which takes half a second and 60 MB to import. Put into
+    `sys.meta_path` it sees to the first import of torchmetrics, and takes itself away.
+    """
+
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Called by Python for each module that is not imported yet."""
+        if fullname != "torchmetrics":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None and "scipy" not in sys.modules:
+            self._usual, spec.loader = spec.loader, self
+        return spec
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Imports it; in the usual way where it doesn't do without SciPy."""
+        requirements: Any = import_module("lightning_utilities.core.imports")  # by which torchmetrics looks for SciPy
+        version = requirements._version
+
+        def version_but_scipys(package: str) -> str:
+            if package == "scipy":
+                raise PackageNotFoundError(package)
+            return str(version(package))
+
+        requirements._version, sys.modules["scipy"] = version_but_scipys, None  # type: ignore[assignment]
+        try:
+            self._usual.exec_module(module)
+        except ImportError:
+            for name in [name for name in sys.modules if name.startswith("torchmetrics.")]:
+                del sys.modules[name]
+            del sys.modules["scipy"]
+            requirements._version = version
+            self._usual.exec_module(module)
+        finally:
+            requirements._version = version
+            if sys.modules.get("scipy", self) is None:
+                del sys.modules["scipy"]

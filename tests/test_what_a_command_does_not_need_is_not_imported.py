@@ -1,0 +1,47 @@
+"""Half a second and 60 MB of each command: SciPy, which Lightning's torchmetrics would import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+BEGIN = """
+import sys
+from mnist_lab.imports import TorchmetricsWithoutSciPy
+sys.meta_path.insert(0, TorchmetricsWithoutSciPy())
+"""
+
+
+def python(code: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", BEGIN + code], cwd=folder, capture_output=True, text=True, timeout=120, check=True
+    )
+    return done.stdout.split("\n", 1)[0]
+
+
+def test_a_training_is_imported_without_scipy_and_whoever_wants_it_has_it(tmp_path: Path) -> None:
+    code = """
+import mnist_lab.run, torchmetrics
+print("scipy" in sys.modules, len(sys.meta_path) and type(sys.meta_path[0]).__name__, end=" ")
+import scipy.signal
+accuracy = torchmetrics.Accuracy(task="multiclass", num_classes=2)
+import torch
+print(scipy.signal.windows.hann(3).tolist(), float(accuracy(torch.tensor([0, 1]), torch.tensor([0, 0]))))
+"""
+    found = python(code, tmp_path)
+    assert found.startswith("False ") and "WithoutSciPy" not in found
+    assert found.endswith("[0.0, 1.0, 0.0] 0.5")
+
+
+def test_where_torchmetrics_does_not_do_without_it_the_import_is_the_usual_one(tmp_path: Path) -> None:
+    (tmp_path / "torchmetrics").mkdir()
+    (tmp_path / "torchmetrics/__init__.py").write_text("from torchmetrics import part\nimport scipy.signal\n")
+    (tmp_path / "torchmetrics/part.py").write_text("tried = 1\n")
+    found = python("import torchmetrics\nprint(torchmetrics.part.tried, torchmetrics.scipy.__name__)", tmp_path)
+    assert found == "1 scipy"
+
+
+def test_scipy_that_is_there_already_stays(tmp_path: Path) -> None:
+    found = python("import scipy\nimport torchmetrics\nprint(sys.modules['scipy'] is scipy)", tmp_path)
+    assert found == "True"
