@@ -38,7 +38,8 @@ VERBS = {
 
 def main() -> None:
     """Runs the verb that the command line names."""
-    from mnist_lab.errors import UserError, closest
+    from mnist_lab.errors import Lost, UserError, closest
+    from mnist_lab.processes import is_helper_process
 
     gc.disable()  # until all is imported, which leaves next to nothing to collect: looking for it would take 0.8 s
     atexit.register(gc.unfreeze)
@@ -49,11 +50,13 @@ def main() -> None:
             raise UserError(
                 f"{words[0]}: there is no such verb.{closest(words[0], verbs)} The verbs are {', '.join(verbs)}"
             )
-        if verb == "train" or any(word in ("-h", "--help") for word in words):
+        if is_helper_process() and verb not in ("train", "resume", "rerun"):
+            pass  # torchrun and SLURM start as many as they are told to, and these verbs are the work of one
+        elif verb == "train" or any(word in ("-h", "--help") for word in words):
             train([sys.argv[0], *words])
         else:
             getattr(import_module(VERBS[verb]), verb)(words)
-    except UserError as error:
+    except (Lost, UserError) as error:
         fail(error)
     except PermissionError as error:
         fail(UserError(f"{error.filename}: {error.strerror}"))
@@ -70,8 +73,9 @@ def train(argv: list[str], fresh: bool = True) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from mnist_lab.config import CONF_DIR, check_command, is_helper_process
-    from mnist_lab.errors import UserError
+    from mnist_lab.config import CONF_DIR, check_command
+    from mnist_lab.errors import Lost, UserError
+    from mnist_lab.processes import alone, helping, is_helper_process
     from mnist_lab.sweep.study import held, is_sweep
 
     def job(cfg: DictConfig) -> None:
@@ -104,7 +108,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
 
                 run_trial(run_dir, lambda callbacks: run(plain(cfg), run_dir, overrides, words, callbacks=callbacks))
             elif is_helper_process():
-                run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
+                with helping():
+                    run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
             else:
                 report = cfg.get("report", True)  # a primary config of the user's own may not have it
                 with held(run_dir, str(run_dir)):
@@ -112,6 +117,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
         except (UserError, PermissionError) as error:
             if not is_helper_process():
                 leave_nothing(run_dir, until=existing)
+            fail(error)
+        except Lost as error:
             fail(error)
 
     if is_helper_process():  # started beside the first by torchrun or SLURM: that one has the folder
@@ -123,6 +130,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
     parser.error = lambda message: fail(UserError(message))  # type: ignore[method-assign]
     args = parser.parse_args(argv[1:])
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
+    if multirun:
+        alone("a multirun")
     existing = Path.cwd()
     if not (args.hydra_help or args.shell_completion or args.help):
         existing = check_command(args, multirun, fresh and not (args.cfg or args.info))
@@ -162,11 +171,20 @@ def leave() -> None:
 
 
 def fail(error: Exception) -> NoReturn:
-    """Ends the program with a mistake's message and exit status 2; HYDRA_FULL_ERROR=1 shows where it was found."""
+    """Ends the program with an error's message; HYDRA_FULL_ERROR=1 shows where it was found.
+
+    Args:
+        error: a mistake, exit status 2; or Lost, exit status 1.
+    """
+    from mnist_lab.errors import Lost
+    from mnist_lab.processes import PATIENCE, is_helper_process
+
+    if is_helper_process():
+        time.sleep(PATIENCE)  # in which the first, if it has the same to say, ends this process
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(1 if isinstance(error, Lost) else 2)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ class Batches:
         self._given, self._skipped = self._skipped, 0
         return self._given
 
-    def _seeded(self, device: torch.device, number: int) -> torch.Generator:
+    def seeded(self, device: torch.device, number: int) -> torch.Generator:
         """Random numbers that depend on the seed, the process, the epoch and a number, and on nothing else."""
         facts = f"{self.sampler.seed or 0}/{self.rank}/{self.sampler.epoch}/{number}".encode()
         return torch.Generator(device).manual_seed(int.from_bytes(blake2b(facts, digest_size=8).digest()))
@@ -164,7 +164,7 @@ class Batches:
     def prepare(self, pixels: Tensor, number: int) -> Tensor:
         """uint8 (B, C, H, W), the mini-batch of this number → float32 (B, C, H, W), augmented and scaled."""
         if self.augment is not None:
-            pixels = self.augment(pixels.float(), self._seeded(self.device, number))
+            pixels = self.augment(pixels.float(), self.seeded(self.device, number))
         shifted = pixels if self.shift is None else pixels - self.shift
         return shifted.float() if self.divisor is None else shifted / self.divisor
 
@@ -191,7 +191,7 @@ class WorkerBatches(Batches):
     def __iter__(self) -> Iterator[Batch]:
         start = self._start()
         # Processes that start anew each epoch have random numbers that don't depend on the epochs before.
-        self._loader.generator = self._seeded(torch.device("cpu"), -1)
+        self._loader.generator = self.seeded(torch.device("cpu"), -1)
         for number, (images, labels) in enumerate(self._loader):
             if number < start:  # made all the same, for the random numbers that go into it
                 continue
@@ -203,7 +203,7 @@ class WorkerBatches(Batches):
         """uint8 or finished float32 (B, C, H, W) → float32 (B, C, H, W), augmented; uint8 is scaled."""
         if not pixels.is_floating_point():
             return super().prepare(pixels, number)
-        return pixels if self.augment is None else self.augment(pixels, self._seeded(self.device, number))
+        return pixels if self.augment is None else self.augment(pixels, self.seeded(self.device, number))
 
 
 class _Shares:
