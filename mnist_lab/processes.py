@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mnist_lab.errors import Lost, UserError
 
@@ -114,7 +114,8 @@ def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
 
     names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
     before = {name: os.environ.get(name) for name in names}
-    environment, helpers = getattr(trainer.strategy, "cluster_environment", None), None
+    environment: Any = getattr(trainer.strategy, "cluster_environment", None)  # which a strategy of one device lacks
+    helpers = None
     resume = f"To go on: python -m mnist_lab resume {relative(run_dir)}"
     try:
         ours = isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally

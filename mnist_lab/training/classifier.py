@@ -208,9 +208,11 @@ class Classifier(L.LightningModule):
         if not before or before[0] != self.trainer.world_size:
             self.processes.append(self.trainer.world_size)
         if self._random is not None and self.processes[-1:] == before:
-            torch.set_rng_state(self._random["cpu"][rank])
-            if "cuda" in self._random and self.device.type == "cuda":
-                torch.cuda.set_rng_state(self._random["cuda"][rank], self.device)
+            # Clones, because of a part of a tensor PyTorch would read the first bytes of the whole.
+            mine = {kind: states[rank].clone() for kind, states in self._random.items()}
+            torch.set_rng_state(mine["cpu"])
+            if "cuda" in mine and self.device.type == "cuda":
+                torch.cuda.set_rng_state(mine["cuda"], self.device)
         elif self._random is not None or rank > 0:  # dropout masks of its own for each process
             assert isinstance(batches, Batches)
             torch.manual_seed(batches.seeded(torch.device("cpu"), -2 - self.trainer.current_epoch).initial_seed())
