@@ -78,7 +78,7 @@ def helping() -> Iterator[None]:
         raise
     except Exception as error:
         time.sleep(PATIENCE)
-        if _is_cut_off(error):
+        if _is_cut_off(error):  # which is another's fault, and told by the first
             os._exit(1)
         raise
 
@@ -108,6 +108,11 @@ def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
         Lost: a process has ended before its time, or doesn't answer.
     """
     import torch
+
+    if is_helper_process():
+        yield  # connections stay open if that fails, so that the others wait for `helping` to say why
+        torch.distributed.destroy_process_group()
+        return
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
     from mnist_lab.terminal import relative, to_log_file
@@ -126,9 +131,9 @@ def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
         if helpers is not None:
             helpers.wait()
     except Exception as error:
-        if is_helper_process() or not (_is_cut_off(error) or (helpers is not None and helpers.fate)):
+        if not (_is_cut_off(error) or (helpers is not None and helpers.fate)):
             raise
-        fate = helpers.fate_soon() if helpers is not None else ""
+        fate = helpers.fate_soon() if helpers is not None else ""  # which comes a moment after its consequences
         if not fate:
             silent = f"has not answered for {ANSWER_WITHIN} minutes" if "imed out" in str(error) else "has ended"
             fate = f"another process of this run {silent}"
@@ -167,8 +172,8 @@ class _Helpers:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def fate_soon(self) -> str:
-        """The fate, which may become known a moment after its consequences."""
-        self._found.wait(1)
+        """The fate, where it is known within a while."""
+        self._found.wait(PATIENCE)
         return self.fate
 
     def wait(self) -> None:
