@@ -177,13 +177,12 @@ def fail(error: Exception) -> NoReturn:
         error: a mistake, exit status 2; or Lost, exit status 1.
     """
     from mnist_lab.errors import Lost
-    from mnist_lab.processes import PATIENCE, is_helper_process
+    from mnist_lab.processes import is_helper_process
 
-    if is_helper_process():
-        time.sleep(PATIENCE)  # in which the first, if it has the same to say, ends this process
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
-    print(f"error: {error}", file=sys.stderr)
+    if not is_helper_process():  # the first says the same; what is wrong in this process alone, `helping` says
+        print(f"error: {error}", file=sys.stderr)
     sys.exit(1 if isinstance(error, Lost) else 2)
 
 

@@ -74,12 +74,12 @@ def helping() -> Iterator[None]:
         threading.Thread(target=_end_with_the_first, args=(int(os.environ[FIRST]),), daemon=True).start()
     try:
         yield
-    except UserError:  # for whose message `fail` waits
-        raise
     except Exception as error:
         time.sleep(PATIENCE)
         if _is_cut_off(error):  # which is another's fault, and told by the first
             os._exit(1)
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
         raise
 
 
