@@ -481,6 +481,12 @@ def _check_sweep(overrides: list[Override], cfg: DictConfig) -> None:
         raise UserError(
             f"sweep.direction={list(directions)} is not allowed: sweep.objective has {len(objectives)}, so give as many"
         )
+    tasks = cfg.hydra.launcher.get("tasks_per_node", 1)
+    if tasks > 1:
+        raise UserError(
+            f"hydra.launcher.tasks_per_node={tasks} is not allowed: a trial is one task, which starts its other "
+            f"processes itself: trainer=ddp trainer.devices={tasks}"
+        )
     if len(objectives) > 1 and sweep.pruner != "none":
         raise UserError(f"sweep.pruner={sweep.pruner} needs a single objective, and there are {len(objectives)}")
     if cfg.data.val == "none" and any(str(name).startswith("val/") for name in objectives):

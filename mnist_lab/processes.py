@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import get_console
+
 from mnist_lab.errors import Lost, UserError
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ FIRST = "MNIST_LAB_FIRST_PROCESS"
 """Environment variable of the processes that a run has started: the id of the one that did."""
 PATIENCE = 5.0
 """Seconds that are left to others to end in a better way, or to say it better."""
+CUT_OFF = 75
+"""Exit status of a further process that others have left alone, EX_TEMPFAIL of sysexits.h."""
 ANSWER_WITHIN = 5
 """Minutes that a process waits for another's part of a computation. PyTorch's own 30 are half an hour's rent."""
 
@@ -77,7 +81,7 @@ def helping() -> Iterator[None]:
     except Exception as error:
         time.sleep(PATIENCE)
         if _is_cut_off(error):  # which is another's fault, and told by the first
-            os._exit(1)
+            os._exit(CUT_OFF)
         if isinstance(error, UserError):
             print(f"error: {error}", file=sys.stderr)
         raise
@@ -135,8 +139,9 @@ def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
             raise
         fate = helpers.fate_soon() if helpers is not None else ""  # which comes a moment after its consequences
         if not fate:
-            silent = f"has not answered for {ANSWER_WITHIN} minutes" if "imed out" in str(error) else "has ended"
-            fate = f"another process of this run {silent}"
+            silent = "imed out" in str(error) or "timeout" in str(error)
+            fate = "another process of this run "
+            fate += f"has not answered for {ANSWER_WITHIN} minutes" if silent else "has ended"
         told = f"{fate}; the others were ended. {resume}"
         to_log_file(told)
         raise Lost(told) from error
@@ -196,6 +201,8 @@ class _Helpers:
                 continue
             status, rank = min(failed)  # one that was killed before those that ended because of it
             how = f"ended with exit status {status}, see above"
+            if status == CUT_OFF:
+                how = f"has lost its connection to another, or has waited {ANSWER_WITHIN} minutes for it"
             if status < 0:
                 how = f"was killed by {signal.Signals(-status).name}"
                 how += ", as the system does when memory runs out" if -status == signal.SIGKILL else ""
@@ -204,6 +211,7 @@ class _Helpers:
             for process in self._processes:
                 process.kill()
             if not self._over.wait(PATIENCE):  # the main thread waits for an answer, where nothing can wake it
+                get_console().show_cursor()  # which a progress bar hides
                 print(f"error: {self.fate}; the others were ended. {self._resume}", file=sys.stderr, flush=True)
                 os._exit(1)
             return
@@ -213,7 +221,7 @@ def _is_cut_off(error: Exception) -> bool:
     """Whether an error is that of a connection between processes: gloo's and NCCL's have no class of their own."""
     import torch
 
-    message = str(error)
+    words = ("gloo", "NCCL", "TCPStore", "pair closure")
     return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and ("gloo" in message or "NCCL" in message or "TCPStore" in message)
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
