@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import Command, result_in
 
+import mnist_lab.run
 from mnist_lab.evaluate import load_config
-from mnist_lab.run import test_again as tested_again
 
 
 @pytest.mark.slow
@@ -39,7 +39,7 @@ def test_three_processes_leave_one_result_and_learn_what_one_learns(lab: Command
 
     # The same weights, tested by one process: each image was counted once, padded by none.
     cfg = load_config(tmp_path / "three", [])
-    again = tested_again(cfg, tmp_path / "three", tmp_path / "three/checkpoints/last.ckpt")
+    again = mnist_lab.run.test_again(cfg, tmp_path / "three", tmp_path / "three/checkpoints/last.ckpt")
     assert again["test/n"] == shared.test["n"] == 1000
     assert again["test/acc"] == shared.test["acc"]
     assert again["test/loss"] == pytest.approx(shared.test["loss"], rel=1e-6)
