@@ -61,6 +61,23 @@ def test_each_trial_of_a_sweep_may_have_two_processes(lab: Command, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_all_processes_validate_the_same_network(lab: Command, tmp_path: Path) -> None:
+    """Of a layer that counts for itself, as BatchNorm does, each process has counted its own share."""
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n\n\ndef net(shape):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.BatchNorm1d(32), nn.Linear(32, 10))\n"
+    )
+    (tmp_path / "conf/model").mkdir(parents=True)
+    (tmp_path / "conf/model/mine.yaml").write_text("_target_: own.net\nshape: ${data.shape}\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    words = ["data=mnist_5k", "data.val=test", "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
+    done = lab("--config-dir", "conf", "model=mine", *words, "logger=none", "hydra.run.dir=run", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    found = result_in(tmp_path / "run")
+    assert found.test["loss"] == pytest.approx(found.history[-1]["val/loss"], rel=1e-6)
+
+
+@pytest.mark.slow
 def test_what_torchrun_starts_is_one_run(tmp_path: Path) -> None:
     words = [*DDP, "trainer.max_epochs=1", "test_checkpoint=best"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "mnist_lab", *words]
