@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +132,8 @@ def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
             os.environ |= {"MASTER_PORT": str(environment.main_port), "LOCAL_RANK": "0"}
             helpers = _Helpers(trainer.num_devices, run_dir, resume)
         yield
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # which NCCL does only when all do, so before any is waited for
         if helpers is not None:
             helpers.wait()
     except Exception as error:
@@ -182,9 +184,10 @@ class _Helpers:
         return self.fate
 
     def wait(self) -> None:
-        """Waits for all to end by themselves."""
+        """Waits a while for all to end by themselves."""
         for process in self._processes:
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
 
     def end(self) -> None:
         """Ends those that have not ended."""
