@@ -42,8 +42,9 @@ VERBS = {
 
 def main() -> None:
     """Runs the verb that the command line names."""
-    from mnist_lab.errors import UserError, closest
+    from mnist_lab.errors import Lost, UserError, closest
     from mnist_lab.imports import TorchmetricsWithoutSciPy
+    from mnist_lab.processes import is_helper_process
 
     sys.meta_path.insert(0, TorchmetricsWithoutSciPy())
     gc.disable()  # until all is imported, which leaves next to nothing to collect: looking for it would take 0.8 s
@@ -55,11 +56,13 @@ def main() -> None:
             raise UserError(
                 f"{words[0]}: there is no such verb.{closest(words[0], verbs)} The verbs are {', '.join(verbs)}"
             )
-        if verb == "train" or any(word in ("-h", "--help") for word in words):
+        if is_helper_process() and verb not in ("train", "resume", "rerun"):
+            pass  # torchrun and SLURM start as many as they are told to, and these verbs are the work of one
+        elif verb == "train" or any(word in ("-h", "--help") for word in words):
             train([sys.argv[0], *words])
         else:
             getattr(import_module(VERBS[verb]), verb)(words)
-    except UserError as error:
+    except (Lost, UserError) as error:
         fail(error)
     except PermissionError as error:
         fail(UserError(f"{error.filename}: {error.strerror}"))
@@ -76,8 +79,9 @@ def train(argv: list[str], fresh: bool = True) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from mnist_lab.config import CONF_DIR, check_command, is_helper_process
-    from mnist_lab.errors import UserError
+    from mnist_lab.config import CONF_DIR, check_command
+    from mnist_lab.errors import Lost, UserError
+    from mnist_lab.processes import alone, helping, is_helper_process
     from mnist_lab.sweep.study import held, is_sweep
 
     def job(cfg: DictConfig) -> None:
@@ -113,7 +117,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
 
                 run_trial(run_dir, trial)
             elif is_helper_process():
-                run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
+                with helping():
+                    run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
             else:
                 report = cfg.get("report", True)  # a primary config of the user's own may not have it
                 with held(run_dir, str(run_dir)):
@@ -121,6 +126,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
         except (UserError, PermissionError) as error:
             if not is_helper_process():
                 leave_nothing(run_dir, until=existing)
+            fail(error)
+        except Lost as error:
             fail(error)
 
     if is_helper_process():  # started beside the first by torchrun or SLURM: that one has the folder
@@ -132,6 +139,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
     parser.error = lambda message: fail(UserError(message))  # type: ignore[method-assign]
     args = parser.parse_args(argv[1:])
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
+    if multirun:
+        alone("a multirun")
     existing = Path.cwd()
     if not (args.hydra_help or args.shell_completion or args.help):
         existing = check_command(args, multirun, fresh and not (args.cfg or args.info))
@@ -171,11 +180,19 @@ def leave() -> None:
 
 
 def fail(error: Exception) -> NoReturn:
-    """Ends the program with a mistake's message and exit status 2; HYDRA_FULL_ERROR=1 shows where it was found."""
+    """Ends the program with an error's message; HYDRA_FULL_ERROR=1 shows where it was found.
+
+    Args:
+        error: a mistake, exit status 2; or Lost, exit status 1.
+    """
+    from mnist_lab.errors import Lost
+    from mnist_lab.processes import is_helper_process
+
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    if not is_helper_process():  # the first says the same; what is wrong in this process alone, `helping` says
+        print(f"error: {error}", file=sys.stderr)
+    sys.exit(1 if isinstance(error, Lost) else 2)
 
 
 if __name__ == "__main__":

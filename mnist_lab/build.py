@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,13 +16,17 @@ import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
+from mnist_lab.processes import ANSWER_WITHIN, started_together
 from mnist_lab.result import Result
 from mnist_lab.training import Checkpoints, Classifier, EpochProgress, LayerTable, Replay, WholeFiles
 
@@ -94,6 +99,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], don
             callbacks=[EpochProgress(), LayerTable(), *callbacks, checkpoints],
             default_root_dir=run_dir,
             enable_model_summary=False,  # LayerTable is ours
+            **together(cfg),
             # Batches are made by position on the device, each process its share: there is no sampler to replace.
             use_distributed_sampler=False,
             _convert_="all",
@@ -110,6 +116,41 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], don
         raise UserError(f"trainer: {brief(cause)}{hint}") from error
     trainer.strategy.checkpoint_io = WholeFiles()
     return trainer
+
+
+def together(cfg: DictConfig) -> dict[str, Any]:
+    """The Trainer's arguments for a run of several processes, as torchrun or SLURM has started them or we shall."""
+    asked: dict[str, Any] = {}
+    if cfg.trainer.strategy == "ddp":
+        asked["strategy"] = DDPStrategy(timeout=timedelta(minutes=ANSWER_WITHIN))
+    if "SLURM_NTASKS" not in os.environ or "plugins" in cfg.trainer:
+        return asked
+    by, _ = started_together()
+    if by == "srun":
+        per_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0]  # 2(x3): on each of three nodes
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", per_node)  # without which Lightning refuses srun -n
+        return asked | {"plugins": [SLURMEnvironment(auto_requeue=False)]}
+    # In a batch script or as a single task, where Lightning would wait for tasks that nobody has started.
+    return asked | ({"plugins": [LightningEnvironment()]} if by == "" else {})
+
+
+def check_processes(cfg: DictConfig, trainer: L.Trainer) -> None:
+    """Refuses what leaves processes waiting for others that will never come, or has each do the whole run.
+
+    Raises:
+        UserError: torchrun or SLURM has started another number of processes than the run is for, or has to.
+    """
+    by, count = started_together()
+    wanted, asked = trainer.num_devices * trainer.num_nodes, cfg.trainer
+    if by and wanted != count:
+        raise UserError(
+            f"{by} has started {count} processes, and the run is for {wanted} (trainer.devices={asked.devices}, "
+            f"trainer.num_nodes={asked.num_nodes}): add trainer=ddp trainer.devices={count}, or start {wanted}"
+        )
+    if not by and trainer.num_nodes > 1:
+        raise UserError(f"trainer.num_nodes={asked.num_nodes} needs srun or torchrun, which start processes on each")
+    if any(word in asked.strategy for word in ("spawn", "fork", "notebook")):
+        raise UserError(f"trainer.strategy={asked.strategy} is not allowed: its processes can't share a run. Use ddp")
 
 
 def check_device(cfg: DictConfig, trainer: L.Trainer) -> None:

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from mnist_lab.errors import UserError, closest
+from mnist_lab.processes import is_helper_process
 from mnist_lab.sweep.space import axis
 from mnist_lab.sweep.study import is_sweep
 
@@ -484,6 +485,12 @@ def _check_sweep(overrides: list[Override], cfg: DictConfig) -> None:
         raise UserError(
             f"sweep.direction={list(directions)} is not allowed: sweep.objective has {len(objectives)}, so give as many"
         )
+    tasks = cfg.hydra.launcher.get("tasks_per_node", 1)
+    if tasks > 1:
+        raise UserError(
+            f"hydra.launcher.tasks_per_node={tasks} is not allowed: a trial is one task, which starts its other "
+            f"processes itself: trainer=ddp trainer.devices={tasks}"
+        )
     if len(objectives) > 1 and sweep.pruner != "none":
         raise UserError(f"sweep.pruner={sweep.pruner} needs a single objective, and there are {len(objectives)}")
     if cfg.data.val == "none" and any(str(name).startswith("val/") for name in objectives):
@@ -517,11 +524,6 @@ def _check_folder(key: str, folder: str, fresh: bool) -> Path:
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{key}={folder} can't be made: {existing} is not writable. Choose another folder")
     return existing
-
-
-def is_helper_process() -> bool:
-    """Whether this is one of the further processes of a distributed run, which share the first one's folder."""
-    return any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def plain(cfg: DictConfig) -> DictConfig:

@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake that the user can mend: shown as its message alone, with exit status 2 and no traceback."""
 
 
+class Lost(Exception):
+    """A process of a distributed run that has ended before its time: shown as its message alone, with exit status 1."""
+
+
 class Diverged(UserError):
     """A training whose loss is infinite or no number: what comes after it means nothing."""
 

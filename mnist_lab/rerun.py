@@ -11,6 +11,7 @@ from typing import Any
 
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import load_config
+from mnist_lab.processes import helping, is_helper_process
 from mnist_lab.result import Result
 from mnist_lab.sweep.study import differences, held
 from mnist_lab.words import understood
@@ -42,10 +43,13 @@ def rerun(words: list[str]) -> None:
     from mnist_lab.run import run
     from mnist_lab.terminal import logged
 
+    if is_helper_process():  # started beside the first by torchrun or SLURM: that one has the folder
+        with helping():
+            run(cfg, new, before.overrides, [], started)
+        return
     with held(new, str(new)), logged(new / "run.log"):
         found = run(cfg, new, before.overrides, shlex.split(before.command)[3:], started)
-    if found is None:
-        return
+    assert found is not None
     numbers = differences(_numbers(before), _numbers(found))
     others = differences(_circumstances(before), _circumstances(found))
     if not numbers:

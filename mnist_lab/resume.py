@@ -7,15 +7,15 @@ import sys
 import time
 from pathlib import Path
 
-from mnist_lab.config import is_helper_process
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import asked_of, load_config
+from mnist_lab.processes import alone, helping, is_helper_process
 from mnist_lab.sweep.study import held, is_sweep, load_asked
 from mnist_lab.trust import is_sealed, trusts
 from mnist_lab.words import divide
 
 USAGE = (
-    "use: python -m mnist_lab resume outputs/.../RUN [trainer.max_epochs=N], or "
+    "use: python -m mnist_lab resume outputs/.../RUN [trainer.max_epochs=N] [trainer.devices=N], or "
     "resume outputs/sweeps/NAME [sweep.trials=N ...]"
 )
 
@@ -28,8 +28,9 @@ def resume(words: list[str]) -> None:
     that were running, from their last checkpoint.
 
     Args:
-        words: the folder, then overrides: of a run `trainer.max_epochs=8`, which goes on with a finished one; of a
-            sweep `sweep.trials=40`, which adds trials, or `sweep.accept_changes=true`, which goes on although code or
+        words: the folder, then overrides: of a run `trainer.max_epochs=8`, which goes on with a finished one, and
+            `trainer.devices=2`, which goes on with another number of processes from the end of an epoch; of a sweep
+            `sweep.trials=40`, which adds trials, or `sweep.accept_changes=true`, which goes on although code or
             configs have changed.
 
     Raises:
@@ -40,13 +41,10 @@ def resume(words: list[str]) -> None:
     folder = Path(words[0]).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
-    if is_helper_process():
-        _run(
-            folder, [word for word in words[1:] if not word.startswith("hydra.")]
-        )  # which Lightning adds to any command
-    elif is_sweep(folder) or not (folder / "config.yaml").exists():
+    if is_sweep(folder) or not (folder / "config.yaml").exists():
+        alone("a sweep")
         _sweep(folder, words[1:])
-    elif is_sweep(folder.parent):
+    elif is_sweep(folder.parent) and not is_helper_process():
         raise UserError(f"{folder} is a trial of a sweep, which goes on as a whole: resume {folder.parent}")
     else:
         _run(folder.absolute(), words[1:])
@@ -72,10 +70,12 @@ def _sweep(folder: Path, words: list[str]) -> None:
 
 def _run(folder: Path, words: list[str]) -> None:
     started = time.perf_counter()
-    options, others = divide(words, {"trainer.max_epochs": ""}, USAGE)
+    options, others = divide(words, dict.fromkeys(("trainer.max_epochs", "trainer.devices"), ""), USAGE)
     if others:
-        raise UserError(f"{others[0]}: only trainer.max_epochs can be changed of a run that has begun\n{USAGE}")
-    more = [f"trainer.max_epochs={options['trainer.max_epochs']}"] if options["trainer.max_epochs"] else []
+        raise UserError(
+            f"{others[0]}: only trainer.max_epochs and trainer.devices can be changed of a run that has begun\n{USAGE}"
+        )
+    more = [f"{key}={value}" for key, value in options.items() if value]
     cfg = load_config(folder, more)
     asked = asked_of(folder)
     try:
@@ -93,7 +93,8 @@ def _run(folder: Path, words: list[str]) -> None:
     from mnist_lab.terminal import logged
 
     if is_helper_process():
-        run(cfg, folder, overrides + more, command + more, started)
+        with helping():
+            run(cfg, folder, overrides + more, command + more, started)
         return
     with held(folder, str(folder)), logged(folder / "run.log"):
         run(cfg, folder, overrides + more, command + more, started, report=True)

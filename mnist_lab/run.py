@@ -7,14 +7,11 @@ import hashlib
 import json
 import logging
 import math
-import os
 import platform
 import shlex
-import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,14 +31,15 @@ from mnist_lab.build import (
     check_device,
     check_fit,
     check_optimizer,
+    check_processes,
     load_weights,
     make_steps_cheap,
     read_checkpoint,
 )
-from mnist_lab.config import is_helper_process
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import Diverged, UserError
 from mnist_lab.files import write_whole
+from mnist_lab.processes import processes
 from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, most_memory, package_versions, processor
 from mnist_lab.seeds import seed_of
 from mnist_lab.show.report import leave_report
@@ -60,6 +58,7 @@ warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # sc
 warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist.*")  # sums are over all processes
 warnings.filterwarnings("ignore", ".*but have no logger configured.*")  # logger=none is a choice
 warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+warnings.filterwarnings("ignore", "The `srun` command is available")  # where to start what is for the user to say
 
 
 def run(
@@ -107,10 +106,13 @@ def run(
         if not isinstance(callback, L.Callback):
             raise UserError(f"callbacks.{key} is no Lightning callback: it needs a _target_ that is one")
     last = newest(run_dir / "checkpoints")
-    states = {} if last is None else read_checkpoint(last).get("callbacks", {})
+    saved = {} if last is None else read_checkpoint(last)
+    states = saved.get("callbacks", {})
     done = len(states["History"]["rows"]) if "History" in states else 0
     trainer = build_trainer(cfg, run_dir, [*configured.values(), history, *callbacks], done)
+    check_processes(cfg, trainer)
     check_device(cfg, trainer)
+    check_regrouped(saved, trainer.world_size, run_dir)
     data.prepare_data()
     data.setup()
     check_fit(cfg, net, loss, data)
@@ -185,7 +187,7 @@ def run(
             "train": round(fit_end - fit_start, 3),
             "test": round(test_end - fit_end, 3),
         },
-        notes=[*notes(cfg, data, [*history.rows, module.metrics]), *remarks],
+        notes=[*notes(cfg, data, [*history.rows, module.metrics], module.processes), *remarks],
         extras=extras(trainer),
     )
     result.save(run_dir)
@@ -216,6 +218,7 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
     load_weights(net, checkpoint, read_checkpoint(checkpoint))
     module = Classifier(net, loss, build(cfg, "optimizer"))
     cfg.logger = {}
+    cfg.trainer.devices, cfg.trainer.num_nodes, cfg.trainer.strategy = 1, 1, "auto"
     trainer = build_trainer(cfg, run_dir, [])
     trainer.test(module, datamodule=data, verbose=False)
     found = module.metrics
@@ -234,44 +237,55 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
     return found
 
 
-def notes(cfg: DictConfig, data: ImageDataModule, measured: Sequence[Mapping[str, float | None]]) -> list[str]:
+def check_regrouped(saved: dict[str, Any], processes: int, run_dir: Path) -> None:
+    """Refuses to go on in the middle of an epoch with another number of processes.
+
+    What has been counted of an epoch, and the random numbers' state, are each process's own.
+
+    Args:
+        saved: the checkpoint to go on from; empty where there is none.
+        processes: how many there are now.
+        run_dir: the run's folder.
+
+    Raises:
+        UserError: the checkpoint is in the middle of an epoch, of another number of processes.
+    """
+    *_, before = saved.get("processes", [processes])
+    if before != processes and saved["counted"]["sums"]:
+        raise UserError(
+            f"{relative(run_dir)} was stopped in the middle of epoch {saved['epoch'] + 1} with {before} process(es), "
+            f"and {processes} can't go on from there, only from an epoch's end. To go on with as many as before: "
+            f"python -m mnist_lab resume {relative(run_dir)} trainer.devices={before}"
+        )
+
+
+def notes(
+    cfg: DictConfig,
+    data: ImageDataModule,
+    measured: Sequence[Mapping[str, float | None]],
+    processes: Sequence[int] = (),
+) -> list[str]:
     """What nobody who reads the numbers may miss.
 
     Args:
         cfg: the run's config.
         data: its data.
         measured: metrics by name; those that are not finite deserve a note.
+        processes: how many have trained, one number after the other where a resumed run had others than before.
     """
     found = [] if data.stand_in is None else [data.stand_in]
     if data.val == "test":
         found.append("The test set was looked at while training: it was the validation set (data.val=test).")
         if cfg.test_checkpoint == "best" or "early_stopping" in cfg.callbacks:
             found.append("It chose the epoch that was tested: the test result is better than on images never seen.")
+    if len(processes) > 1:
+        found.append(
+            f"The number of processes has changed, {' → '.join(map(str, processes))}: the same run with one number for "
+            "all of it has other random numbers and rounding."
+        )
     if any(value is not None and not math.isfinite(value) for row in measured for value in row.values()):
         found.append("Training diverged: a loss is infinite or not a number. A smaller optimizer.lr may help.")
     return found
-
-
-@contextmanager
-def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
-    """Has Lightning start the further processes of a distributed run as `resume RUN`, and leaves no trace of them.
-
-    Lightning would repeat the program's own command, which of a sweep is the whole sweep; and it leaves its process
-    group and its environment variables to whatever the program runs next.
-    """
-    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
-    argv, environment = sys.argv, {name: os.environ.get(name) for name in names}
-    if trainer.world_size > 1 and not is_helper_process():
-        sys.argv = [sys.argv[0], "resume", str(run_dir.absolute())]
-    try:
-        yield
-    finally:
-        sys.argv = argv
-        if trainer.world_size > 1 and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-            for name, value in environment.items():
-                if value is None:
-                    os.environ.pop(name, None)
 
 
 def keep_memory() -> None:

@@ -141,7 +141,7 @@ def test_what_can_t_be_resumed_is_told(lab: Command, tmp_path: Path) -> None:
         assert done.returncode == 2 and message in done.stderr, done.stderr
     assert lab(*MLP, "trainer.max_epochs=1", "hydra.run.dir=run").returncode == 0
     done = lab("resume", "run", "optimizer.lr=1")
-    assert done.returncode == 2 and "only trainer.max_epochs can be changed" in done.stderr
+    assert done.returncode == 2 and "only trainer.max_epochs and trainer.devices can be changed" in done.stderr
     (tmp_path / "run/run.json").write_text("{")
     done = lab("resume", "run", "trainer.max_epochs=2")
     assert done.returncode == 2 and "run.json can't be read" in done.stderr

@@ -1,31 +1,48 @@
-"""trainer=ddp on two CPU processes: one folder, one result, the same images counted."""
+"""Several processes on a CPU, started by the run, torchrun or srun: one folder, one result, each image counted once."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Command, result_in
+
+import mnist_lab.run
+from mnist_lab.evaluate import load_config
 
 
 @pytest.mark.slow
-def test_two_processes_leave_one_result_and_learn_what_one_learns(lab: Command, tmp_path: Path) -> None:
-    # 3,501 images in batches of 125: every share of a batch is uneven, and one process gets nothing of the last one.
-    words = ["data=mnist_5k", "model=mlp_512", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
+def test_three_processes_leave_one_result_and_learn_what_one_learns(lab: Command, tmp_path: Path) -> None:
+    # 3,501 images in batches of 125: every share of a batch is uneven, and two processes get nothing of the last one.
+    # The same of 1,000 test images in batches of 111, and 499 for validation.
+    words = ["data=mnist_5k", "model=mlp_512", "trainer.max_epochs=2", "trainer.accelerator=cpu", "report=false"]
     words += ["data.val=random", "data.val_size=499", "data.batch_size=125", "optimizer=sgd", "optimizer.lr=0.1"]
-    two = lab(*words, "trainer=ddp", "hydra.run.dir=two")
-    assert two.returncode == 0, two.stderr
-    assert two.stdout.count("epoch 2/2") == 1
-    one = lab(*words, "hydra.run.dir=one")
-    assert one.returncode == 0
-    shared, alone = result_in(tmp_path / "two"), result_in(tmp_path / "one")
-    assert shared.machine["processes"] == 2
-    assert shared.test["n"] == alone.test["n"] == 1000
+    words += ["data.eval_batch_size=111", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1"]
+    three = lab(*words, "trainer=ddp", "trainer.devices=3", "hydra.run.dir=three")
+    assert three.returncode == 0 and three.stderr == "", three.stderr
+    assert three.stdout.count("epoch 2/2") == 1
+    assert lab(*words, "hydra.run.dir=one").returncode == 0
+    shared, alone = result_in(tmp_path / "three"), result_in(tmp_path / "one")
+    assert shared.machine["processes"] == 3
     assert shared.data["train"] == alone.data["train"] == 3501
     for ours, theirs in zip(shared.history, alone.history, strict=True):  # equal but for float32 rounding
-        for metric in ("train/loss", "train/acc", "val/loss", "val/acc"):
+        for metric in ("train/loss", "train/acc", "val/loss", "val/acc", "lr"):
             assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4), metric
     assert shared.test["loss"] == pytest.approx(alone.test["loss"], rel=1e-4)
+    steps = [
+        torch.load(tmp_path / run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+        for run in ("three", "one")
+    ]
+    assert steps == [2 * 15, 2 * 15]
+
+    # The same weights, tested by one process: each image was counted once, padded by none.
+    cfg = load_config(tmp_path / "three", [])
+    again = mnist_lab.run.test_again(cfg, tmp_path / "three", tmp_path / "three/checkpoints/last.ckpt")
+    assert again["test/n"] == shared.test["n"] == 1000
+    assert again["test/acc"] == shared.test["acc"]
+    assert again["test/loss"] == pytest.approx(shared.test["loss"], rel=1e-6)
 
 
 DDP = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer=ddp", "trainer.accelerator=cpu"]
@@ -44,25 +61,20 @@ def test_each_trial_of_a_sweep_may_have_two_processes(lab: Command, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_two_processes_that_are_stopped_go_on_to_the_same_numbers(lab: Command, tmp_path: Path) -> None:
-    words = [*DDP, "trainer.max_epochs=3", "augment=affine", "schedule=cosine"]
+def test_all_processes_validate_the_same_network(lab: Command, tmp_path: Path) -> None:
+    """Of a layer that counts for itself, as BatchNorm does, each process has counted its own share."""
     (tmp_path / "own.py").write_text(
-        "import os, signal\nfrom lightning.pytorch.callbacks import Callback\n\n\n"
-        "class Stop(Callback):\n"
-        "    def on_train_epoch_start(self, trainer, module):\n"
-        "        if trainer.current_epoch == 1 and trainer.is_global_zero:\n"
-        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "from torch import nn\n\n\ndef net(shape):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.BatchNorm1d(32), nn.Linear(32, 10))\n"
     )
-    assert lab(*words, "hydra.run.dir=whole").returncode == 0
-    stopped = lab(*words, "hydra.run.dir=run", "+callbacks.stop._target_=own.Stop", PYTHONPATH=str(tmp_path))
-    assert stopped.returncode != 0 and "stopped by SIGTERM in epoch 2" in stopped.stdout, stopped.stderr
-    (tmp_path / "own.py").write_text("from lightning.pytorch.callbacks import Callback as Stop\n")
-    done = lab("resume", "run", PYTHONPATH=str(tmp_path))
+    (tmp_path / "conf/model").mkdir(parents=True)
+    (tmp_path / "conf/model/mine.yaml").write_text("_target_: own.net\nshape: ${data.shape}\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    words = ["data=mnist_5k", "data.val=test", "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
+    done = lab("--config-dir", "conf", "model=mine", *words, "logger=none", "hydra.run.dir=run", PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
-    whole, run = result_in(tmp_path / "whole"), result_in(tmp_path / "run")
-    assert run.test == whole.test
-    for ours, theirs in zip(run.history, whole.history, strict=True):
-        assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+    found = result_in(tmp_path / "run")
+    assert found.test["loss"] == pytest.approx(found.history[-1]["val/loss"], rel=1e-6)
 
 
 @pytest.mark.slow
@@ -74,3 +86,39 @@ def test_what_torchrun_starts_is_one_run(tmp_path: Path) -> None:
     (folder,) = (tmp_path / "outputs").glob("*/*")
     assert result_in(folder).machine["processes"] == 2
     assert done.stdout.count("epoch 1/1") == 1
+    few = subprocess.run([*torchrun, "trainer.devices=3"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert few.returncode != 0
+    assert few.stderr.count("error: torchrun has started 2 processes, and the run is for 3") == 1
+    assert list((tmp_path / "outputs").glob("*/*")) == [folder]
+
+
+@pytest.mark.slow
+def test_what_srun_starts_is_one_run(tmp_path: Path) -> None:
+    """Two processes with the variables that `srun -n 2` gives them. SLURM itself is not needed."""
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NNODES": "1"}
+    slurm |= {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"}
+    words = [*DDP, "trainer.max_epochs=1", "data.batch_size=3599", "data.loader=workers", "hydra.run.dir=run"]
+
+    def srun(*words: str) -> list[tuple[int, str, str]]:
+        """Exit status, stdout and stderr of each."""
+        tasks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "mnist_lab", *words],
+                cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env={**os.environ, **slurm, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+            )
+            for task in range(2)
+        ]  # fmt: skip
+        shown = [task.communicate(timeout=300) for task in tasks]
+        return [(task.returncode, *texts) for task, texts in zip(tasks, shown, strict=True)]
+
+    first, second = srun(*words)
+    assert first[0] == second[0] == 0, first[2] + second[2]
+    assert "epoch 1/1" in first[1]
+    assert first[2] == "" and second[1:] == ("", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert result_in(tmp_path).machine["processes"] == 2
+
+    first, second = srun("-m", *DDP, "seed=0,1")
+    assert first[0] == second[0] == 2 and second[1:] == ("", "")
+    assert "a multirun can't be started by srun" in first[2]

@@ -198,6 +198,8 @@ class WorkerBatches(Batches):
         for number, (images, labels) in enumerate(self._loader):
             if number < start:  # made all the same, for the random numbers that go into it
                 continue
+            if self.rank >= self.mini_batch_size(number):
+                images, labels = images[:0], labels[:0]
             images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
             self._given += 1
             yield Batch(images, labels, [len(labels)], number, self.prepare)
@@ -220,7 +222,9 @@ class _Shares:
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches.sampler().split(self.batches.batch_size):
-            yield batch[self.batches.rank :: self.batches.world_size].tolist()
+            share = batch[self.batches.rank :: self.batches.world_size]
+            # DataLoader can't make an empty share: it gets one image, which is left out later.
+            yield (share if len(share) > 0 else batch[:1]).tolist()
 
 
 class _Transformed(Dataset[tuple[Tensor, Tensor]]):

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from mnist_lab.processes import is_helper_process
 from mnist_lab.terminal import relative
 from mnist_lab.training.classifier import Classifier
 
@@ -42,8 +44,9 @@ class WholeFiles(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Keeps last.ckpt, previous.ckpt (the last but one) and best.ckpt (the highest val/acc), each whole or not at all.
 
-    A run that is told to stop does so after the step that it is at: its checkpoint is written, the command to go on is
-    shown, and the program ends with exit status 128 plus the signal's number. A second Ctrl-C ends it at once.
+    A run that is told to stop, in any of its processes, does so after the step that it is at: its checkpoint is
+    written, the command to go on is shown, and the program ends with exit status 128 plus the signal's number. A second
+    signal, more than a second later, ends it at once: terminals, torchrun and SLURM may all pass on the first.
 
     A Checkpoint, because Lightning calls those last: when everything else knows of the epoch.
 
@@ -57,7 +60,7 @@ class Checkpoints(Checkpoint):
     def __init__(self, folder: Path, number: int, unit: str, best: bool) -> None:
         self.folder, self.number, self.unit, self.best = folder, number, unit, best
         self.highest = float("-inf")
-        self._signal: int | None = None
+        self._signal, self._told_at = 0, 0.0
         self._handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -71,18 +74,46 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listens for signals from now on."""
         self._step, self._time = trainer.global_step, time.monotonic()
+        self._listen(self._told_to_stop)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listens for signals again, which end the test at once: there is nothing to save."""
+        self._listen(self._stop_the_test)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listens no longer."""
+        self._deafen()
+
+    def _listen(self, handler: Callable[[int, FrameType | None], None]) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._told_to_stop) for number in SIGNALS}
+            self._handlers = {number: signal.signal(number, handler) for number in SIGNALS}
 
     def _told_to_stop(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
-        signal.signal(number, self._handlers[number])  # a second one does what it always did
+        if not self._signal:
+            self._signal, self._told_at = number, time.monotonic()
+        elif time.monotonic() - self._told_at > 1 and not is_helper_process():
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def _stop_the_test(self, number: int, frame: FrameType | None) -> None:
+        self._deafen()
+        if not is_helper_process():
+            unfinished = not (self.folder.parent / "result.json").exists()
+            log.warning(f"stopped by {_name(number)} in the test.{f' {self._how_to_go_on}' if unfinished else ''}")
+        raise SystemExit(128 + number)
+
+    def _told(self, trainer: L.Trainer) -> int:
+        """The signal that one of the processes has got; 0: none."""
+        if trainer.world_size == 1:
+            return self._signal
+        signals = torch.tensor(self._signal, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(signals, reduce_op="max"))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves where that is due, unless the epoch's end or a validation is about to come."""
-        told = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        told = self._told(trainer)
         if not (told or (self.unit != "epoch" and self._due(trainer))):
             return
         assert isinstance(pl_module, Classifier)
@@ -91,9 +122,10 @@ class Checkpoints(Checkpoint):
         assert fetcher is not None
         if loop.batch_progress.is_last_batch or loop._should_check_val_fx(fetcher) or pl_module.accumulates(batch_idx):
             return
+        pl_module.look_for_divergence_anywhere()
         self._save(trainer)
         if told:
-            self._leave(trainer)
+            self._leave(trainer, told)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves what is best so far, of several validations within an epoch."""
@@ -101,12 +133,13 @@ class Checkpoints(Checkpoint):
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not loop.batch_progress.is_last_batch:
             assert isinstance(pl_module, Classifier)
             if self._improved(pl_module):
+                pl_module.look_for_divergence_anywhere()
                 self._save(trainer, improved=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves where that is due, where the epoch is the best, the last, or was told to be."""
         assert isinstance(pl_module, Classifier)
-        told = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        told = self._told(trainer)
         epoch = trainer.current_epoch + 1
         due = epoch % self.number == 0 if self.unit == "epoch" else self._due(trainer)
         over = epoch == trainer.max_epochs or trainer.should_stop
@@ -114,7 +147,7 @@ class Checkpoints(Checkpoint):
         if told or due or over or improved:
             self._save(trainer, improved)
         if told:
-            self._leave(trainer)
+            self._leave(trainer, told)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listens no longer; and saves what an epoch that ended early has left."""
@@ -159,20 +192,21 @@ class Checkpoints(Checkpoint):
                 _same_file(last, self.folder / "best.ckpt")
         trainer.strategy.barrier()
 
-    def _leave(self, trainer: L.Trainer) -> None:
+    def _leave(self, trainer: L.Trainer, number: int) -> None:
         self._deafen()
-        number = self._signal or signal.SIGTERM
         if trainer.is_global_zero:
-            name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-            log.warning(
-                f"stopped by {name} in epoch {trainer.current_epoch + 1}, nothing is lost. {self._how_to_go_on}"
-            )
+            epoch = trainer.current_epoch + 1
+            log.warning(f"stopped by {_name(number)} in epoch {epoch}, nothing is lost. {self._how_to_go_on}")
         raise SystemExit(128 + number)
 
     def _deafen(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+
+def _name(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 def newest(folder: Path) -> Path | None:
@@ -186,10 +220,12 @@ def newest(folder: Path) -> Path | None:
         try:
             with zipfile.ZipFile(path) as parts:
                 damaged = parts.testzip()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, FileNotFoundError) as error:
             damaged = str(error)
         if damaged is None:
             return path
+        if is_helper_process():  # the first sets it aside
+            continue
         log.warning(f"{relative(path)} is damaged ({damaged}): the one before is used, and it is kept as .damaged")
         path.replace(path.with_suffix(".damaged"))
     return None

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_lab.data import Batch, Batches
 from mnist_lab.errors import Diverged
+from mnist_lab.seeds import seed_of
 from mnist_lab.training.replay import Replay
 
 
@@ -61,6 +62,8 @@ class Classifier(L.LightningModule):
         """Repeats the operations of the first step."""
         self.metrics: dict[str, float] = {}
         """Of the latest epoch: train/loss, train/acc, val/loss, val/acc, lr; of a test: test/loss, test/acc, test/n."""
+        self.processes: list[int] = []
+        """How many train; where a resumed run has others than before, one number after the other."""
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._random: dict[str, Any] | None = None
         self._position: dict[str, int] | None = None
@@ -98,6 +101,15 @@ class Classifier(L.LightningModule):
         self._end = time.perf_counter()
         if self.device.type == "cpu" and self.trainer.world_size == 1:  # elsewhere to look would be to wait
             self._look_for_divergence(number - len(outcomes), [loss for _, loss in outcomes])
+
+    def look_for_divergence_anywhere(self) -> None:
+        """Raises Diverged, in all processes, if a loss of one of them in this epoch is not finite.
+
+        Where one process trains on the CPU each training step has looked already.
+        """
+        if "train" in self._sums:
+            loss = float(self.trainer.strategy.reduce(self._sums["train"][0][0].clone(), reduce_op="sum"))
+            self._require_finite(loss)
 
     def accumulates(self, batch_idx: int) -> bool:
         """Whether gradients wait for more mini-batches when the training step of this number is over."""
@@ -164,14 +176,14 @@ class Classifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the random numbers' state and what has been counted of an epoch, so that a stopped run goes on."""
-        checkpoint["random"] = {"cpu": torch.get_rng_state()}
+        checkpoint["processes"] = self.processes
+        checkpoint["random"] = {"cpu": self._of_each(torch.get_rng_state())}
         if self.device.type == "cuda":
-            checkpoint["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
+            checkpoint["random"]["cuda"] = self._of_each(torch.cuda.get_rng_state(self.device))
         elapsed = time.perf_counter() - self._start
-        shares = {}  # of each process its own
-        for stage, (sums, n) in self._sums.items():
-            share = torch.cat([sums, sums.new_tensor([n])])
-            shares[stage] = self.trainer.strategy.all_gather(share).reshape(-1, 3)
+        shares = {
+            stage: self._of_each(torch.cat([sums, sums.new_tensor([n])])) for stage, (sums, n) in self._sums.items()
+        }
         checkpoint["counted"] = {"sums": shares, "metrics": self.metrics, "elapsed": elapsed}
         batches = self.trainer.train_dataloader
         checkpoint["batches"] = batches.state_dict() if isinstance(batches, Batches) else None
@@ -179,6 +191,7 @@ class Classifier(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Finds them again; the random numbers' state and the batches' are set when the training begins."""
         self._random, self._position = checkpoint.get("random"), checkpoint.get("batches")
+        self.processes = list(checkpoint.get("processes", []))
         counted = checkpoint.get("counted", {"sums": {}, "metrics": {}, "elapsed": 0.0})
         self._start = time.perf_counter() - counted["elapsed"]
         for stage, shares in counted["sums"].items():
@@ -192,10 +205,32 @@ class Classifier(L.LightningModule):
         # Lightning does this itself, but not where a schedule has asked it for the number of steps before.
         if self._position is not None and isinstance(batches, Batches) and self.trainer.fit_loop.restarted_mid_epoch:
             batches.load_state_dict(self._position)
-        if self._random is not None:
-            torch.set_rng_state(self._random["cpu"])
-            if "cuda" in self._random and self.device.type == "cuda":
-                torch.cuda.set_rng_state(self._random["cuda"], self.device)
+        rank, before = self.trainer.global_rank, self.processes[-1:]
+        if not before or before[0] != self.trainer.world_size:
+            self.processes.append(self.trainer.world_size)
+        if self._random is not None and self.processes[-1:] == before:
+            # Clones, because of a part of a tensor PyTorch would read the first bytes of the whole.
+            mine = {kind: states[rank].clone() for kind, states in self._random.items()}
+            torch.set_rng_state(mine["cpu"])
+            if "cuda" in mine and self.device.type == "cuda":
+                torch.cuda.set_rng_state(mine["cuda"], self.device)
+        elif self._random is not None:  # of other processes: from the seed that this one began with, others than then
+            torch.manual_seed(seed_of("dropout", torch.initial_seed(), self.trainer.current_epoch))
+
+    def _of_each(self, tensor: Tensor) -> Tensor:
+        """The tensors (n,) of all processes: (processes, n), on the device where this one's is."""
+        if self.trainer.world_size == 1:
+            return tensor[None]
+        mine = tensor.to(self.device)
+        found = [torch.empty_like(mine) for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather(found, mine)
+        return torch.stack(found).to(tensor.device)
+
+    def on_validation_start(self) -> None:
+        """Has all processes judge the same network: what layers count for themselves is the first one's."""
+        if self.trainer.world_size > 1:
+            for buffer in self.net.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, and its schedule step by step."""
@@ -260,13 +295,18 @@ class Classifier(L.LightningModule):
         loss, correct, n = everything.tolist()
         found = {f"{stage}/loss": loss / n, f"{stage}/acc": correct / n}
         self.metrics |= found
-        if stage == "train" and not math.isfinite(loss):
-            epoch, lr = self.trainer.current_epoch + 1, self.metrics["lr"]
-            raise Diverged(f"training diverged: in epoch {epoch} the loss is {loss / n}, at a learning rate of {lr:g}")
+        if stage == "train":
+            self._require_finite(loss)
         if stage == "test":
             self.metrics["test/n"] = n
         self._tell(found, curves=stage != "test")  # the hyperparameter table has the test's
         return float(n)
+
+    def _require_finite(self, loss: float) -> None:
+        """Raises Diverged if the sum of an epoch's losses is not finite."""
+        if not math.isfinite(loss):
+            epoch, lr = self.trainer.current_epoch + 1, self.metrics["lr"]
+            raise Diverged(f"training diverged: in epoch {epoch} the loss is {loss}, at a learning rate of {lr:g}")
 
     def _tell(self, found: dict[str, float], curves: bool = True) -> None:
         """Gives metrics to callbacks, and to the loggers at once: a checkpoint of an epoch comes after its curves."""

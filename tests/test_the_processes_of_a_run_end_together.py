@@ -1,0 +1,124 @@
+"""A process of a distributed run that is killed or fails ends the others, with the reason and the way to go on.
+
+That the command returns says that none is left: each has the pipes open that it is waited for to close.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Command, outcome
+
+from mnist_lab.result import Result
+
+pytestmark = pytest.mark.slow
+
+# Of 3,501 images, in batches of 125, no share is like the other, and dropout has each process use up random numbers of
+# its own; the last batch, of one image, is empty for the second.
+DDP = ["data=mnist_5k", "model=mlp", "data.val=random", "data.val_size=499", "data.batch_size=125", "logger=none"]
+DDP += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=3", "report=false"]
+DDP += ["augment=affine", "schedule=cosine"]
+HIT = """
+import os, signal
+from pathlib import Path
+from lightning.pytorch.callbacks import Callback
+
+
+class Hit(Callback):
+    def __init__(self, how, rank):
+        self.how, self.rank = how, rank
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 1 and trainer.global_rank == self.rank and not Path("was_hit").exists():
+            Path("was_hit").touch()
+            if self.how == "error":
+                raise RuntimeError("own.py is wrong")
+            os.kill(os.getpid(), getattr(signal, self.how))
+"""
+
+
+def hit(folder: Path, how: str, rank: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """A run in RUN, one of whose processes something happens to when the second epoch begins; once in this folder."""
+    (folder / "own.py").write_text(HIT)
+    words = (*DDP, *words, "hydra.run.dir=run", "+callbacks.hit._target_=own.Hit")
+    words += (f"+callbacks.hit.how={how}", f"+callbacks.hit.rank={rank}")
+    return run(folder, *words)
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "mnist_lab", *words],
+        cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    done = run(folder, *DDP, "hydra.run.dir=run")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return folder / "run"
+
+
+def test_a_helper_that_is_killed(whole: Path, tmp_path: Path) -> None:
+    lost = hit(tmp_path, "SIGKILL", 1)
+    assert lost.returncode == 1
+    (line,) = lost.stderr.splitlines()
+    assert "process 2 of 2 was killed by SIGKILL" in line and "python -m mnist_lab resume run" in line
+    assert "process 2 of 2 was killed" in (tmp_path / "run/run.log").read_text()
+    done = run(tmp_path, "resume", "run")
+    assert done.returncode == 0, done.stderr
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_the_first_that_is_killed(tmp_path: Path) -> None:
+    lost = hit(tmp_path, "SIGKILL", 0)
+    assert lost.returncode == -signal.SIGKILL
+    (line,) = lost.stderr.splitlines()
+    assert "the run's first process has been killed" in line and "python -m mnist_lab resume" in line
+
+
+def test_one_that_fails(tmp_path: Path) -> None:
+    lost = hit(tmp_path, "error", 2, "trainer.devices=3")
+    assert lost.returncode == 1
+    assert lost.stderr.count("Traceback") == 1 and "own.py is wrong" in lost.stderr
+    last = lost.stderr.splitlines()[-1]
+    assert last.startswith("error: process 3 of 3 ended with exit status 1, see above") and "resume run" in last
+
+
+def test_a_training_that_diverges(tmp_path: Path) -> None:
+    lost = run(tmp_path, *DDP, "optimizer=sgd", "optimizer.lr=1e30", "hydra.run.dir=run")
+    assert lost.returncode == 2
+    (line,) = lost.stderr.splitlines()
+    assert line.startswith("error: training diverged")
+
+
+def test_one_that_is_told_to_stop(whole: Path, tmp_path: Path) -> None:
+    stopped = hit(tmp_path, "SIGINT", 1)
+    assert stopped.returncode == 128 + signal.SIGINT and stopped.stderr == ""
+    assert stopped.stdout.count("stopped by Ctrl-C in epoch 2, nothing is lost") == 1
+
+    # What one process has counted of an epoch can't be gone on with by another number of them.
+    refused = run(tmp_path, "resume", "run", "trainer.devices=1")
+    assert refused.returncode == 2
+    assert "was stopped in the middle of epoch 2 with 2 process(es), and 1 can't go on" in refused.stderr
+    (command,) = re.findall(r"python -m mnist_lab (resume run trainer\.devices=2)", refused.stderr)
+    done = run(tmp_path, *command.split())
+    assert done.returncode == 0, done.stderr
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_from_the_end_of_an_epoch_another_number_goes_on_and_the_result_says_so(lab: Command, tmp_path: Path) -> None:
+    assert lab(*DDP, "trainer.max_epochs=1", "trainer.devices=1", "hydra.run.dir=run").returncode == 0
+    assert Result.load(tmp_path / "run").notes == []
+    done = lab("resume", "run", "trainer.max_epochs=2", "trainer.devices=2")
+    assert done.returncode == 0, done.stderr
+    found = Result.load(tmp_path / "run")
+    assert found.machine["processes"] == 2 and len(found.history) == 2
+    (note,) = found.notes
+    assert "number of processes has changed, 1 → 2" in note
