@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import shutil
 import sys
@@ -39,9 +40,14 @@ VERBS = {
 def main() -> None:
     """Runs the verb that the command line names."""
     from mnist_lab.errors import UserError, closest
+    from mnist_lab.files import disk_fault
 
     gc.disable()  # until all is imported, which leaves next to nothing to collect: looking for it would take 0.8 s
     atexit.register(gc.unfreeze)
+    # A full disk stops the run in one line; the log and TensorBoard's thread, whose error its next event raises, would
+    # show tracebacks besides.
+    logging.raiseExceptions = False
+    threading.excepthook = lambda end: None if isinstance(end.exc_value, OSError) else threading.__excepthook__(end)
     words, verbs = sys.argv[1:], ("train", *VERBS)
     verb = words.pop(0) if words and words[0] in verbs else "train"
     try:
@@ -55,8 +61,10 @@ def main() -> None:
             getattr(import_module(VERBS[verb]), verb)(words)
     except UserError as error:
         fail(error)
-    except PermissionError as error:
-        fail(UserError(f"{error.filename}: {error.strerror}"))
+    except Exception as error:
+        if (fault := disk_fault(error)) is None:
+            raise
+        fail(UserError(f"{fault.filename or 'the disk'}: {fault.strerror}"))
     leave()
 
 
@@ -68,10 +76,11 @@ def train(argv: list[str], fresh: bool = True) -> None:
         fresh: whether the command's folder must be empty or new; each job's must be in any case.
     """
     import hydra
-    from hydra._internal.utils import get_args_parser
+    from hydra._internal import utils
 
-    from mnist_lab.config import CONF_DIR, check_command, is_helper_process
+    from mnist_lab.config import CONF_DIR, check_command, is_helper_process, quoted
     from mnist_lab.errors import UserError
+    from mnist_lab.folders import kept_or_nothing
     from mnist_lab.sweep.study import held, is_sweep
 
     def job(cfg: DictConfig) -> None:
@@ -87,68 +96,50 @@ def train(argv: list[str], fresh: bool = True) -> None:
         if not (sweep or is_helper_process()) and any(p.name not in (".hydra", "run.log") for p in run_dir.iterdir()):
             fail(UserError(f"{run_dir} has the files of another run: each job of a sweep needs a folder of its own"))
         try:
-            from mnist_lab.run import run
+            with kept_or_nothing(run_dir, until=None if is_helper_process() else existing):
+                from mnist_lab.run import run
 
-            if not gc.isenabled():
-                gc.freeze()
-                gc.enable()
-            if multirun:
-                flags = [("--config-path", args.config_path), ("--config-dir", args.config_dir)]
-                flags += [("--config-name", args.config_name)]
-                searched = [word for flag, value in flags if value is not None for word in (flag, value)]
-                words = [*searched, *overrides]
-                if not sweep:
-                    run(plain(cfg), run_dir, overrides, command=words)
-                    return
-                from mnist_lab.sweep.trial import run_trial
+                if not gc.isenabled():
+                    gc.freeze()
+                    gc.enable()
+                if multirun:
+                    flags = [("--config-path", args.config_path), ("--config-dir", args.config_dir)]
+                    flags += [("--config-name", args.config_name)]
+                    searched = [word for flag, value in flags if value is not None for word in (flag, value)]
+                    words = [*searched, *overrides]
+                    if not sweep:
+                        run(plain(cfg), run_dir, overrides, command=words)
+                        return
+                    from mnist_lab.sweep.trial import run_trial
 
-                run_trial(run_dir, lambda callbacks: run(plain(cfg), run_dir, overrides, words, callbacks=callbacks))
-            elif is_helper_process():
-                run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
-            else:
-                report = cfg.get("report", True)  # a primary config of the user's own may not have it
-                with held(run_dir, str(run_dir)):
-                    run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED, report=report)
-        except (UserError, PermissionError) as error:
-            if not is_helper_process():
-                leave_nothing(run_dir, until=existing)
+                    run_trial(run_dir, lambda more: run(plain(cfg), run_dir, overrides, words, callbacks=more))
+                elif is_helper_process():
+                    run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
+                else:
+                    report = cfg.get("report", True)  # a primary config of the user's own may not have it
+                    with held(run_dir, str(run_dir)):
+                        run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED, report=report)
+        except UserError as error:
             fail(error)
 
     if is_helper_process():  # started beside the first by torchrun or SLURM: that one has the folder
         aside = mkdtemp()
         atexit.register(shutil.rmtree, aside, ignore_errors=True)
-        argv = [*argv, f"hydra.run.dir='{aside}'", "hydra.output_subdir=null"]
-    sys.argv = argv
-    parser = get_args_parser()
+        argv = [*argv, f"hydra.run.dir={quoted(Path(aside))}", "hydra.output_subdir=null"]
+    parser = utils.get_args_parser()
     parser.error = lambda message: fail(UserError(message))  # type: ignore[method-assign]
     args = parser.parse_args(argv[1:])
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
-    existing = Path.cwd()
+    runs = not (args.hydra_help or args.shell_completion or args.help or args.cfg or args.info)
+    folder, existing = Path.cwd(), None
     if not (args.hydra_help or args.shell_completion or args.help):
-        existing = check_command(args, multirun, fresh and not (args.cfg or args.info))
-    hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
-
-
-def leave_nothing(run_dir: Path, until: Path) -> None:
-    """Takes away the folder of a run that never began, which was new or empty, and the folders that this leaves empty.
-
-    A run that has finished an epoch keeps its folder.
-
-    Args:
-        run_dir: the run's folder.
-        until: what existed before the command; it stays.
-    """
-    if (run_dir / "history.csv").exists():
-        return
-    shutil.rmtree(run_dir, ignore_errors=True)
-    for folder in run_dir.parents:
-        if folder == until or not folder.is_relative_to(until):
-            break
-        if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
-            (folder / "multirun.yaml").unlink()
-        if any(folder.iterdir()):
-            break
-        folder.rmdir()
+        folder, existing = check_command(args, multirun, fresh and runs)
+    if runs and not is_helper_process():
+        argv = [*argv, f"hydra.{'sweep' if multirun else 'run'}.dir={quoted(folder)}"]
+    sys.argv = argv
+    utils.run_and_report = lambda func: func()  # Hydra would print a traceback and end: main() knows better words
+    with kept_or_nothing(folder, until=existing if runs and fresh else None):
+        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
 
 
 def leave() -> None:

@@ -83,9 +83,8 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], don
     # TensorBoard writes through TensorFlow where that is installed, and imports all of it first: 4 s and 0.7 GB.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     try:
-        purge = (
-            {"purge_step": done + 1} if done and str(cfg.logger.get("_target_")).endswith("TensorBoardLogger") else {}
-        )
+        # What a process wrote that was killed before its first checkpoint is forgotten as well.
+        purge = {"purge_step": done + 1} if str(cfg.logger.get("_target_")).endswith("TensorBoardLogger") else {}
         logger = instantiate(cfg.logger, save_dir=run_dir, **purge) if cfg.logger else False
         trainer: L.Trainer = instantiate(
             OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in OF_THE_CLASSIFIER]),

@@ -422,7 +422,12 @@ def _check_together(cfg: DictConfig) -> None:
         raise UserError("optimizer.nesterov=true needs momentum: add optimizer.momentum=0.9")
 
 
-def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> Path:
+def quoted(path: Path) -> str:
+    """A path as a value in Hydra's grammar of overrides."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> tuple[Path, Path]:
     """Checks everything that a command asks for, before anything is imported or written for it.
 
     A sweep is checked value by value: each option of each swept group once, with the first values of the others.
@@ -433,7 +438,7 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> Path:
         fresh: whether its folder must be empty or new.
 
     Returns:
-        The deepest folder on the way to the command's own that exists already.
+        The command's own folder, and the deepest on the way to it that exists already.
 
     Raises:
         UserError: with the first mistake found.
@@ -441,14 +446,16 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> Path:
     name, overrides = args.config_name or "config", list(args.overrides)
     with hydra_with(args.config_dir, args.config_path) as hydra:
         if not multirun:
-            return _check_folder("hydra.run.dir", compose_config(overrides, name, hydra).hydra.run.dir, fresh)
+            folder = compose_config(overrides, name, hydra).hydra.run.dir
+            return Path(folder).absolute(), _check_folder("hydra.run.dir", folder, fresh)
         try:
             parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
         except OverrideParseException as error:
             raise UserError(f"{error.override}: not understood, {_one_line(error)}") from error
         axes = [_axis(override) for override in parsed]
         first = [values[0] for values in axes]
-        existing = _check_folder("hydra.sweep.dir", compose_config(first, name, hydra).hydra.sweep.dir, fresh)
+        folder = compose_config(first, name, hydra).hydra.sweep.dir
+        existing = _check_folder("hydra.sweep.dir", folder, fresh)
         for n, (override, values) in enumerate(zip(parsed, axes, strict=True)):
             key = override.get_key_element().lstrip("+")
             if hydra.config_loader.get_group_options(key):
@@ -458,7 +465,7 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> Path:
                 for other in OverridesParser.create().parse_overrides(values[1:]):
                     _check_value(key, other.value())
         _check_sweep(parsed, compose_config(first, name, hydra))
-        return existing
+        return Path(folder).absolute(), existing
 
 
 def _axis(override: Override) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import load_config
+from mnist_lab.folders import kept_or_nothing
 from mnist_lab.result import Result
 from mnist_lab.sweep.study import differences, held
 from mnist_lab.words import understood
@@ -42,7 +43,8 @@ def rerun(words: list[str]) -> None:
     from mnist_lab.run import run
     from mnist_lab.terminal import logged
 
-    with held(new, str(new)), logged(new / "run.log"):
+    until = next(path for path in (new, *new.parents) if path.exists())
+    with kept_or_nothing(new, until), held(new, str(new)), logged(new / "run.log"):
         found = run(cfg, new, before.overrides, shlex.split(before.command)[3:], started)
     if found is None:
         return

@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-from mnist_lab.config import is_helper_process
+from mnist_lab.config import is_helper_process, quoted
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import asked_of, load_config
+from mnist_lab.folders import kept_or_nothing
 from mnist_lab.sweep.study import held, is_sweep, load_asked
 from mnist_lab.trust import is_sealed, trusts
 from mnist_lab.words import divide
@@ -66,8 +67,7 @@ def _sweep(folder: Path, words: list[str]) -> None:
     for word in words:
         if not word.startswith("sweep."):
             raise UserError(f"{word}: only sweep.* can be changed of a sweep that has begun\n{USAGE}")
-    path = str(folder.absolute()).replace("\\", "\\\\").replace("'", "\\'")
-    train([sys.argv[0], *asked["argv"], *words, f"hydra.sweep.dir='{path}'"], fresh=False)
+    train([sys.argv[0], *asked["argv"], *words, f"hydra.sweep.dir={quoted(folder.absolute())}"], fresh=False)
 
 
 def _run(folder: Path, words: list[str]) -> None:
@@ -95,5 +95,5 @@ def _run(folder: Path, words: list[str]) -> None:
     if is_helper_process():
         run(cfg, folder, overrides + more, command + more, started)
         return
-    with held(folder, str(folder)), logged(folder / "run.log"):
+    with kept_or_nothing(folder, until=None), held(folder, str(folder)), logged(folder / "run.log"):
         run(cfg, folder, overrides + more, command + more, started, report=True)

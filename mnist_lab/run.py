@@ -183,8 +183,8 @@ def run(
         notes=notes(cfg, data, [*history.rows, module.metrics]),
         extras=extras(trainer),
     )
-    result.save(run_dir)
     log_hyperparameters(trainer.logger, result)
+    result.save(run_dir)  # last: a run that has it is finished, and nothing of it is done again
     show_result(result)
     show_where(result, run_dir, leave_report(run_dir, data) if report else None)
     return result

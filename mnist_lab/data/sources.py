@@ -25,7 +25,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from mnist_lab.config import class_folders
 from mnist_lab.errors import UserError
-from mnist_lab.files import digests
+from mnist_lab.files import digests, disk_fault
 
 
 @dataclass(frozen=True)
@@ -425,6 +425,7 @@ def _fetch_missing(
             raise UserError(
                 f"data.root={root} can't be written to: {error.strerror}. Choose another with data.root=DIR"
             ) from error
+        before = {path for path in (*paths, *archives) if path.exists()}
         timeout = socket.getdefaulttimeout()
         socket.setdefaulttimeout(30.0)
         try:
@@ -432,6 +433,12 @@ def _fetch_missing(
             missing = [p for p in paths if not p.exists()]
             reason = "the download did not bring it"
         except (RuntimeError, OSError, EOFError) as error:  # URLError and time-outs are OSErrors
+            if (fault := disk_fault(error)) is not None and not isinstance(fault, PermissionError):
+                for path in {*paths, *archives} - before:
+                    path.unlink(missing_ok=True)
+                raise UserError(
+                    f"data.root={root}: {fault.strerror}. Free some space there, or choose another with data.root=DIR"
+                ) from error
             reason = str(error).strip().splitlines()[-1]
         finally:
             socket.setdefaulttimeout(timeout)

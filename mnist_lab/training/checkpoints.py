@@ -32,7 +32,7 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Called by Lightning in the first process."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(exist_ok=True)
         with Path(path).open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
@@ -150,13 +150,17 @@ class Checkpoints(Checkpoint):
         part, last = self.folder / ".part", self.folder / "last.ckpt"
         for logger in trainer.loggers:
             logger.save()  # what a resumed run won't write again
-        trainer.save_checkpoint(part)
-        if trainer.is_global_zero:
-            if last.exists():
-                _same_file(last, self.folder / "previous.ckpt")
-            part.replace(last)
-            if improved:
-                _same_file(last, self.folder / "best.ckpt")
+        try:
+            trainer.save_checkpoint(part)
+            if trainer.is_global_zero:
+                if improved:  # before the last one says that it is: whoever goes on from the one before finds it again
+                    _same_file(part, self.folder / "best.ckpt")
+                if last.exists():
+                    _same_file(last, self.folder / "previous.ckpt")
+                part.replace(last)
+        except BaseException:
+            part.unlink(missing_ok=True)  # of a disk that is full
+            raise
         trainer.strategy.barrier()
 
     def _leave(self, trainer: L.Trainer) -> None:
@@ -202,5 +206,9 @@ def _same_file(source: Path, target: Path) -> None:
     try:
         os.link(source, new)
     except OSError:
-        shutil.copyfile(source, new)
+        try:
+            shutil.copyfile(source, new)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
     new.replace(target)
