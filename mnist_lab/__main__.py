@@ -61,6 +61,8 @@ def main() -> None:
             getattr(import_module(VERBS[verb]), verb)(words)
     except UserError as error:
         fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         if (fault := disk_fault(error)) is None:
             raise
@@ -77,11 +79,15 @@ def train(argv: list[str], fresh: bool = True) -> None:
     """
     import hydra
     from hydra._internal import utils
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    from mnist_lab.config import CONF_DIR, check_command, is_helper_process, quoted
+    from mnist_lab.config import CONF_DIR, check_command, is_helper_process, one_line, quoted
     from mnist_lab.errors import UserError
     from mnist_lab.folders import kept_or_nothing
     from mnist_lab.sweep.study import held, is_sweep
+
+    began = False  # until a job has, what Hydra can't do is a mistake in the words
 
     def job(cfg: DictConfig) -> None:
         """One run in the folder that Hydra has made for it."""
@@ -89,6 +95,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
 
         from mnist_lab.config import plain
 
+        nonlocal began
+        began = True
         hydra_cfg = HydraConfig.get()
         run_dir = Path(hydra_cfg.runtime.output_dir)
         overrides = list(hydra_cfg.overrides.task)
@@ -139,7 +147,12 @@ def train(argv: list[str], fresh: bool = True) -> None:
     sys.argv = argv
     utils.run_and_report = lambda func: func()  # Hydra would print a traceback and end: main() knows better words
     with kept_or_nothing(folder, until=existing if runs and fresh else None):
-        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
+        try:
+            hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            if began:
+                raise
+            raise UserError(one_line(error)) from error
 
 
 def leave() -> None:

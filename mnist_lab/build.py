@@ -37,7 +37,7 @@ def build(cfg: DictConfig, section: str) -> Any:
     """
     try:
         return instantiate(cfg[section], _convert_="all")
-    except InstantiationException as error:
+    except (InstantiationException, TypeError) as error:  # the latter of a `_partial_` that is no truth value, say
         cause = error.__cause__
         mistake = cause is None or isinstance(
             cause, TypeError | ValueError | ImportError | AttributeError | RuntimeError

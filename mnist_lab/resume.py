@@ -45,6 +45,8 @@ def resume(words: list[str]) -> None:
         _run(
             folder, [word for word in words[1:] if not word.startswith("hydra.")]
         )  # which Lightning adds to any command
+    elif (folder / ".hydra").exists() and not (folder / "config.yaml").exists():
+        raise UserError(f"{folder} was stopped before it began: nothing is lost, run its command again in a new folder")
     elif is_sweep(folder) or not (folder / "config.yaml").exists():
         _sweep(folder, words[1:])
     elif is_sweep(folder.parent):
