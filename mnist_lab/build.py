@@ -24,6 +24,7 @@ from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
 from mnist_lab.result import Result
 from mnist_lab.training import Checkpoints, Classifier, EpochProgress, LayerTable, Replay, WholeFiles
+from mnist_lab.training.checkpoints import damage
 
 OF_THE_CLASSIFIER = ("gradient_clip_val", "accumulate_grad_batches")
 """Arguments of Lightning's Trainer that our LightningModule sees to: it makes the optimiser's steps itself."""
@@ -219,6 +220,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file can't be read, or is no checkpoint of a run.
     """
+    if (damaged := damage(path)) is not None:
+        raise UserError(f"{path} can't be read as a checkpoint, it is damaged: {damaged}")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(saved["state_dict"], dict):

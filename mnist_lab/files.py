@@ -63,6 +63,20 @@ def digests(paths: Sequence[Path]) -> list[str]:
     return found
 
 
+MARK = "# the SHA-256 of the lines above: "
+
+
+def marked(text: str) -> str:
+    """A text of lines, with a last one that shows whether it is still the same."""
+    return f"{text}{MARK}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def unchanged(text: str) -> bool:
+    """Whether a text is as `marked` has given it, or has no mark."""
+    above, mark, _ = text.rpartition(MARK)
+    return not mark or text == marked(above)
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file whole or not at all: readers see the old content or the new, never a part. Text becomes UTF-8.
 

@@ -41,7 +41,7 @@ from mnist_lab.build import (
 from mnist_lab.config import is_helper_process
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import Diverged, UserError
-from mnist_lab.files import write_whole
+from mnist_lab.files import marked, write_whole
 from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, most_memory, package_versions, processor
 from mnist_lab.show.report import leave_report
 from mnist_lab.terminal import metrics_table, relative, show, show_result, show_where, warn
@@ -122,7 +122,7 @@ def run(
     module.example_input_array = trainer.precision_plugin.convert_input(torch.zeros(1, *data.shape))
 
     if trainer.is_global_zero:
-        text = OmegaConf.to_yaml(cfg)
+        text = marked(OmegaConf.to_yaml(cfg))
         asked = {"command": command, "overrides": overrides, "seal": seal(text)}
         write_whole(run_dir / "config.yaml", text)
         write_whole(run_dir / "run.json", json.dumps(asked) + "\n")

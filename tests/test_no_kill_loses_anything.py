@@ -58,7 +58,10 @@ def found(run: Path) -> dict[str, Any]:
     """All that a finished run leaves, bit by bit, but for times."""
     result = Result.load(run)
     curves = EventAccumulator(str(run / "tensorboard")).Reload()
-    points = {tag: [(p.step, p.value) for p in curves.Scalars(tag)] for tag in curves.Tags()["scalars"]}
+    points = {
+        tag: [(point.step, "second" in tag or point.value) for point in curves.Scalars(tag)]
+        for tag in curves.Tags()["scalars"]
+    }
     saved = {name: torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("last", "best")}
     with (run / "history.csv").open() as file:
         rows = timeless(list(csv.DictReader(file)))

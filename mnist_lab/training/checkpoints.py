@@ -18,6 +18,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from mnist_lab.errors import UserError
 from mnist_lab.terminal import relative
 from mnist_lab.training.classifier import Classifier
 
@@ -37,6 +38,16 @@ class WholeFiles(TorchCheckpointIO):
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Called by Lightning in each process.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        if (damaged := damage(Path(path))) is not None:
+            raise UserError(f"{path} is damaged ({damaged})")
+        return super().load_checkpoint(path, *args, **kwargs)
 
 
 class Checkpoints(Checkpoint):
@@ -179,20 +190,24 @@ class Checkpoints(Checkpoint):
         self._handlers = {}
 
 
-def newest(folder: Path) -> Path | None:
-    """The last checkpoint that is whole; one that is damaged is set aside, with a warning. None where there is none.
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's file; None where nothing is.
 
     Every part of a checkpoint carries a CRC-32, which PyTorch writes and doesn't look at.
     """
+    try:
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip()
+    except Exception as error:  # a bit more or less in a header makes zipfile raise whatever reads what follows it
+        return str(error) or type(error).__name__
+
+
+def newest(folder: Path) -> Path | None:
+    """The last checkpoint that is whole; one that is damaged is set aside, with a warning. None where there is none."""
     for path in (folder / "last.ckpt", folder / "previous.ckpt"):
         if not path.exists():
             continue
-        try:
-            with zipfile.ZipFile(path) as parts:
-                damaged = parts.testzip()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
-            damaged = str(error)
-        if damaged is None:
+        if (damaged := damage(path)) is None:
             return path
         log.warning(f"{relative(path)} is damaged ({damaged}): the one before is used, and it is kept as .damaged")
         path.replace(path.with_suffix(".damaged"))
