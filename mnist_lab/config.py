@@ -220,6 +220,8 @@ RULES: dict[str, Rule] = {
     "trainer.limit_test_batches": batches,
     "trainer.deterministic": boolean,
     "trainer.detect_anomaly": boolean,
+    "trainer.num_sanity_val_steps": _integer(-1),
+    "trainer.max_steps": _integer(-1),
     "sweep.sampler": one_of("grid", "random", "tpe", "cmaes", "qmc", "nsga2"),
     "sweep.trials": _integer(1).or_null(),
     "sweep.objective": one_of(*METRICS).or_list().or_null(),
@@ -295,7 +297,7 @@ def compose_config(overrides: list[str], config_name: str = "config", hydra: Hyd
         raise UserError(_unknown_key(error, overrides, config_name, hydra)) from error
     except OverrideParseException as error:
         raise UserError(f"{error.override}: not understood, {one_line(error)}") from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(one_line(error)) from error
     except yaml.YAMLError as error:
         raise UserError("a config file is not valid YAML: " + one_line(error)) from error

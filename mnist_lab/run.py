@@ -363,7 +363,8 @@ def log_hyperparameters(logger: Logger | None, result: Result) -> None:
         if not key.startswith("callbacks.dashboard"):  # which changes no number
             chosen.setdefault(key, value)
     metrics = {"test/acc": result.test["acc"], "test/loss": result.test["loss"]}
-    logger.log_hyperparams({k: v for k, v in chosen.items() if v is not None}, metrics, len(result.history))
+    after = len(result.history) + 1  # what a process wrote that was killed now is forgotten when the run goes on
+    logger.log_hyperparams({k: v for k, v in chosen.items() if v is not None}, metrics, after)
     logger.experiment.add_text("config", "```yaml\n" + OmegaConf.to_yaml(OmegaConf.create(config)) + "```")
     logger.experiment.add_text("command", f"`{result.command}`")
     logger.save()

@@ -1,4 +1,4 @@
-"""Bits that flipped, files cut short, pages of zeros: the right numbers are found all the same, or it is said why not."""
+"""Bits that flipped, files cut short, pages of zeros: the right numbers are found, or a line says what is damaged."""
 
 import random
 import re

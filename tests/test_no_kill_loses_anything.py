@@ -117,6 +117,7 @@ def disturbed(recipe: str, cwd: Path, seconds: float, kills: int, chance: random
 
 def undisturbed(recipe: str, cwd: Path) -> tuple[dict[str, dict[str, Any]], float]:
     """What a recipe finds when it is left alone, and how long that takes."""
+    lab(["--help"], cwd)  # by now the process is there that others are forked from
     before = time.monotonic()
     done = lab(line(recipe, "whole"), cwd)
     assert done.returncode == 0, done.stderr
