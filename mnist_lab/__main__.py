@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -101,7 +102,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
         run_dir = Path(hydra_cfg.runtime.output_dir)
         overrides = list(hydra_cfg.overrides.task)
         sweep = multirun and is_sweep(run_dir.parent)
-        if not (sweep or is_helper_process()) and any(p.name not in (".hydra", "run.log") for p in run_dir.iterdir()):
+        of_hydra = (str(hydra_cfg.output_subdir).partition("/")[0], "run.log")
+        if not (sweep or is_helper_process()) and any(path.name not in of_hydra for path in run_dir.iterdir()):
             fail(UserError(f"{run_dir} has the files of another run: each job of a sweep needs a folder of its own"))
         try:
             with kept_or_nothing(run_dir, until=None if is_helper_process() else existing):
@@ -159,6 +161,7 @@ def leave() -> None:
     """Ends the program with exit status 0, without taking apart what was imported: that takes 1.3 s and 0.1 GB."""
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         return  # somebody is still at work, and ends in an order of his own
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: there is nothing left for Ctrl-C to stop
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -297,8 +297,10 @@ def compose_config(overrides: list[str], config_name: str = "config", hydra: Hyd
         raise UserError(_unknown_key(error, overrides, config_name, hydra)) from error
     except OverrideParseException as error:
         raise UserError(f"{error.override}: not understood, {one_line(error)}") from error
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(one_line(error)) from error
+    except TypeError as error:  # Hydra's, of a list in the place of an option, say
+        raise UserError(f"{' '.join(overrides)}: not understood, {one_line(error)}") from error
     except yaml.YAMLError as error:
         raise UserError("a config file is not valid YAML: " + one_line(error)) from error
     HydraConfig.instance().set_config(cfg)

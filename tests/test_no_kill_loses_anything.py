@@ -82,6 +82,8 @@ def killed(words: list[str], cwd: Path, wait: float, how: int) -> str | None:
     for path in cwd.glob("shown.*"):
         path.unlink()
     process = start(words, cwd, shown)
+    while process.is_alive() and not Path(f"{shown}.err").exists():  # until then it is no command yet
+        time.sleep(0.001)
     time.sleep(wait)
     over = not process.is_alive()
     if not over:
