@@ -50,8 +50,8 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
     """
     from datetime import datetime
 
-    from mnist_lab.__main__ import leave_nothing
     from mnist_lab.config import compose_config, plain
+    from mnist_lab.folders import kept_or_nothing
     from mnist_lab.run import run
     from mnist_lab.terminal import logged
 
@@ -63,12 +63,8 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
         raise UserError(f"run_dir={folder} is not empty: each run needs a folder of its own")
     existing = next(path for path in folder.parents if path.exists())
     folder.mkdir(parents=True, exist_ok=True)
-    with logged(folder / "run.log"):
-        try:
-            run(cfg, folder, list(overrides), command=list(overrides), report=composed.report)
-        except UserError:
-            leave_nothing(folder, until=existing)
-            raise
+    with kept_or_nothing(folder, until=existing), logged(folder / "run.log"):
+        run(cfg, folder, list(overrides), command=list(overrides), report=composed.report)
     return load_run(folder)
 
 

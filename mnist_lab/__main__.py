@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -43,12 +45,17 @@ VERBS = {
 def main() -> None:
     """Runs the verb that the command line names."""
     from mnist_lab.errors import Lost, UserError, closest
+    from mnist_lab.files import disk_fault
     from mnist_lab.imports import TorchmetricsWithoutSciPy
     from mnist_lab.processes import is_helper_process
 
     sys.meta_path.insert(0, TorchmetricsWithoutSciPy())
     gc.disable()  # until all is imported, which leaves next to nothing to collect: looking for it would take 0.8 s
     atexit.register(gc.unfreeze)
+    # A full disk stops the run in one line; the log and TensorBoard's thread, whose error its next event raises, would
+    # show tracebacks besides.
+    logging.raiseExceptions = False
+    threading.excepthook = lambda end: None if isinstance(end.exc_value, OSError) else threading.__excepthook__(end)
     words, verbs = sys.argv[1:], ("train", *VERBS)
     verb = words.pop(0) if words and words[0] in verbs else "train"
     try:
@@ -64,8 +71,12 @@ def main() -> None:
             getattr(import_module(VERBS[verb]), verb)(words)
     except (Lost, UserError) as error:
         fail(error)
-    except PermissionError as error:
-        fail(UserError(f"{error.filename}: {error.strerror}"))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if (fault := disk_fault(error)) is None:
+            raise
+        fail(UserError(f"{fault.filename or 'the disk'}: {fault.strerror}"))
     leave()
 
 
@@ -77,12 +88,18 @@ def train(argv: list[str], fresh: bool = True) -> None:
         fresh: whether the command's folder must be empty or new; each job's must be in any case.
     """
     import hydra
-    from hydra._internal.utils import get_args_parser
+    from hydra._internal import utils
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    from mnist_lab.config import CONF_DIR, check_command
+    from mnist_lab.config import CONF_DIR, check_command, one_line, quoted
     from mnist_lab.errors import Lost, UserError
+    from mnist_lab.folders import kept_or_nothing
     from mnist_lab.processes import alone, helping, is_helper_process
     from mnist_lab.sweep.study import held, is_sweep
+
+    typed = argv[1:]
+    began = False  # until a job has, what Hydra can't do is a mistake in the words
 
     def job(cfg: DictConfig) -> None:
         """One run in the folder that Hydra has made for it."""
@@ -90,89 +107,78 @@ def train(argv: list[str], fresh: bool = True) -> None:
 
         from mnist_lab.config import plain
 
+        nonlocal began
+        began = True
         hydra_cfg = HydraConfig.get()
         run_dir = Path(hydra_cfg.runtime.output_dir)
         overrides = list(hydra_cfg.overrides.task)
         sweep = multirun and is_sweep(run_dir.parent)
-        if not (sweep or is_helper_process()) and any(p.name not in (".hydra", "run.log") for p in run_dir.iterdir()):
+        of_hydra = (str(hydra_cfg.output_subdir).partition("/")[0], "run.log")
+        if not (sweep or is_helper_process()) and any(path.name not in of_hydra for path in run_dir.iterdir()):
             fail(UserError(f"{run_dir} has the files of another run: each job of a sweep needs a folder of its own"))
         try:
-            from mnist_lab.run import run
+            with kept_or_nothing(run_dir, until=None if is_helper_process() else existing):
+                from mnist_lab.run import run
 
-            if not gc.isenabled():
-                gc.freeze()
-                gc.enable()
-            if multirun:
-                flags = [("--config-path", args.config_path), ("--config-dir", args.config_dir)]
-                flags += [("--config-name", args.config_name)]
-                searched = [word for flag, value in flags if value is not None for word in (flag, value)]
-                words = [*searched, *overrides]
-                if not sweep:
-                    run(plain(cfg), run_dir, overrides, command=words)
-                    return
-                from mnist_lab.sweep.trial import run_trial
+                if not gc.isenabled():
+                    gc.freeze()
+                    gc.enable()
+                if multirun:
+                    flags = [("--config-path", args.config_path), ("--config-dir", args.config_dir)]
+                    flags += [("--config-name", args.config_name)]
+                    searched = [word for flag, value in flags if value is not None for word in (flag, value)]
+                    words = [*searched, *overrides]
+                    if not sweep:
+                        run(plain(cfg), run_dir, overrides, command=words)
+                        return
+                    from mnist_lab.sweep.trial import run_trial
 
-                def trial(callbacks: list[Callback], remarks: list[str]) -> Result | None:
-                    return run(plain(cfg), run_dir, overrides, words, callbacks=callbacks, remarks=remarks)
+                    def trial(callbacks: list[Callback], remarks: list[str]) -> Result | None:
+                        return run(plain(cfg), run_dir, overrides, words, callbacks=callbacks, remarks=remarks)
 
-                run_trial(run_dir, trial)
-            elif is_helper_process():
-                with helping():
-                    run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED)
-            else:
-                report = cfg.get("report", True)  # a primary config of the user's own may not have it
-                with held(run_dir, str(run_dir)):
-                    run(plain(cfg), run_dir, overrides, command=argv[1:], started=STARTED, report=report)
-        except (UserError, PermissionError) as error:
-            if not is_helper_process():
-                leave_nothing(run_dir, until=existing)
-            fail(error)
-        except Lost as error:
+                    run_trial(run_dir, trial)
+                elif is_helper_process():
+                    with helping():
+                        run(plain(cfg), run_dir, overrides, command=typed, started=STARTED)
+                else:
+                    report = cfg.get("report", True)  # a primary config of the user's own may not have it
+                    with held(run_dir, str(run_dir)):
+                        run(plain(cfg), run_dir, overrides, command=typed, started=STARTED, report=report)
+        except (Lost, UserError) as error:
             fail(error)
 
     if is_helper_process():  # started beside the first by torchrun or SLURM: that one has the folder
         aside = mkdtemp()
         atexit.register(shutil.rmtree, aside, ignore_errors=True)
-        argv = [*argv, f"hydra.run.dir='{aside}'", "hydra.output_subdir=null"]
-    sys.argv = argv
-    parser = get_args_parser()
+        argv = [*argv, f"hydra.run.dir={quoted(Path(aside))}", "hydra.output_subdir=null"]
+    parser = utils.get_args_parser()
     parser.error = lambda message: fail(UserError(message))  # type: ignore[method-assign]
     args = parser.parse_args(argv[1:])
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
     if multirun:
         alone("a multirun")
-    existing = Path.cwd()
+    runs = not (args.hydra_help or args.shell_completion or args.help or args.cfg or args.info)
+    folder, existing = Path.cwd(), None
     if not (args.hydra_help or args.shell_completion or args.help):
-        existing = check_command(args, multirun, fresh and not (args.cfg or args.info))
-    hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
-
-
-def leave_nothing(run_dir: Path, until: Path) -> None:
-    """Takes away the folder of a run that never began, which was new or empty, and the folders that this leaves empty.
-
-    A run that has finished an epoch keeps its folder.
-
-    Args:
-        run_dir: the run's folder.
-        until: what existed before the command; it stays.
-    """
-    if (run_dir / "history.csv").exists():
-        return
-    shutil.rmtree(run_dir, ignore_errors=True)
-    for folder in run_dir.parents:
-        if folder == until or not folder.is_relative_to(until):
-            break
-        if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
-            (folder / "multirun.yaml").unlink()
-        if any(folder.iterdir()):
-            break
-        folder.rmdir()
+        folder, existing = check_command(args, multirun, fresh and runs)
+    if runs and not is_helper_process():
+        argv = [*argv, f"hydra.{'sweep' if multirun else 'run'}.dir={quoted(folder)}"]
+    sys.argv = argv
+    utils.run_and_report = lambda func: func()  # Hydra would print a traceback and end: main() knows better words
+    with kept_or_nothing(folder, until=existing if runs and fresh else None):
+        try:
+            hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            if began:
+                raise
+            raise UserError(one_line(error)) from error
 
 
 def leave() -> None:
     """Ends the program with exit status 0, without taking apart what was imported: that takes 1.3 s and 0.1 GB."""
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         return  # somebody is still at work, and ends in an order of his own
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: there is nothing left for Ctrl-C to stop
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

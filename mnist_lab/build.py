@@ -29,6 +29,7 @@ from mnist_lab.errors import UserError
 from mnist_lab.processes import ANSWER_WITHIN, started_together
 from mnist_lab.result import Result
 from mnist_lab.training import Checkpoints, Classifier, EpochProgress, LayerTable, Replay, WholeFiles
+from mnist_lab.training.checkpoints import damage
 
 OF_THE_CLASSIFIER = ("gradient_clip_val", "accumulate_grad_batches")
 """Arguments of Lightning's Trainer that our LightningModule sees to: it makes the optimiser's steps itself."""
@@ -42,7 +43,7 @@ def build(cfg: DictConfig, section: str) -> Any:
     """
     try:
         return instantiate(cfg[section], _convert_="all")
-    except InstantiationException as error:
+    except (InstantiationException, TypeError) as error:  # the latter of a `_partial_` that is no truth value, say
         cause = error.__cause__
         mistake = cause is None or isinstance(
             cause, TypeError | ValueError | ImportError | AttributeError | RuntimeError
@@ -88,9 +89,8 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], don
     # TensorBoard writes through TensorFlow where that is installed, and imports all of it first: 4 s and 0.7 GB.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     try:
-        purge = (
-            {"purge_step": done + 1} if done and str(cfg.logger.get("_target_")).endswith("TensorBoardLogger") else {}
-        )
+        # What a process wrote that was killed before its first checkpoint is forgotten as well.
+        purge = {"purge_step": done + 1} if str(cfg.logger.get("_target_")).endswith("TensorBoardLogger") else {}
         logger = instantiate(cfg.logger, save_dir=run_dir, **purge) if cfg.logger else False
         trainer: L.Trainer = instantiate(
             OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in OF_THE_CLASSIFIER]),
@@ -261,6 +261,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file can't be read, or is no checkpoint of a run.
     """
+    if (damaged := damage(path)) is not None:
+        raise UserError(f"{path} can't be read as a checkpoint, it is damaged: {damaged}")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(saved["state_dict"], dict):

@@ -36,6 +36,12 @@ CONF_DIR = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf
 
 SECTIONS = ("data", "model", "loss", "optimizer", "trainer")
 MAY_BE_EMPTY = ("schedule", "callbacks", "logger")
+NEEDED = ("name", "seed", "test_checkpoint", "compile")
+NEEDED_OF = {
+    "data": ("name", "val", "num_classes"),
+    "trainer": ("accelerator", "max_epochs", "precision", "gradient_clip_val", "accumulate_grad_batches"),
+}
+"""Keys of sections that the program itself reads."""
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid")
 INITS = ("glorot_uniform", "pytorch")
 EMNIST_CLASSES = {"balanced": 47, "byclass": 62, "bymerge": 47, "letters": 26, "digits": 10, "mnist": 10}
@@ -118,6 +124,10 @@ text = Rule("a text", lambda v: isinstance(v, str) and v != "")
 part = _amount("images", inside_one, "a fraction above 0 and below 1")
 share = _amount("images", up_to_one, "a fraction above 0, at most 1")
 batches = _amount("batches", up_to_one, "a fraction above 0, at most 1")
+function = Rule(
+    "a section of its own that names a class or a function, _target_",
+    lambda v: isinstance(v, dict) and isinstance(v.get("_target_"), str),
+)
 betas = Rule(
     "two numbers, each from 0 to below 1",
     lambda v: isinstance(v, list) and len(v) == 2 and all(map(below_one.holds, v)),
@@ -156,6 +166,10 @@ RULES: dict[str, Rule] = {
     "report": boolean,
     "compile": one_of("default", "reduce-overhead", "max-autotune").or_null(),
     "loss.label_smoothing": below_one,
+    "data.name": text,
+    "data.source": function,
+    "data.augment": function.or_null(),
+    "data.transform": function.or_null(),
     "data.root": text,
     "data.fallback": one_of("mnist_5k").or_null(),
     "data.batch_size": _integer(1),
@@ -211,6 +225,8 @@ RULES: dict[str, Rule] = {
     "trainer.limit_test_batches": batches,
     "trainer.deterministic": boolean,
     "trainer.detect_anomaly": boolean,
+    "trainer.num_sanity_val_steps": _integer(-1),
+    "trainer.max_steps": _integer(-1),
     "sweep.sampler": one_of("grid", "random", "tpe", "cmaes", "qmc", "nsga2"),
     "sweep.trials": _integer(1).or_null(),
     "sweep.objective": one_of(*METRICS).or_list().or_null(),
@@ -285,17 +301,20 @@ def compose_config(overrides: list[str], config_name: str = "config", hydra: Hyd
     except ConfigCompositionException as error:
         raise UserError(_unknown_key(error, overrides, config_name, hydra)) from error
     except OverrideParseException as error:
-        raise UserError(f"{error.override}: not understood, {_one_line(error)}") from error
+        raise UserError(f"{error.override}: not understood, {one_line(error)}") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(one_line(error)) from error
+    except TypeError as error:  # Hydra's, of a list in the place of an option, say
+        raise UserError(f"{' '.join(overrides)}: not understood, {one_line(error)}") from error
     except yaml.YAMLError as error:
-        raise UserError("a config file is not valid YAML: " + _one_line(error)) from error
+        raise UserError("a config file is not valid YAML: " + one_line(error)) from error
     HydraConfig.instance().set_config(cfg)
     check(cfg)
     return cfg
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What Hydra or OmegaConf says, in at most 1,000 characters."""
     words = re.sub(r"^Error parsing override '.*'", "", str(error)) or str(error.__cause__)
     return " ".join(re.sub(r"See https?://\S+.*", "", words).split())[:1000]
 
@@ -315,7 +334,7 @@ def _unknown_key(error: ConfigCompositionException, overrides: list[str], config
     found = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^'=]+)", str(error))
     cause = error.__cause__
     if found is None or not isinstance(cause, ConfigKeyError | AttributeError):
-        return _one_line(error)
+        return one_line(error)
     key = found.group(1)
     rest = [o for o in overrides if re.split(r"[=@]", o.lstrip("+~"), maxsplit=1)[0] != key]
     try:
@@ -352,13 +371,22 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UserError: naming the first key whose value is not allowed, and what is.
     """
+    for key in NEEDED:
+        if key not in cfg:
+            raise UserError(f"without {key} is not allowed: give it a value, or leave the one that it has")
     for section in (*SECTIONS, *MAY_BE_EMPTY):
-        node = OmegaConf.select(cfg, section)
+        try:
+            node = OmegaConf.select(cfg, section)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{section}: " + one_line(error)) from error
         if not isinstance(node, DictConfig):
             what = f"{section}={node}" if section in cfg else f"without {section}"
             raise UserError(f"{what} is not allowed: {section} must be one of its options, see --help")
         if section in SECTIONS and not isinstance(node.get("_target_"), str):
             raise UserError(f"{section}: its config names no class or function, {section}._target_")
+        for key in NEEDED_OF.get(section, ()):
+            if key not in node:
+                raise UserError(f"without {section}.{key} is not allowed: give it a value, or leave the one it has")
     keys = [k for k in _keys(cfg) if k.partition(".")[0] != "hydra"]
     for key in sorted(keys, key=lambda k: k.count(".")):
         try:
@@ -370,7 +398,7 @@ def check(cfg: DictConfig) -> None:
             message = str(error).splitlines()[0].rpartition("while resolving interpolation: ")[2]
             raise UserError(message if message.startswith("data.") else f"{key}: {message}") from None
         except OmegaConfBaseException as error:
-            raise UserError(f"{key}: " + _one_line(error)) from error
+            raise UserError(f"{key}: " + one_line(error)) from error
         if key not in RULES or not _is_known(cfg, key):
             continue
         value = OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
@@ -427,7 +455,12 @@ def _check_together(cfg: DictConfig) -> None:
         raise UserError("optimizer.nesterov=true needs momentum: add optimizer.momentum=0.9")
 
 
-def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> Path:
+def quoted(path: Path) -> str:
+    """A path as a value in Hydra's grammar of overrides."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> tuple[Path, Path]:
     """Checks everything that a command asks for, before anything is imported or written for it.
 
     A sweep is checked value by value: each option of each swept group once, with the first values of the others.
@@ -438,7 +471,7 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> Path:
         fresh: whether its folder must be empty or new.
 
     Returns:
-        The deepest folder on the way to the command's own that exists already.
+        The command's own folder, and the deepest on the way to it that exists already.
 
     Raises:
         UserError: with the first mistake found.
@@ -446,14 +479,16 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> Path:
     name, overrides = args.config_name or "config", list(args.overrides)
     with hydra_with(args.config_dir, args.config_path) as hydra:
         if not multirun:
-            return _check_folder("hydra.run.dir", compose_config(overrides, name, hydra).hydra.run.dir, fresh)
+            folder = compose_config(overrides, name, hydra).hydra.run.dir
+            return Path(folder).absolute(), _check_folder("hydra.run.dir", folder, fresh)
         try:
             parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
         except OverrideParseException as error:
-            raise UserError(f"{error.override}: not understood, {_one_line(error)}") from error
+            raise UserError(f"{error.override}: not understood, {one_line(error)}") from error
         axes = [_axis(override) for override in parsed]
         first = [values[0] for values in axes]
-        existing = _check_folder("hydra.sweep.dir", compose_config(first, name, hydra).hydra.sweep.dir, fresh)
+        folder = compose_config(first, name, hydra).hydra.sweep.dir
+        existing = _check_folder("hydra.sweep.dir", folder, fresh)
         for n, (override, values) in enumerate(zip(parsed, axes, strict=True)):
             key = override.get_key_element().lstrip("+")
             if hydra.config_loader.get_group_options(key):
@@ -463,7 +498,7 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> Path:
                 for other in OverridesParser.create().parse_overrides(values[1:]):
                     _check_value(key, other.value())
         _check_sweep(parsed, compose_config(first, name, hydra))
-        return existing
+        return Path(folder).absolute(), existing
 
 
 def _axis(override: Override) -> list[str]:

@@ -18,6 +18,10 @@ class Diverged(UserError):
     """A training whose loss is infinite or no number: what comes after it means nothing."""
 
 
+class DiskError(UserError):
+    """A disk that is full, read-only, failing or gone. What was whole on it before is whole still."""
+
+
 def closest(word: str, candidates: Iterable[str]) -> str:
     """The candidate most like `word` as ` Did you mean ...?`, or an empty string where none is like it."""
     matches = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mnist_lab.config import check, one_of, unknown_key_hint
 from mnist_lab.errors import UserError
+from mnist_lab.files import unchanged
 from mnist_lab.trust import check_origin
 from mnist_lab.words import divide
 
@@ -80,6 +81,8 @@ def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:
         cfg = OmegaConf.load(path)
         assert isinstance(cfg, DictConfig)
         check_origin(path, OmegaConf.to_container(cfg), asked_of(run_dir).get("seal"))
+        if not unchanged(path.read_text(encoding="utf-8")):
+            raise UserError(f"{path} is not as the run wrote it. To use it as it is, delete its last line")
         OmegaConf.set_struct(cfg, True)
         for override in overrides:
             key = override.partition("=")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,24 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM)
+"""The system's errors that are the disk's and not the program's: full, read-only, failing, gone, not to be written."""
+
+
+def disk_fault(error: BaseException | None, folder: Path | None = None) -> OSError | None:
+    """What the system said of the disk, where that is the cause of an error; libraries add errors of their own.
+
+    Args:
+        error: what was raised.
+        folder: whose absence is a fault as well.
+    """
+    gone = folder is not None and not folder.is_dir()
+    while error is not None:
+        if isinstance(error, OSError) and (error.errno in FAULTS or (gone and error.errno == errno.ENOENT)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def cache_dir() -> Path:
@@ -39,15 +58,33 @@ def digests(paths: Sequence[Path]) -> list[str]:
         found.append(known[key])
     if news:
         with suppress(OSError):  # a home that can't be written to costs time, nothing else
+            cache.parent.mkdir(parents=True, exist_ok=True)
             write_whole(cache, json.dumps(known, indent=0))
     return found
 
 
+MARK = "# the SHA-256 of the lines above: "
+
+
+def marked(text: str) -> str:
+    """A text of lines, with a last one that shows whether it is still the same."""
+    return f"{text}{MARK}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def unchanged(text: str) -> bool:
+    """Whether a text is as `marked` has given it, or has no mark."""
+    above, mark, _ = text.rpartition(MARK)
+    return not mark or text == marked(above)
+
+
 def write_whole(path: Path, content: str | bytes | Iterable[bytes]) -> None:
-    """Writes a file whole or not at all: readers see the old content or the new, never a part. Text becomes UTF-8."""
+    """Writes a file whole or not at all: readers see the old content or the new, never a part. Text becomes UTF-8.
+
+    Raises:
+        OSError: the disk is full, or the folder isn't there.
+    """
     if isinstance(content, str | bytes):
         content = [content.encode() if isinstance(content, str) else content]
-    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

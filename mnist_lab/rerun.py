@@ -11,6 +11,7 @@ from typing import Any
 
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import load_config
+from mnist_lab.folders import kept_or_nothing
 from mnist_lab.processes import helping, is_helper_process
 from mnist_lab.result import Result
 from mnist_lab.sweep.study import differences, held
@@ -47,7 +48,8 @@ def rerun(words: list[str]) -> None:
         with helping():
             run(cfg, new, before.overrides, [], started)
         return
-    with held(new, str(new)), logged(new / "run.log"):
+    until = next(path for path in (new, *new.parents) if path.exists())
+    with kept_or_nothing(new, until), held(new, str(new)), logged(new / "run.log"):
         found = run(cfg, new, before.overrides, shlex.split(before.command)[3:], started)
     assert found is not None
     numbers = differences(_numbers(before), _numbers(found))

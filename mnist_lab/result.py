@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -48,6 +49,8 @@ class Result:
             resumed those of the process that finished it.
         notes: what a reader of the numbers must know: data that stands in, a test set used for validation.
         extras: what only some networks have: forward_pass of the neuron.
+
+    The file has one field more, sha256: of the others as `json.dumps(others, sort_keys=True)` gives them.
     """
 
     schema_version: int
@@ -70,7 +73,9 @@ class Result:
 
     def save(self, run_dir: Path) -> None:
         """Writes RUN/result.json, whole or not at all."""
-        write_whole(run_dir / "result.json", json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False) + "\n")
+        values = json.loads(json.dumps(_finite(asdict(self))))  # as whoever reads it will have them
+        text = json.dumps(values | {"sha256": _digest(values)}, indent=2, ensure_ascii=False)
+        write_whole(run_dir / "result.json", text + "\n")
 
     @staticmethod
     def load(run_dir: Path) -> Result:
@@ -88,11 +93,17 @@ class Result:
                 )
             if not {"loss", "acc", "n", "checkpoint"} <= values["test"].keys():
                 raise KeyError("test")
+            if values.pop("sha256", None) not in (None, _digest(values)):
+                raise ValueError("its numbers are not those that its sha256 was made of")
             return Result(**{field.name: values[field.name] for field in fields(Result)})
         except FileNotFoundError:
             raise UserError(f"{run_dir} is no finished run: it has no result.json") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged: {error!r}") from error
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _finite(value: Any) -> Any:

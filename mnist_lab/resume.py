@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+from mnist_lab.config import quoted
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import asked_of, load_config
+from mnist_lab.folders import kept_or_nothing
 from mnist_lab.processes import alone, helping, is_helper_process
 from mnist_lab.sweep.study import held, is_sweep, load_asked
 from mnist_lab.trust import is_sealed, trusts
@@ -41,6 +43,8 @@ def resume(words: list[str]) -> None:
     folder = Path(words[0]).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
+    if (folder / ".hydra").exists() and not (folder / "config.yaml").exists():
+        raise UserError(f"{folder} was stopped before it began: nothing is lost, run its command again in a new folder")
     if is_sweep(folder) or not (folder / "config.yaml").exists():
         alone("a sweep")
         _sweep(folder, words[1:])
@@ -64,8 +68,7 @@ def _sweep(folder: Path, words: list[str]) -> None:
     for word in words:
         if not word.startswith("sweep."):
             raise UserError(f"{word}: only sweep.* can be changed of a sweep that has begun\n{USAGE}")
-    path = str(folder.absolute()).replace("\\", "\\\\").replace("'", "\\'")
-    train([sys.argv[0], *asked["argv"], *words, f"hydra.sweep.dir='{path}'"], fresh=False)
+    train([sys.argv[0], *asked["argv"], *words, f"hydra.sweep.dir={quoted(folder.absolute())}"], fresh=False)
 
 
 def _run(folder: Path, words: list[str]) -> None:
@@ -96,5 +99,5 @@ def _run(folder: Path, words: list[str]) -> None:
         with helping():
             run(cfg, folder, overrides + more, command + more, started)
         return
-    with held(folder, str(folder)), logged(folder / "run.log"):
+    with kept_or_nothing(folder, until=None), held(folder, str(folder)), logged(folder / "run.log"):
         run(cfg, folder, overrides + more, command + more, started, report=True)

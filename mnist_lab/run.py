@@ -38,7 +38,7 @@ from mnist_lab.build import (
 )
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import Diverged, UserError
-from mnist_lab.files import write_whole
+from mnist_lab.files import marked, write_whole
 from mnist_lab.processes import processes
 from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, most_memory, package_versions, processor
 from mnist_lab.seeds import seed_of
@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
+warnings.filterwarnings("ignore", ".*`srun` command is available.*")
 warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # scalars are logged by epoch
 warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist.*")  # sums are over all processes
@@ -127,7 +128,7 @@ def run(
     module.example_input_array = trainer.precision_plugin.convert_input(torch.zeros(1, *data.shape))
 
     if trainer.is_global_zero:
-        text = OmegaConf.to_yaml(cfg)
+        text = marked(OmegaConf.to_yaml(cfg))
         asked = {"command": command, "overrides": overrides, "seal": seal(text)}
         write_whole(run_dir / "config.yaml", text)
         write_whole(run_dir / "run.json", json.dumps(asked) + "\n")
@@ -190,8 +191,8 @@ def run(
         notes=[*notes(cfg, data, [*history.rows, module.metrics], module.processes), *remarks],
         extras=extras(trainer),
     )
-    result.save(run_dir)
     log_hyperparameters(trainer.logger, result)
+    result.save(run_dir)  # last: a run that has it is finished, and nothing of it is done again
     show_result(result)
     show_where(result, run_dir, leave_report(run_dir, data) if report else None)
     return result
@@ -383,7 +384,8 @@ def log_hyperparameters(logger: Logger | None, result: Result) -> None:
         if not key.startswith("callbacks.dashboard"):  # which changes no number
             chosen.setdefault(key, value)
     metrics = {"test/acc": result.test["acc"], "test/loss": result.test["loss"]}
-    logger.log_hyperparams({k: v for k, v in chosen.items() if v is not None}, metrics, len(result.history))
+    after = len(result.history) + 1  # what a process wrote that was killed now is forgotten when the run goes on
+    logger.log_hyperparams({k: v for k, v in chosen.items() if v is not None}, metrics, after)
     logger.experiment.add_text("config", "```yaml\n" + OmegaConf.to_yaml(OmegaConf.create(config)) + "```")
     logger.experiment.add_text("command", f"`{result.command}`")
     logger.save()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,50 @@ def lab(tmp_path: Path) -> Command:
         )
 
     return command
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The fault suite takes as long as it is told to: it runs when it is asked for, `-m faults`."""
+    if "faults" not in config.option.markexpr:
+        left_out = [item for item in items if "faults" in item.keywords]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+class Tally:
+    """What the fault suite has done, for the table at its end.
+
+    Attributes:
+        size: how many faults a test is to make: FAULTS in the environment.
+        seed: of what it does at random: FAULTS_SEED, else a new one each time, which the table shows.
+    """
+
+    def __init__(self, record: Callable[[str, object], None]) -> None:
+        self.size = int(os.environ.get("FAULTS", "20"))
+        self.seed = int(os.environ.setdefault("FAULTS_SEED", str(time.time_ns() % 10**6)))
+        self._record = record
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Adds to a line of the table."""
+        self._record(what, int(number))
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Tally:
+    return Tally(record_property)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the fault suite has done."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    counts: Counter[str] = Counter()
+    for report in reports:
+        for what, number in report.user_properties:
+            counts[what] += number
+    if counts:
+        terminalreporter.section(f"faults, FAULTS_SEED={os.environ.get('FAULTS_SEED')}")
+        for what, number in counts.items():
+            terminalreporter.write_line(f"{number:>8,}  {what}")
 
 
 def result_in(folder: Path) -> Result:

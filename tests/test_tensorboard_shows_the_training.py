@@ -59,7 +59,7 @@ def test_every_run_draws_its_curves_over_the_epochs(plain: Path) -> None:
     events = read(plain)
     for tag in ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "train/images_per_second"):
         assert steps(events, tag) == [1, 2]
-    assert steps(events, "test/acc") == steps(events, "test/loss") == [2]
+    assert steps(events, "test/acc") == steps(events, "test/loss") == [2 + 1]
     for event, row in zip(events.Scalars("train/images_per_second"), Result.load(plain).history, strict=True):
         assert event.value >= 3500 / row["seconds"]  # which validation is part of
     assert events.Tags()["images"] == events.Tags()["histograms"] == [] and not events.Tags()["graph"]

@@ -367,6 +367,7 @@ def _unpack(archive: Archive, largest: int) -> None:
     try:
         for member, stream in _members(archive.path, wanted):
             path = wanted[member]
+            path.parent.mkdir(parents=True, exist_ok=True)
             for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
                 left.unlink()
             write_whole(path, _bounded(stream, largest, f"{member or path.name} of {archive.path}"))

@@ -72,6 +72,7 @@ def explore(words: list[str]) -> None:
     if options["show"] == "terminal":
         _show_in_terminal(parts, index)
     folder = Path(options["dir"] or f"outputs/explore/{parts.name}").expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
     for name, figure in _figures(parts, index, cfg.seed).items():
         write_whole(folder / f"{name}.png", png(figure))
         print(f"picture  {relative(folder.absolute() / f'{name}.png')}")

@@ -111,6 +111,7 @@ def write_report(run: TrainedRun, result: Result, data: ImageDataModule) -> Path
     if weights is not None:
         drawn["weights"] = weights[0], "weights of the first layer"
     images = {}
+    (run.run_dir / "figures").mkdir(exist_ok=True)
     for name, (figure, what) in drawn.items():
         content = svg(figure)
         write_whole(run.run_dir / "figures" / f"{name}.svg", content)

@@ -110,6 +110,7 @@ def compare(words: list[str]) -> None:
     if target is None and len(folders) == 1:
         target = folders[0]
     if target is not None:
+        target.mkdir(parents=True, exist_ok=True)
         write_whole(target / "compare.md", markdown(groups, metric))
         write_whole(target / "compare.csv", table(groups, metric))
         from mnist_lab.sweep.report import page

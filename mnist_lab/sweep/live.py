@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,7 @@ class Live:
 
     def _tell(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        with self.log.open("a", encoding="utf-8") as file:
+        with suppress(OSError), self.log.open("a", encoding="utf-8") as file:  # a full disk stops the trials themselves
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     @staticmethod

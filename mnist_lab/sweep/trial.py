@@ -18,6 +18,7 @@ from optuna import TrialPruned
 from rich import get_console
 
 from mnist_lab.errors import UserError
+from mnist_lab.files import disk_fault
 from mnist_lab.result import Result, cores
 from mnist_lab.sweep.compare import matters
 from mnist_lab.sweep.study import held, load_asked, open_study, pruner_of, set_attr, set_state, trials_of
@@ -154,6 +155,8 @@ def _attempts(
         except SystemExit as stopped:  # which Lightning makes of Ctrl-C
             raise KeyboardInterrupt from stopped
         except Exception as error:
+            if disk_fault(error) is not None:
+                raise  # which is not the trial's: it goes on when the disk does
             set_attr(study, trial, "error", f"{type(error).__name__}: {error}"[:2000])
             set_attr(study, trial, "traceback", traceback.format_exc()[-8000:])
             set_attr(study, trial, "failures", attempt + 1)

@@ -19,6 +19,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from mnist_lab.errors import UserError
 from mnist_lab.processes import is_helper_process
 from mnist_lab.terminal import relative
 from mnist_lab.training.classifier import Classifier
@@ -34,11 +35,21 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Called by Lightning in the first process."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(exist_ok=True)
         with Path(path).open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Called by Lightning in each process.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        if (damaged := damage(Path(path))) is not None:
+            raise UserError(f"{path} is damaged ({damaged})")
+        return super().load_checkpoint(path, *args, **kwargs)
 
 
 class Checkpoints(Checkpoint):
@@ -183,13 +194,17 @@ class Checkpoints(Checkpoint):
         part, last = self.folder / ".part", self.folder / "last.ckpt"
         for logger in trainer.loggers:
             logger.save()  # what a resumed run won't write again
-        trainer.save_checkpoint(part)
-        if trainer.is_global_zero:
-            if last.exists():
-                _same_file(last, self.folder / "previous.ckpt")
-            part.replace(last)
-            if improved:
-                _same_file(last, self.folder / "best.ckpt")
+        try:
+            trainer.save_checkpoint(part)
+            if trainer.is_global_zero:
+                if improved:  # before the last one says that it is: whoever goes on from the one before finds it again
+                    _same_file(part, self.folder / "best.ckpt")
+                if last.exists():
+                    _same_file(last, self.folder / "previous.ckpt")
+                part.replace(last)
+        except BaseException:
+            part.unlink(missing_ok=True)  # of a disk that is full
+            raise
         trainer.strategy.barrier()
 
     def _leave(self, trainer: L.Trainer, number: int) -> None:
@@ -209,20 +224,24 @@ def _name(number: int) -> str:
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
-def newest(folder: Path) -> Path | None:
-    """The last checkpoint that is whole; one that is damaged is set aside, with a warning. None where there is none.
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's file; None where nothing is.
 
     Every part of a checkpoint carries a CRC-32, which PyTorch writes and doesn't look at.
     """
+    try:
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip()
+    except Exception as error:  # a bit more or less in a header makes zipfile raise whatever reads what follows it
+        return str(error) or type(error).__name__
+
+
+def newest(folder: Path) -> Path | None:
+    """The last checkpoint that is whole; one that is damaged is set aside, with a warning. None where there is none."""
     for path in (folder / "last.ckpt", folder / "previous.ckpt"):
         if not path.exists():
             continue
-        try:
-            with zipfile.ZipFile(path) as parts:
-                damaged = parts.testzip()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, FileNotFoundError) as error:
-            damaged = str(error)
-        if damaged is None:
+        if (damaged := damage(path)) is None:
             return path
         if is_helper_process():  # the first sets it aside
             continue
@@ -238,5 +257,9 @@ def _same_file(source: Path, target: Path) -> None:
     try:
         os.link(source, new)
     except OSError:
-        shutil.copyfile(source, new)
+        try:
+            shutil.copyfile(source, new)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
     new.replace(target)

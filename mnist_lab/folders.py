@@ -1,0 +1,74 @@
+"""The folder of a run or a sweep when something goes wrong: kept where it can be gone on with, else taken away."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+
+from mnist_lab.errors import DiskError, UserError
+from mnist_lab.files import disk_fault
+from mnist_lab.sweep.study import is_sweep
+
+
+def begun(folder: Path) -> bool:
+    """Whether a folder is that of a sweep, or has a run that has finished an epoch or has a checkpoint."""
+    return is_sweep(folder) or any(path for name in ("history.csv", "last.ckpt") for path in folder.rglob(name))
+
+
+@contextmanager
+def kept_or_nothing(folder: Path, until: Path | None) -> Iterator[None]:
+    """Keeps what can be gone on with when something goes wrong; else the folder is left as it was before.
+
+    Args:
+        folder: of the run or the sweep, absolute.
+        until: what existed before the command, and stays; None: all of it did, and nothing is taken away.
+
+    Raises:
+        DiskError: the disk was the cause. It says what to do.
+    """
+    from mnist_lab.terminal import relative
+
+    try:
+        yield
+    except Exception as error:
+        fault = None if isinstance(error, UserError) else disk_fault(error, folder)
+        if fault is None and not isinstance(error, UserError):
+            raise
+        gone = not folder.is_dir()
+        again = folder.parent if is_sweep(folder.parent) else folder if begun(folder) else None
+        if until is not None:
+            leave_nothing(folder, until)
+        if fault is None:
+            raise
+        if gone:
+            raise DiskError(f"{relative(folder)} has been taken away: there is nothing left to go on with") from error
+        go_on = (
+            "run the command again" if again is None else f"python -m mnist_lab resume {quote(str(relative(again)))}"
+        )
+        mend = "free some space" if fault.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+        where = fault.filename or relative(folder)
+        raise DiskError(f"{where}: {fault.strerror}. To go on, {mend}, then: {go_on}") from error
+
+
+def leave_nothing(folder: Path, until: Path) -> None:
+    """Takes away the folder of a run that never began, which was new or empty, and the folders that this leaves empty.
+
+    Args:
+        folder: of the run or the sweep.
+        until: what existed before the command; it stays.
+    """
+    if begun(folder):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in folder.parents:
+        if parent == until or not parent.is_relative_to(until):
+            break
+        if [path.name for path in parent.iterdir()] == ["multirun.yaml"]:
+            (parent / "multirun.yaml").unlink()
+        if any(parent.iterdir()):
+            break
+        parent.rmdir()

@@ -1,0 +1,179 @@
+"""A disk that fills, turns read-only or loses the run's folder: one line, and what was done before is whole."""
+
+import gzip
+import random
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Tally, outcome
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from warm import Done, lab, start, told
+
+from mnist_lab.result import Result
+
+RUN = ["data=mnist_5k", "data.train_size=1000", "data.val=random", "trainer.accelerator=cpu", "trainer.max_epochs=3"]
+RUN += ["model=mlp", "model.hidden=[16]", "hydra.run.dir=run"]
+SWEEP = ["-m", *RUN[:-1], "trainer.max_epochs=2", "seed=0,1,2", "hydra.sweep.dir=sweep"]
+
+
+class Disk:
+    """A small disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._mount("size=64m")
+
+    def _mount(self, options: str) -> None:
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder)], check=True, capture_output=True
+        )
+
+    def room(self, kilobytes: int) -> None:
+        """Gives the disk so much room."""
+        self._mount(f"remount,size={kilobytes}k")
+
+    def read_only(self) -> None:
+        self._mount("remount,ro")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        made = Disk(folder)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no disk can be mounted here")
+    yield made
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the undisturbed run and sweep."""
+    folder = tmp_path_factory.mktemp("whole")
+    for words in (RUN, SWEEP):
+        done = lab(words, folder)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def in_one_line(done: Done, *says: str) -> None:
+    """That a command has ended with one clear line."""
+    errors = [line for line in done.stderr.splitlines() if line and "B/s]" not in line]
+    assert done.returncode == 2, done
+    assert len(errors) == 1 and errors[0].startswith("error: "), done.stderr
+    assert "Traceback" not in done.stdout and all(word in errors[0] for word in says), errors
+
+
+def no_ruins(folder: Path) -> None:
+    """That files are whole or not there."""
+    left = [path.name for path in folder.rglob("*") if path.suffix in (".part", ".new") or path.name == ".part"]
+    left += [path.name for path in folder.rglob(".*.*") if path.parent.name != ".hydra" and path.is_file()]
+    assert not left
+    for path in folder.rglob("*.ckpt"):
+        torch.load(path, weights_only=True)
+    for path in folder.rglob("result.json"):
+        Result.load(path.parent)
+
+
+def same_curves(run: Path) -> None:
+    """That TensorBoard has each epoch once."""
+    history = Result.load(run).history
+    curve = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("val/loss")
+    assert [point.step for point in curve] == [row["epoch"] for row in history]
+    assert [point.value for point in curve] == pytest.approx([row["val/loss"] for row in history])
+
+
+def fills(disk: Disk, kilobytes: int, words: list[str], whole: Path) -> bool:
+    """Runs a command on a disk with so much room, gives it more, and goes on. Whether the disk was full."""
+    disk.room(kilobytes)
+    done = lab(words, disk.folder)
+    name = words[-1].partition("=")[2]
+    runs = [Path(name)] if words is RUN else [Path(name, str(number)) for number in range(3)]
+    no_ruins(disk.folder)
+    full = done.returncode != 0
+    if full:
+        in_one_line(done, "No space left on device. To go on, free some space, then: ")
+        again = f"resume {name}" in done.stderr
+        assert again or not any(disk.folder.iterdir()), "nothing is left of what never began"
+        disk.room(65536)
+        done = lab(["resume", name] if again else words, disk.folder)
+        assert done.returncode == 0, done.stderr
+    for run in runs:
+        assert outcome(disk.folder / run) == outcome(whole / run)
+        same_curves(disk.folder / run)
+    return full
+
+
+@pytest.mark.parametrize("kilobytes", [8, 40, 300, 760, 820])
+def test_a_run_goes_on_when_there_is_room(kilobytes: int, disk: Disk, whole: Path) -> None:
+    fills(disk, kilobytes, RUN, whole)
+
+
+@pytest.mark.parametrize("kilobytes", [60, 700])
+def test_a_sweep_goes_on_when_there_is_room(kilobytes: int, disk: Disk, whole: Path) -> None:
+    fills(disk, kilobytes, SWEEP, whole)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("name", "words", "most"), [("run", RUN, 1000), ("sweep", SWEEP, 2600)])
+def test_at_any_moment(name: str, words: list[str], most: int, disk: Disk, whole: Path, tally: Tally) -> None:
+    chance = random.Random(tally.seed)
+    for _ in range(tally.size):
+        shutil.rmtree(disk.folder / name, ignore_errors=True)
+        tally.count("disks filled", fills(disk, 4 * chance.randint(1, most // 4), words, whole))
+
+
+def test_a_disk_that_is_read_only_is_told(disk: Disk, whole: Path) -> None:
+    shutil.copytree(whole, disk.folder, dirs_exist_ok=True)
+    disk.read_only()
+    in_one_line(lab([*RUN[:-1], "hydra.run.dir=new"], disk.folder), "not writable")
+    in_one_line(lab(["resume", "sweep", "sweep.trials=4"], disk.folder), "not writable")
+    for words in ("resume run trainer.max_epochs=4", "rerun run", "compare sweep", "report run=run"):
+        in_one_line(lab(words.split(), disk.folder), "Read-only file system")
+
+
+def test_a_folder_that_is_taken_away_stops_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start([*RUN, "trainer.max_epochs=2000"], tmp_path, tmp_path / "shown")
+    while process.is_alive() and not (run / "checkpoints/last.ckpt").exists():
+        time.sleep(0.01)
+    while run.exists():
+        shutil.rmtree(run, ignore_errors=True)
+    process.join(120)
+    in_one_line(told(process, tmp_path / "shown"), "run has been taken away")
+    assert not run.exists()
+
+
+def test_a_download_that_fills_the_disk_is_told_and_leaves_no_part(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(0)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(chance.randbytes(300_000)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "own.py").write_text(
+        "from torchvision import datasets\nfrom mnist_lab.data import mnist\n\n\ndef source(root, download):\n"
+        f"    datasets.MNIST.mirrors = ['http://127.0.0.1:{server.server_port}/']\n"
+        "    datasets.MNIST.resources = [(datasets.MNIST.resources[0][0], None), *datasets.MNIST.resources[1:]]\n"
+        "    return mnist(root, download)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for kilobytes in (100, 400):  # while it is fetched, while it is unpacked
+        disk.room(kilobytes)
+        words = ["data.source._target_=own.source", f"data.root={disk.folder}", "hydra.run.dir=run"]
+        done = subprocess.run(
+            ["python", "-m", "mnist_lab", *words], cwd=tmp_path, capture_output=True, text=True, timeout=100
+        )
+        in_one_line(Done(done.returncode, done.stdout, done.stderr), f"data.root={disk.folder}: No space left")
+        assert not [path for path in disk.folder.rglob("*") if path.is_file()]
+    server.shutdown()

@@ -1,0 +1,152 @@
+"""Runs and sweeps killed at random moments, from the first import to the last line, end as if nothing had happened."""
+
+import csv
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Tally
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+from warm import lab, start, told
+
+from mnist_lab.result import Result
+
+QUICK = ["data=mnist_5k", "data.train_size=1500", "data.val=random", "trainer.accelerator=cpu", "report=false"]
+MLP = [*QUICK, "model=mlp", "model.hidden=[32]", "trainer.max_epochs=4"]
+RECIPES = {
+    "adam": [*MLP, "checkpoint.every=5 steps"],
+    "rmsprop, augmentation": [*MLP, "optimizer=rmsprop", "augment=affine", "checkpoint.every=4 steps"],
+    "momentum, cosine": [*MLP, "model=mlp_784_32", "optimizer=sgd", "optimizer.momentum=0.9", "schedule=cosine"],
+    "accumulation": [*MLP, "optimizer=adamw", "trainer.accumulate_grad_batches=3", "data.batch_size=32"],
+    "best": [
+        *MLP,
+        "test_checkpoint=best",
+        "callbacks=early_stopping",
+        "data.batch_size=16",
+        "checkpoint.every=50 steps",
+    ],
+    "convolution": [*QUICK, "model=cnn", "model.filters=4", "schedule=one_cycle", "trainer.max_epochs=3"],
+    "workers": [*MLP, "data.loader=workers", "data.workers=1", "data.train_size=400", "trainer.max_epochs=2"],
+    "sweep": ["-m", *MLP, "trainer.max_epochs=2", "seed=0,1,2"],
+    "search": ["-m", *MLP, "trainer.max_epochs=2", "sweep=tpe", "sweep.trials=3", "optimizer.lr=interval(1e-3,1e-2)"],
+}
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+def line(recipe: str, name: str) -> list[str]:
+    words = RECIPES[recipe]
+    return [*words, f"hydra.{'sweep' if words[0] == '-m' else 'run'}.dir={name}"]
+
+
+def timeless(value: Any) -> Any:
+    """What a checkpoint holds, but for clocks and for the paths of Lightning's own."""
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key not in ("seconds", "elapsed", "time")}
+    if isinstance(value, list | tuple):
+        return [timeless(item) for item in value]
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def found(run: Path) -> dict[str, Any]:
+    """All that a finished run leaves, bit by bit, but for times."""
+    result = Result.load(run)
+    curves = EventAccumulator(str(run / "tensorboard")).Reload()
+    points = {
+        tag: [(point.step, "second" in tag or point.value) for point in curves.Scalars(tag)]
+        for tag in curves.Tags()["scalars"]
+    }
+    saved = {name: torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("last", "best")}
+    with (run / "history.csv").open() as file:
+        rows = timeless(list(csv.DictReader(file)))
+    parts = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "batches")
+    return {
+        "test": result.test, "history": timeless(result.history), "rows": rows, "points": points, "data": result.data,
+        **{f"{name} {part}": timeless(ckpt.get(part)) for name, ckpt in saved.items() for part in parts},
+    }  # fmt: skip
+
+
+def finds(folder: Path) -> dict[str, dict[str, Any]]:
+    return {str(path.parent.relative_to(folder)): found(path.parent) for path in sorted(folder.rglob("result.json"))}
+
+
+def killed(words: list[str], cwd: Path, wait: float, how: int) -> str | None:
+    """Starts a command and kills it after so many seconds: what it showed; None where it had ended by then."""
+    shown = cwd / "shown"
+    for path in cwd.glob("shown.*"):
+        path.unlink()
+    process = start(words, cwd, shown)
+    while process.is_alive() and not Path(f"{shown}.err").exists():  # until then it is no command yet
+        time.sleep(0.001)
+    time.sleep(wait)
+    over = not process.is_alive()
+    if not over:
+        assert process.pid is not None
+        os.kill(process.pid, how)
+    process.join(120)
+    assert process.exitcode is not None, f"it hangs after signal {how}"
+    done = told(process, shown)
+    assert "Traceback" not in done.stdout + done.stderr, done
+    assert done.returncode in (0, 130, 128 + how, -how), done
+    return None if over else done.stdout + done.stderr
+
+
+def disturbed(recipe: str, cwd: Path, seconds: float, kills: int, chance: random.Random) -> int:
+    """Runs a recipe in the folder `run`, kills it so often, and goes on to its end. How many kills it has met."""
+    words, met = line(recipe, "run"), 0
+    for n in range(kills + 1):
+        if n < kills:
+            met += killed(words, cwd, chance.uniform(0, seconds), chance.choice(SIGNALS)) is not None
+        else:
+            done = lab(words, cwd)
+            if "was stopped before it began" in done.stderr or "is no sweep" in done.stderr:
+                words = line(recipe, "run")
+                shutil.rmtree(cwd / "run")
+                done = lab(words, cwd)
+            assert done.returncode == 0, done
+        kept = any((cwd / "run" / name).exists() for name in ("config.yaml", "sweep.json"))
+        if not kept:
+            shutil.rmtree(cwd / "run", ignore_errors=True)
+        words = ["resume", "run"] if kept else line(recipe, "run")
+    return met
+
+
+def undisturbed(recipe: str, cwd: Path) -> tuple[dict[str, dict[str, Any]], float]:
+    """What a recipe finds when it is left alone, and how long that takes."""
+    lab(["--help"], cwd)  # by now the process is there that others are forked from
+    before = time.monotonic()
+    done = lab(line(recipe, "whole"), cwd)
+    assert done.returncode == 0, done.stderr
+    return finds(cwd / "whole"), time.monotonic() - before
+
+
+def same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert first.keys() == second.keys()
+    for name, parts in first.items():
+        for part, value in parts.items():
+            assert second[name][part] == value, f"{name}: {part}"
+
+
+@pytest.mark.parametrize("recipe", ["adam", "best", "sweep"])
+def test_twice_killed(recipe: str, tmp_path: Path) -> None:
+    expected, seconds = undisturbed(recipe, tmp_path)
+    disturbed(recipe, tmp_path, seconds, 2, random.Random(recipe))
+    same(expected, finds(tmp_path / "run"))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_killed_again_and_again(recipe: str, tmp_path: Path, tally: Tally) -> None:
+    chance = random.Random(f"{recipe} {tally.seed}")
+    expected, seconds = undisturbed(recipe, tmp_path)
+    for _ in range(tally.size):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        tally.count("kills survived", disturbed(recipe, tmp_path, seconds, chance.choice([1, 1, 2, 3]), chance))
+        same(expected, finds(tmp_path / "run"))
+        tally.count("runs and sweeps killed, and found as if they had not been")

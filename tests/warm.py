@@ -1,0 +1,76 @@
+"""The command many times over: each in a process of its own, forked from one that has imported everything."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+FORKS = get_context("forkserver")
+PRELOADED = (
+    "run rerun resume trained show.report show.figures show.page show.predict sweep.trial sweep.live sweep.report"
+)
+FORKS.set_forkserver_preload(
+    ["warm", "scipy.stats", "hydra_plugins.mnist_lab_sweeper", *(f"mnist_lab.{name}" for name in PRELOADED.split())]
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended. Of one that was killed the status is minus the signal's number."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def start(words: list[str], cwd: Path, shown: Path, gigabytes: int = 16) -> BaseProcess:
+    """Starts `python -m mnist_lab WORDS`; what it shows goes to the files `shown`.out and .err."""
+    process = FORKS.Process(target=_front_door, args=(words, cwd, shown, gigabytes, dict(os.environ)))
+    process.start()
+    return process
+
+
+def lab(words: list[str], cwd: Path, seconds: float = 300) -> Done:
+    """Runs `python -m mnist_lab WORDS` to its end, or for so many seconds."""
+    with TemporaryDirectory() as folder:
+        shown = Path(folder) / "shown"
+        process = start(words, cwd, shown)
+        process.join(seconds)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        return told(process, shown)
+
+
+def told(process: BaseProcess, shown: Path) -> Done:
+    """How a process has ended, and what it showed."""
+    out, err = (Path(f"{shown}.{kind}") for kind in ("out", "err"))
+    texts = [path.read_text(errors="replace") if path.exists() else "" for path in (out, err)]
+    assert process.exitcode is not None
+    return Done(process.exitcode, *texts)
+
+
+def _front_door(words: list[str], cwd: Path, shown: Path, gigabytes: int, environment: dict[str, str]) -> None:
+    import resource
+
+    from mnist_lab import __main__
+
+    resource.setrlimit(resource.RLIMIT_AS, (gigabytes << 30, gigabytes << 30))
+    os.environ.clear()
+    os.environ.update(environment, COLUMNS="120")
+    os.chdir(cwd)
+    for name, number in (("out", 1), ("err", 2)):
+        handle = os.open(f"{shown}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(handle, number)
+        os.close(handle)
+    sys.argv = [str(Path(__main__.__file__)), *words]
+    __main__.STARTED = time.perf_counter()
+    with suppress(BrokenPipeError):
+        __main__.main()
