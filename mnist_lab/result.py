@@ -94,7 +94,7 @@ class Result:
             if not {"loss", "acc", "n", "checkpoint"} <= values["test"].keys():
                 raise KeyError("test")
             if values.pop("sha256", None) not in (None, _digest(values)):
-                raise ValueError("its numbers are not those that its sha256 was made of")
+                raise UserError(f"{path} is damaged: its values are not those that its sha256 was made of")
             return Result(**{field.name: values[field.name] for field in fields(Result)})
         except FileNotFoundError:
             raise UserError(f"{run_dir} is no finished run: it has no result.json") from None

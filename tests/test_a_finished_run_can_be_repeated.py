@@ -21,6 +21,7 @@ def test_the_numbers_come_back_to_the_last_digit(lab: Command, tmp_path: Path) -
 
     path = tmp_path / "run/result.json"
     recorded = json.loads(path.read_text())
+    del recorded["sha256"]
     recorded["test"]["correct"] += 1
     recorded["packages"]["torch"] = "1.0"
     path.write_text(json.dumps(recorded))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import os
@@ -103,6 +104,9 @@ def fetch(name: str, archives: Sequence[Archive], root: Path, download: bool, li
             for archive in wanted:  # last, so that a data set is there or isn't
                 _unpack(archive, limits.largest)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            for archive in archives:  # what others on the disk may need
+                archive.path.with_name(f"{archive.path.name}.part").unlink(missing_ok=True)
         reason = error.strerror or error
         raise UserError(f"data.root={root} can't be written to: {reason}. Choose another with data.root=DIR") from error
     except DataUnavailableError as error:
