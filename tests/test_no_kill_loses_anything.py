@@ -18,7 +18,7 @@ from warm import lab, start, told
 
 from mnist_lab.result import Result
 
-QUICK = ["data=mnist_5k", "data.train_size=1500", "data.val=random", "trainer.accelerator=cpu", "report=false"]
+QUICK = ["data=mnist_5k", "data.train_size=3500", "data.val=random", "trainer.accelerator=cpu", "report=false"]
 MLP = [*QUICK, "model=mlp", "model.hidden=[32]", "trainer.max_epochs=4"]
 RECIPES = {
     "adam": [*MLP, "checkpoint.every=5 steps"],
