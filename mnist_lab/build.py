@@ -246,6 +246,8 @@ def check_optimizer(net: nn.Module, optimizer: Any, schedule: Any) -> None:
         UserError: one of them doesn't take what the config gives it.
     """
     section = "optimizer"
+    if schedule is not None and not callable(schedule):
+        raise UserError(f"schedule: {', '.join(schedule)} is set, but no _target_: schedule=none has no options")
     try:
         made = optimizer(net.parameters())
         section = "schedule"

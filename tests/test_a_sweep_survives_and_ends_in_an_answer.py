@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -336,6 +337,19 @@ def test_groups_are_all_but_the_seed_and_a_difference_has_its_p_value() -> None:
     low, high = stats.t.interval(0.95, 3, loc=best.mean, scale=stats.sem(good))
     assert (best.mean - best.interval, best.mean + best.interval) == pytest.approx((low, high))
     assert grouped(results, "test/loss")[0].mean == pytest.approx(0.1)
+
+
+def test_of_many_keys_a_group_is_named_by_those_that_most_do_not_share() -> None:
+    parts = {"lr": 0.1, "smoothing": 0.1, "pool": 2, "width": 64}
+    without = [{**parts, key: value} for key, value in (("lr", 0.01), ("smoothing", 0), ("pool", 1), ("width", 32))]
+    results = []
+    for n, config in enumerate([parts, *without]):
+        one = result(0, 0.1, 0.9 - n / 100)
+        typed = [f"{key}={value}" for key, value in config.items() if value != parts[key]]
+        results.append(replace(one, config=config, overrides=typed))
+    found = grouped(results, "test/acc")
+    assert [group.name for group in found] == ["n", "lr=0.01", "smoothing=0", "pool=1", "width=32"]
+    assert all(set(group.differs) == set(parts) for group in found), "figures and files have all of them"
 
 
 def test_what_was_asked_for_is_on_disk_before_the_first_trial_ends(lab: Command, tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -32,12 +33,14 @@ class Group:
         values: of the metric, a run each; those that were measured.
         p: of Welch's t-test against the best group, two-sided; None for that group itself, and where either has fewer
             than two runs.
+        usual: of many keys those whose value most groups share, as where each leaves out one part of a recipe.
     """
 
     differs: dict[str, Any]
     results: tuple[Result, ...]
     values: tuple[float, ...]
     p: float | None = None
+    usual: frozenset[str] = frozenset()
 
     @property
     def mean(self) -> float:
@@ -61,10 +64,9 @@ class Group:
     @property
     def name(self) -> str:
         """What the group has that others haven't."""
-        shown = (f"{value:.4g}" if isinstance(value, float) else value for value in self.differs.values())
-        return (
-            " ".join(f"{key}={value}" for key, value in zip(self.differs, shown, strict=True)) or self.results[0].name
-        )
+        own = {key: value for key, value in self.differs.items() if key not in self.usual}
+        words = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in own.items())
+        return " ".join(words) or self.results[0].name
 
 
 def matters(key: str) -> bool:
@@ -139,11 +141,19 @@ def grouped(results: Sequence[Result], metric: str) -> list[Group]:
     for n, config in enumerate(flat):
         members.setdefault(repr([config.get(key, "–") for key in differing]), []).append(n)
     shown = _shown(results, flat, differing, list(members.values()))
+    firsts = [shown[numbers[0]] for numbers in members.values()]
+    usual: dict[str, str] = {}
+    if len(firsts[0]) > 3:
+        for key in firsts[0]:
+            ((most, count),) = Counter(repr(first[key]) for first in firsts).most_common(1)
+            if count > len(firsts) / 2:
+                usual[key] = most
     groups = [
         Group(
             shown[numbers[0]],
             tuple(results[n] for n in numbers),
             tuple(value for n in numbers if (value := value_of(results[n], metric)) is not None),
+            usual=frozenset(key for key, value in usual.items() if repr(shown[numbers[0]][key]) == value),
         )
         for numbers in members.values()
     ]
@@ -167,11 +177,11 @@ def _tested(group: Group, best: Group) -> Group:
     if group.spread is None or best.spread is None:
         return group
     if group.spread == best.spread == 0:
-        return Group(group.differs, group.results, group.values, float(group.mean == best.mean))
+        return replace(group, p=float(group.mean == best.mean))
     from scipy.stats import ttest_ind
 
     p = float(ttest_ind(group.values, best.values, equal_var=False).pvalue)
-    return Group(group.differs, group.results, group.values, p)
+    return replace(group, p=p)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
