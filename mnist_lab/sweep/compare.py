@@ -204,7 +204,12 @@ def _shown(
     ]
     keys = [key for key in dict.fromkeys(k for words in typed for k in words) if matters(key)]
     keys = [key for key in keys if len({words.get(key) for words in typed}) > 1]
-    shown = [{key: flat[n].get(key, typed[n].get(key, "–")) for key in keys} for n in range(len(results))]
+    shown = [  # of a group that chooses nothing, as schedule=none, only the word says so
+        {key: values.get(key, "–") for key in keys}
+        for values in (
+            {**words, **{k: v for k, v in config.items() if v != {}}} for words, config in zip(typed, flat, strict=True)
+        )
+    ]
     if len({repr(shown[numbers[0]]) for numbers in members}) == len(members):
         return shown
     return [{key: config.get(key, "–") for key in differing} for config in flat]
