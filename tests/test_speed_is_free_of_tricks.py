@@ -23,7 +23,7 @@ def numbers(folder: Path) -> list[tuple[float, float]]:
 def test_many_mini_batches_a_step_give_the_numbers_of_one_a_step(lab: Command, tmp_path: Path, model: str) -> None:
     ways = {
         "many": [],
-        "one": ["+trainer.max_steps=100000"],  # a limit on steps has each mini-batch go through Lightning alone
+        "one": ["trainer.max_steps=100000"],  # a limit on steps has each mini-batch go through Lightning alone
         "workers": ["data.loader=workers", "data.workers=1"],
         "accumulated": ["trainer.accumulate_grad_batches=3"],
     }
