@@ -38,8 +38,8 @@ def articles(words: list[str]) -> None:
             raise UserError(f"{word} is not allowed here: use {key}s=...\n{USAGE}")
     files = sorted((CONF_DIR / "experiment").glob("*.yaml"))
     known = [path.stem for path in files]
-    articles_ = [path.stem for path in files if "reported" in OmegaConf.load(path)]  # the others are our own recipes
-    chosen = [name for name in own["experiments"].split(",") if name] or articles_
+    of_articles = [path.stem for path in files if "reported" in OmegaConf.load(path)]  # the others are our own recipes
+    chosen = [name for name in own["experiments"].split(",") if name] or of_articles
     for name in chosen:
         if name not in known:
             raise UserError(
