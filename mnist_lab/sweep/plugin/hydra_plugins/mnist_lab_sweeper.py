@@ -111,9 +111,9 @@ class StudySweeper(Sweeper):
 
         folder = Path(self.base.hydra.sweep.dir).absolute()
         self.ours = "sweep" in self.base
-        section = self.base.sweep if self.ours else OmegaConf.load(CONF_DIR / "sweep" / "grid.yaml")
-        options: Any = OmegaConf.to_container(section, resolve=True)
-        self.options: dict[str, Any] = options | self.given
+        defaults: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "sweep" / "grid.yaml"))
+        section: Any = OmegaConf.to_container(self.base.sweep, resolve=True) if self.ours else {}
+        self.options: dict[str, Any] = defaults | section | self.given  # ~sweep.trials leaves the default
         self.parts = self._divide(arguments)
         self.axes = [part for part in self.parts if not isinstance(part, str)]
         if self.options["objective"] is None:
