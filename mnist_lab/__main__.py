@@ -14,6 +14,7 @@ import time
 from importlib import import_module
 from pathlib import Path
 from tempfile import mkdtemp
+from traceback import extract_tb
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -172,6 +173,10 @@ def train(argv: list[str], fresh: bool = True) -> None:
             if began:
                 raise
             raise UserError(one_line(error)) from error
+        except AssertionError as error:  # of Hydra, which says no more than what it asserts
+            if began:
+                raise
+            raise UserError(f"Hydra can't do that: {extract_tb(error.__traceback__)[-1].line}") from error
 
 
 def leave() -> None:

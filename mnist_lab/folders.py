@@ -67,6 +67,8 @@ def leave_nothing(folder: Path, until: Path) -> None:
     for parent in folder.parents:
         if parent == until or not parent.is_relative_to(until):
             break
+        if not parent.exists():
+            continue
         if [path.name for path in parent.iterdir()] == ["multirun.yaml"]:
             (parent / "multirun.yaml").unlink()
         if any(parent.iterdir()):

@@ -48,6 +48,7 @@ MISTAKES = {
     "loss=mse": "loss must be one of its options",
     "~schedule": "without schedule is not allowed",
     "hydra.run.dir=": "a new or an empty folder",
+    "++hydra.verbose=null": "Hydra can't do that: assert isinstance(verbose_config",
     "trainer.limit_val_batches=0": "data.val=none",
     "callbacks=early_stopping callbacks.early_stopping.monitor=val/acc": "it must be max",
     "optimizer=adam trainer.precision=bf16-mixed trainer.gradient_clip_val=1": "optimizer.fused=false",
