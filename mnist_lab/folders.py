@@ -38,7 +38,7 @@ def kept_or_nothing(folder: Path, until: Path | None) -> Iterator[None]:
         fault = None if isinstance(error, UserError) else disk_fault(error, folder)
         if fault is None and not isinstance(error, UserError):
             raise
-        gone = not folder.is_dir()
+        gone = fault is not None and fault.errno == errno.ENOENT and not folder.is_dir()
         again = folder.parent if is_sweep(folder.parent) else folder if begun(folder) else None
         if until is not None:
             leave_nothing(folder, until)
