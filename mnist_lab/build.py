@@ -239,6 +239,22 @@ def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule)
         raise UserError(f"loss: {cfg.loss._target_} doesn't give one number for a batch")
 
 
+def check_batches(net: nn.Module, data: ImageDataModule, trainer: L.Trainer) -> None:
+    """Refuses a last mini-batch of one image, of which batch normalisation can't tell how much its values vary.
+
+    Raises:
+        UserError: an epoch ends with one, and the network normalises values over the images of a mini-batch alone.
+    """
+    last = len(data.train_index) % data.batch_size or data.batch_size
+    shares = {last // trainer.world_size, -(-last // trainer.world_size)}
+    whole = trainer.limit_train_batches == 1.0
+    if whole and 1 in shares and any(isinstance(layer, nn.BatchNorm1d) for layer in net.modules()):
+        raise UserError(
+            f"data.batch_size={data.batch_size} leaves one image for the last of {len(data.train_index):,} training "
+            "images' mini-batches, and batch normalisation needs two: choose another"
+        )
+
+
 def check_optimizer(net: nn.Module, optimizer: Any, schedule: Any) -> None:
     """Makes both once, for nothing: Lightning makes them only when the training begins.
 

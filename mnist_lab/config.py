@@ -136,6 +136,10 @@ image_shape = Rule(
     "three whole numbers, 1 or more: [channels, height, width]",
     lambda v: isinstance(v, list) and len(v) == 3 and all(_is_integer(n) and n >= 1 for n in v),
 )
+stack = Rule(
+    "a list, each of it a number of filters, 1 or more, or pool",
+    lambda v: isinstance(v, list) and all(n == "pool" or (_is_integer(n) and n >= 1) for n in v),
+)
 device_count = Rule(
     "a whole number, 1 or more, a list of device numbers, or auto",
     lambda v: (
@@ -197,6 +201,7 @@ RULES: dict[str, Rule] = {
     "model.filters": _integer(1).or_list(),
     "model.kernel_size": _integer(1).or_list(),
     "model.pool": _integer(1),
+    "model.layers": stack,
     "model.digit": _integer(0),
     "optimizer.lr": positive,
     "optimizer.eps": positive,

@@ -28,6 +28,7 @@ from mnist_lab.build import (
     build,
     build_tested,
     build_trainer,
+    check_batches,
     check_device,
     check_fit,
     check_optimizer,
@@ -118,6 +119,7 @@ def run(
     data.prepare_data()
     data.setup()
     check_fit(cfg, net, loss, data)
+    check_batches(net, data, trainer)
     optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule") or None
     check_optimizer(net, optimizer, schedule)
     module = Classifier(

@@ -19,7 +19,10 @@ MLP = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer.max_epoc
 RECIPES = {
     "momentum, cosine": [*MLP, "optimizer=sgd", "optimizer.momentum=0.9", "schedule=cosine"],
     "dropout, augmentation": [*MLP, "model=mlp", "augment=affine", "callbacks=early_stopping"],
-    "accumulation": [*MLP, "trainer.accumulate_grad_batches=3", "data.batch_size=32", "optimizer=adamw"],
+    "accumulation, batch normalisation": [
+        *(*MLP, "model=conv_stack", "model.layers=[8,pool]", "model.hidden=16", "data.train_size=1000"),
+        *("trainer.accumulate_grad_batches=3", "data.batch_size=32", "optimizer=adamw"),
+    ],
     "convolution": ["data=mnist_5k", "model=cnn", "data.train_size=1000", "schedule=one_cycle", "trainer.max_epochs=3"],
 }
 

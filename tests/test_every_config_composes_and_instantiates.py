@@ -95,7 +95,7 @@ def test_each_rule_is_about_an_option_that_exists() -> None:
 @pytest.mark.parametrize("data", ["mnist", "cifar10"])
 def test_networks_take_the_shape_from_the_data_alone(model: str, data: str) -> None:
     cfg = plain(compose_config([f"model={model}", f"data={data}"]))
-    assert instantiate(cfg.model, _convert_="all")(torch.zeros(1, *cfg.data.shape)).shape[0] == 1
+    assert instantiate(cfg.model, _convert_="all")(torch.zeros(2, *cfg.data.shape)).shape[0] == 2
 
 
 def test_the_command_line_wins_over_the_model_and_the_experiment() -> None:

@@ -111,7 +111,7 @@ def test_help_lists_verbs_groups_and_examples(lab: Command) -> None:
         "train ",
         "test ",
         "articles ",
-        "model: cnn, mlp, mlp_1000, mlp_512, mlp_784_32, neuron",
+        "model: cnn, conv_stack, mlp, mlp_1000, mlp_512, mlp_784_32, neuron",
         "optimizer: adam",
     ):
         assert line in shown
@@ -124,6 +124,7 @@ NEEDS_TORCH = {
     "data=mnist_5k data.val=random data.train_size=3501": "there are 3,500 images after 500",
     "data=mnist_5k model.input_shape=[3,32,32]": "doesn't take images of the shape [1, 28, 28]",
     "data=mnist_5k model=cnn model.kernel_size=29": "Kernel size",
+    "data=mnist_5k model=conv_stack data.val=none data.batch_size=3999": "leaves one image for the last of 4,000",
     "data=mnist_5k data.shape=[1,32,32]": "images of the shape [1, 28, 28]",
     "data=mnist_5k model.num_classes=5": "[2, 10] is needed",
     "data=mnist_5k +optimizer.speed=1": "unexpected keyword argument 'speed'",

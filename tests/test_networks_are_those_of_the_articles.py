@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy, cross_entropy
 
 from mnist_lab.config import compose_config, plain
-from mnist_lab.models import CNN, MLP, Neuron
+from mnist_lab.models import CNN, MLP, ConvStack, Neuron
 from mnist_lab.training import NeuronForwardPass
 
 PARAMETERS = {
@@ -21,6 +21,7 @@ PARAMETERS = {
     "mlp_512": 407_050,
     "mlp_1000": 795_010,
     "cnn": 555_158,
+    "conv_stack": 197_802,
 }
 
 
@@ -52,6 +53,27 @@ def test_a_cnn_has_a_block_for_each_of_its_filters_and_a_dense_layer_for_each_of
     assert len(list(CNN([3, 32, 32], 10, filters=[8, 16, 32], kernel_size=3, hidden=[]).parameters())) == 8
     with pytest.raises(ValueError, match="kernel_size has 3 entries, and filters 2"):
         CNN([1, 28, 28], 10, filters=[8, 16], kernel_size=[3, 3, 3])
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_a_conv_stack_is_what_its_list_of_layers_says(activation: str) -> None:
+    acts = {"relu": nn.ReLU, "gelu": nn.GELU}[activation]
+    net = ConvStack([3, 28, 28], 10, [8, 16, "pool", 24], kernel_size=5, hidden=32, activation=activation)
+    plain_net = nn.Sequential(
+        *(nn.Conv2d(3, 8, 5, bias=False), nn.BatchNorm2d(8), acts()),
+        *(nn.Conv2d(8, 16, 5, bias=False), nn.BatchNorm2d(16), acts(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 24, 5, bias=False), nn.BatchNorm2d(24), acts()),
+        *(nn.Flatten(), nn.Linear(24 * 36, 32, bias=False), nn.BatchNorm1d(32), acts(), nn.Linear(32, 10)),
+    )
+    for layer, other in zip(net.parameters(), plain_net.parameters(), strict=True):
+        other.data.copy_(layer)
+    for training in (True, True, False):
+        images = torch.rand(16, 3, 28, 28)
+        torch.testing.assert_close(net.train(training)(images), plain_net.train(training)(images))
+    only_outputs = ConvStack([1, 28, 28], 10, ["pool", 8], hidden=[])
+    assert [type(layer).__name__ for layer in only_outputs.layers][-2:] == ["Flatten", "Linear"]
+    with pytest.raises(ValueError, match="'pol', which is neither a number of filters nor pool"):
+        ConvStack([1, 28, 28], 10, [8, "pol"])  # type: ignore[list-item]
 
 
 def test_the_neuron_of_the_article_gives_all_its_digits() -> None:

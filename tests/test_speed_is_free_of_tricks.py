@@ -2,8 +2,10 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,18 @@ def test_the_benchmark_leaves_a_table_a_chart_and_its_measurements(tmp_path: Pat
 def test_the_benchmark_answers_mistakes_in_a_line(lab: Command, word: str, answer: str) -> None:
     done = lab("bench", word)
     assert done.returncode == 2 and answer in done.stderr and "Traceback" not in done.stderr
+
+
+def test_compare_draws_what_the_benchmark_has_measured_beside_our_runs(
+    lab: Command, cnn_run: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    rows = ["1,B,ours,31.4,0.98", "1,B,keras_jax,210.1,0.9901", "2,B,keras_jax,209.9,0.9899"]
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench/measurements.csv").write_text("\n".join(["round,network,contender,train_s,acc", *rows, ""]))
+    (tmp_path / "bench/race.csv").write_text("round,network,contender,train_s,acc\n0,fast99,record,4.96,0.9898\n")
+    done = lab("compare", str(cnn_run), "bench", "dir=page")
+    assert done.returncode == 0, done.stderr
+    pictures = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", (tmp_path / "page/compare.html").read_text())
+    drawn = b64decode(pictures[-1]).decode()
+    assert "Keras on JAX" in drawn and "the public record recipe" in drawn and "python -m mnist_lab" not in drawn

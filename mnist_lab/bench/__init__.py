@@ -20,7 +20,7 @@ from statistics import median
 from mnist_lab.errors import UserError, closest
 
 USAGE = (
-    "use: python -m mnist_lab bench [rounds=3] [epochs=3] [networks=A3,B,C,D] [contenders=NAME,NAME] "
+    "use: python -m mnist_lab bench [rounds=3] [epochs=3 or articles] [networks=A3,B,C,D] [contenders=NAME,NAME] "
     "[dir=outputs/bench], or bench networks=fast99 [rounds=3]"
 )
 NETWORKS = ("A3", "B", "C", "D")
@@ -32,8 +32,13 @@ CONTENDERS = {
     "keras_jax": "Keras on JAX",
     "lightning": "Lightning with torchvision's DataLoader",
 }
+RECORD = "the public record recipe"
+PEERS = {**{name: words for name, words in CONTENDERS.items() if not name.startswith("our")}, "record": RECORD}
+MEASURED = ("measurements.csv", "race.csv")
 BEST_OF = ("pytorch", "keras_tensorflow", "keras_jax")
 NEEDS = {"keras_tensorflow": ("keras", "tensorflow"), "keras_jax": ("keras", "jax")}
+ARTICLES = {"A3": 4, "B": 10, "C": 20, "D": 5}
+"""Epochs that the articles train."""
 TWO_EPOCHS = {("lightning", "*"), ("keras_jax", "B")}  # these take so long that one steady epoch a round must do
 # Floating-point operations of a training image: two a weight forward, two for its gradient and two for its inputs',
 # which the first layer doesn't need.
@@ -61,15 +66,20 @@ class Row:
     """The whole process, start to exit."""
     memory_gb: float
     """The most it held, 10⁹ bytes."""
+    train_s: float
+    """All epochs, validation included."""
+    acc: float
+    """On the 10,000 test images after the last epoch, in [0, 1]."""
 
 
 def bench(words: list[str]) -> None:
     """Measures, prints a table, and leaves DIR/table.md, DIR/chart.png and DIR/measurements.csv.
 
     Args:
-        words: `rounds=N` (3), `epochs=N` an epoch more than are steady (3), `networks=NAME,NAME` and
-            `contenders=NAME,NAME` (all), `dir=DIR` (outputs/bench). `networks=fast99` races that recipe against the
-            public record instead, and leaves DIR/race.md and DIR/race.csv.
+        words: `rounds=N` (3), `epochs=N` an epoch more than are steady (3) or `epochs=articles` as many as the
+            articles', `networks=NAME,NAME` and `contenders=NAME,NAME` (all), `dir=DIR` (outputs/bench).
+            `networks=fast99` races that recipe against the public record instead, and leaves DIR/race.md
+            and DIR/race.csv. `compare` draws the peers of such a folder beside runs of ours.
 
     Raises:
         UserError: a word is not understood, a peer or the data set is missing, or a contender failed.
@@ -82,7 +92,8 @@ def bench(words: list[str]) -> None:
     racing = own["networks"] == "fast99"
     networks = [] if racing else _chosen("networks", own, NETWORKS)
     contenders = [] if racing else _chosen("contenders", own, tuple(CONTENDERS))
-    for key, least in (("rounds", 1), ("epochs", 2)):
+    whole = own["epochs"] == "articles"
+    for key, least in (("rounds", 1), *(() if whole else (("epochs", 2),))):
         if not own[key].isdecimal() or int(own[key]) < least:
             raise UserError(f"{key}={own[key]} is not allowed: it must be a whole number, {least} or more")
     missing = sorted(
@@ -105,7 +116,8 @@ def bench(words: list[str]) -> None:
         for network in networks:
             for name in contenders:
                 short = bool({(name, "*"), (name, network)} & TWO_EPOCHS)
-                row = measure(number, network, name, 2 if short else int(own["epochs"]), root)
+                epochs = ARTICLES[network] if whole else 2 if short else int(own["epochs"])
+                row = measure(number, network, name, epochs, root)
                 rows.append(row)
                 print(
                     f"round {number}  {network:2}  {name:16}  {row.epoch_s:6.2f} s an epoch   "
@@ -153,7 +165,7 @@ def measure(number: int, network: str, name: str, epochs: int, root: Path) -> Ro
         found = json.loads(clock.read_text() if name == "ours" else _report(printed))
     return Row(
         number, network, name, median(found["epochs"][1:]), median(found["evaluations"][1:]), took,
-        most / 1e9,
+        most / 1e9, sum(found["epochs"]), found["acc"],
     )  # fmt: skip
 
 
@@ -210,7 +222,8 @@ def _medians(rows: list[Row]) -> dict[tuple[str, str], Row]:
     for key in dict.fromkeys((row.network, row.contender) for row in rows):
         of = [row for row in rows if (row.network, row.contender) == key]
         values = [
-            median(getattr(row, name) for row in of) for name in ("epoch_s", "evaluation_s", "command_s", "memory_gb")
+            median(getattr(row, name) for row in of)
+            for name in ("epoch_s", "evaluation_s", "command_s", "memory_gb", "train_s", "acc")
         ]
         found[key] = Row(len(of), *key, *values)
     return found
@@ -315,7 +328,7 @@ def _write(folder: Path, rows: list[Row]) -> None:
     packages = package_versions()
     where = f"{processor()}, {cores()} cores, torch {packages['torch']}, {datetime.now():%Y-%m-%d}"
     write_whole(folder / "table.md", "\n".join([*table(rows, flops), "", where, ""]))
-    with (folder / "measurements.csv").open("w", newline="") as file:
+    with (folder / MEASURED[0]).open("w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(rows[0])))
         writer.writeheader()
         writer.writerows(map(asdict, rows))

@@ -42,4 +42,4 @@ model.fit(
     x_train, y_train, batch_size=BATCH_SIZES[network], epochs=epochs, verbose=2, validation_data=(x_test, y_test),
     callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=clock.tick, on_train_end=clock.tick)],
 )  # fmt: skip
-clock.report(lambda: model.evaluate(x_test, y_test, batch_size=1000, verbose=0))
+clock.report(lambda: model.evaluate(x_test, y_test, batch_size=1000, verbose=0)[1])

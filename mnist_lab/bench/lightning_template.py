@@ -103,4 +103,4 @@ trainer = L.Trainer(
     callbacks=[Ticks()],
 )  # fmt: skip
 trainer.fit(module, train, test)
-clock.report(lambda: trainer.validate(module, test, verbose=False))
+clock.report(lambda: trainer.validate(module, test, verbose=False)[0]["val/acc"])

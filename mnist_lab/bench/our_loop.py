@@ -60,4 +60,4 @@ for epoch in range(epochs):
             correct += (logits.argmax(1) == labels).sum()
     print(epoch, total.item() / 60_000, correct.item() / 60_000, *evaluate())
 clock.tick()
-clock.report(evaluate)
+clock.report(lambda: evaluate()[1])

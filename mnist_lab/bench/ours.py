@@ -39,5 +39,6 @@ class EpochClock(Callback):
         """The last epoch has ended."""
         self.moments.append(time.perf_counter())
         epochs = [end - start for start, end in zip(self.moments, self.moments[1:], strict=False)]
-        found: dict[str, Any] = {"epochs": epochs, "evaluations": self.evaluations}
+        accuracy = float(trainer.callback_metrics["val/acc"])
+        found: dict[str, Any] = {"epochs": epochs, "evaluations": self.evaluations, "acc": accuracy}
         self.path.write_text(json.dumps(found))

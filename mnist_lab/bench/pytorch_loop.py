@@ -74,4 +74,4 @@ for epoch in range(epochs):
         correct += (logits.argmax(1) == labels).sum()
     print(epoch, total.item() / len(x_train), correct.item() / len(x_train), *test())
 clock.tick()
-clock.report(test)
+clock.report(lambda: test()[1])

@@ -13,19 +13,22 @@ from datetime import datetime
 from pathlib import Path
 from statistics import fmean, median, stdev
 
+from mnist_lab.bench import MEASURED, RECORD
 from mnist_lab.errors import UserError
 from mnist_lab.files import write_whole
 from mnist_lab.result import Result, cores, package_versions, processor
 
-RUNNERS = {"ours": "experiment=fast99", "record": "the public record recipe, channels last"}
+RUNNERS = {"ours": "experiment=fast99", "record": f"{RECORD}, channels last"}
 
 
 @dataclass
 class Run:
     """What one training took and reached."""
 
-    seed: int
-    runner: str
+    round: int
+    """Its seed."""
+    network: str
+    contender: str
     train_s: float
     """Training alone, images in memory: ours as the Trainer sees it, from the call of fit to its return."""
     acc: float
@@ -50,7 +53,7 @@ def race(rounds: int, folder: Path, root: Path) -> None:
             run = _train(runner, seed, root)
             runs.append(run)
             print(f"seed {seed:2}  {runner:6}  {run.train_s:5.2f} s  {run.acc:.2%}", flush=True)
-        with (folder / "race.csv").open("w", newline="") as file:
+        with (folder / MEASURED[1]).open("w", newline="") as file:
             writer = csv.DictWriter(file, list(asdict(runs[0])))
             writer.writeheader()
             writer.writerows(map(asdict, runs))
@@ -63,30 +66,36 @@ def _train(runner: str, seed: int, root: Path) -> Run:
     with tempfile.TemporaryDirectory() as scratch:
         words = ["mnist_lab.bench.record_recipe", str(seed)]
         if runner == "ours":
-            words = ["mnist_lab", "experiment=fast99", f"seed={seed}", f"hydra.run.dir={scratch}/run", "report=false"]
+            words = [
+                "mnist_lab",
+                "experiment=fast99",
+                f"seed={seed}",
+                f"hydra.run.dir={scratch}/run",
+                "report=false",
+            ]
         environment = {**os.environ, "BENCH_DATA": str(root), "MNIST_LAB_DATA": str(root)}
         done = subprocess.run([sys.executable, "-m", *words], env=environment, capture_output=True, text=True)
         if done.returncode != 0:
             raise UserError(f"{runner} failed with seed {seed}:\n{(done.stdout + done.stderr)[-2000:]}")
         if runner == "ours":
             result = Result.load(Path(scratch) / "run")
-            return Run(seed, runner, result.seconds["train"], result.test["acc"])
+            return Run(seed, "fast99", runner, result.seconds["train"], result.test["acc"])
         found = json.loads(done.stdout.splitlines()[-1])
-        return Run(seed, runner, found["seconds"], found["acc"])
+        return Run(seed, "fast99", runner, found["seconds"], found["acc"])
 
 
 def table(runs: list[Run]) -> str:
     """The race as Markdown, with the ratio of the seconds round by round."""
     lines = ["| | test accuracy, mean ± std | seconds to train, median (range) | n |", "|---|---|---|---|"]
     for runner, what in RUNNERS.items():
-        mine = [run for run in runs if run.runner == runner]
+        mine = [run for run in runs if run.contender == runner]
         times, accs = [run.train_s for run in mine], [run.acc for run in mine]
         spread = f" ± {100 * stdev(accs):.2f}" if len(accs) > 1 else ""
         lines.append(
             f"| {what} | {100 * fmean(accs):.2f}{spread} % | {median(times):.2f} ({min(times):.2f}–{max(times):.2f}) "
             f"| {len(mine)} |"
         )
-    times_of = {runner: [run.train_s for run in runs if run.runner == runner] for runner in RUNNERS}
+    times_of = {runner: [run.train_s for run in runs if run.contender == runner] for runner in RUNNERS}
     ratios = [ours / record for ours, record in zip(times_of["ours"], times_of["record"], strict=True)]
     lines += [f"| ours ÷ record | | **{median(ratios):.2f}** ({min(ratios):.2f}–{max(ratios):.2f}) | {len(ratios)} |"]
     where = f"{processor()}, {cores()} cores, torch {package_versions()['torch']}, {datetime.now():%Y-%m-%d}"

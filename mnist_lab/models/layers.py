@@ -101,7 +101,7 @@ class ConvPool2d(nn.Conv2d):
         if not _may_replace(images, self.weight):
             return F.max_pool2d(super().forward(images), self.pool)
         if not _AVX512:
-            plain: Tensor = _Plain.apply(F.max_pool2d(super().forward(_channels_last(images)), self.pool))
+            plain: Tensor = _Plain.apply(F.max_pool2d(super().forward(channels_last(images)), self.pool))
             return plain
         output: Tensor = _OneDNNConvPool.apply(images, self.weight, self.bias, self.pool, torch.is_grad_enabled())
         return output
@@ -164,7 +164,7 @@ class _Plain(torch.autograd.Function):
         return gradient.contiguous(memory_format=torch.channels_last)
 
 
-def _channels_last(images: Tensor) -> Tensor:
+def channels_last(images: Tensor) -> Tensor:
     """The same images (B, C, H, W) with channels last in memory.
 
     `Tensor.contiguous(memory_format=torch.channels_last)` leaves images of one channel as they are: their values lie in

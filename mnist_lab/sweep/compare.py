@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from mnist_lab.bench import MEASURED, PEERS
 from mnist_lab.config import METRICS
 from mnist_lab.errors import UserError, closest
 from mnist_lab.files import write_whole
@@ -55,11 +56,7 @@ class Group:
     @property
     def interval(self) -> float | None:
         """Half of the mean's 95 % confidence interval, from Student's t; None with fewer than two values."""
-        if self.spread is None:
-            return None
-        from scipy.stats import t
-
-        return float(t.ppf(0.975, len(self.values) - 1)) * self.spread / math.sqrt(len(self.values))
+        return interval(self.values)
 
     @property
     def name(self) -> str:
@@ -67,6 +64,32 @@ class Group:
         own = {key: value for key, value in self.differs.items() if key not in self.usual}
         words = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in own.items())
         return " ".join(words) or self.results[0].name
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What another program took and reached with one network, as the verb `bench` measured it.
+
+    Attributes:
+        name: of the program, or of the recipe.
+        network: as the benchmark calls it.
+        seconds: of training, one a round.
+        accuracies: on the test set, in [0, 1], one a round.
+    """
+
+    name: str
+    network: str
+    seconds: tuple[float, ...]
+    accuracies: tuple[float, ...]
+
+
+def interval(values: Sequence[float]) -> float | None:
+    """Half of the mean's 95 % confidence interval, from Student's t; None with fewer than two values."""
+    if len(values) < 2:
+        return None
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
 def matters(key: str) -> bool:
@@ -79,7 +102,7 @@ def compare(words: list[str]) -> None:
 
     Args:
         words: folders, `metric=NAME` (test/acc) and `dir=FOLDER`: compare.html, .md and .csv go there; of a single
-            folder, without it, into that.
+            folder, without it, into that. What `bench` has measured below the folders is drawn beside the runs.
 
     Raises:
         UserError: a word is not understood, or there is no finished run.
@@ -107,7 +130,7 @@ def compare(words: list[str]) -> None:
     results = [Result.load(path.parent) for folder in folders for path in sorted(folder.rglob("result.json"))]
     if not results:
         raise UserError(f"no finished run in {', '.join(map(str, folders))}: none has a result.json")
-    groups = grouped(results, metric)
+    groups, peers = grouped(results, metric), peers_below(folders)
     show(groups, metric)
     if target is None and len(folders) == 1:
         target = folders[0]
@@ -119,7 +142,7 @@ def compare(words: list[str]) -> None:
 
         write_whole(
             target / "compare.html",
-            page(groups, metric, " ".join(folder.name or str(folder.resolve().name) for folder in folders)),
+            page(groups, metric, " ".join(folder.name or str(folder.resolve().name) for folder in folders), peers),
         )
         print("files    " + "  ".join(str(target / f"compare.{kind}") for kind in ("html", "md", "csv")))
 
@@ -160,6 +183,18 @@ def grouped(results: Sequence[Result], metric: str) -> list[Group]:
     worst_last = -1 if metric.endswith("acc") else 1
     groups.sort(key=lambda group: (not group.values, worst_last * group.mean if group.values else 0))
     return [groups[0], *(_tested(group, groups[0]) for group in groups[1:])]
+
+
+def peers_below(folders: Sequence[Path]) -> list[Peer]:
+    """The peers that the verb `bench` has measured into these folders or below them."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for path in (path for folder in folders for name in MEASURED for path in sorted(folder.rglob(name))):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["contender"] in PEERS and "acc" in row:
+                    key = PEERS[row["contender"]], row["network"]
+                    found.setdefault(key, []).append((float(row["train_s"]), float(row["acc"])))
+    return [Peer(*key, *zip(*rounds, strict=True)) for key, rounds in found.items()]
 
 
 def value_of(result: Result, metric: str) -> float | None:

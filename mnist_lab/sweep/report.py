@@ -6,10 +6,11 @@ import math
 import warnings
 from collections.abc import Sequence
 from html import escape
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from mnist_lab.show.style import BLUE, VERMILION, document, image, subplots, svg
-from mnist_lab.sweep.compare import FOOT, HEADER, Group, notes_of, rows, value_of
+from mnist_lab.show.style import BLUE, GREY, VERMILION, document, image, subplots, svg
+from mnist_lab.sweep.compare import FOOT, HEADER, Group, Peer, interval, notes_of, rows, value_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,17 +18,20 @@ if TYPE_CHECKING:
 
 CURVES = 12
 """Groups whose learning curves are drawn: more can't be told apart."""
+MARKERS = "^sDvP"
+"""Of peers, a program each."""
 NAMED = 16
 """Groups whose points have their names beside them: more would lie on each other."""
 
 
-def page(groups: Sequence[Group], metric: str, title: str) -> str:
+def page(groups: Sequence[Group], metric: str, title: str, peers: Sequence[Peer] = ()) -> str:
     """The page's HTML.
 
     Args:
         groups: as `grouped` gives them, best first.
         metric: by which they were compared.
         title: what was compared.
+        peers: drawn beside them where seconds and test accuracy are.
     """
     results = [result for group in groups for result in group.results]
     cells = rows(groups, metric)
@@ -55,8 +59,8 @@ def page(groups: Sequence[Group], metric: str, title: str) -> str:
                 "whether a run is among the best. A guide from few runs, not a measurement.</p>",
             ]
     parts += ["<h2>Learning curves</h2>", image(svg(_curves(groups, metric)))]
-    parts += ["<h2>What it takes</h2>", image(svg(_cost(groups, metric)))]
-    if any(group.interval for group in groups):
+    parts += ["<h2>What it takes</h2>", image(svg(_cost(groups, metric, peers if metric == "test/acc" else ())))]
+    if any(group.interval for group in groups) or peers:
         parts += ["<p class=note>Means over the runs, with their 95 % intervals.</p>"]
     if notes := notes_of(groups):
         parts += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
@@ -197,7 +201,7 @@ def _curves(groups: Sequence[Group], metric: str) -> Figure:
     return figure
 
 
-def _cost(groups: Sequence[Group], metric: str) -> Figure:
+def _cost(groups: Sequence[Group], metric: str, peers: Sequence[Peer]) -> Figure:
     """What each group reaches against what it takes; of accuracies the share of mistakes, by orders of magnitude."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
@@ -216,16 +220,31 @@ def _cost(groups: Sequence[Group], metric: str) -> Figure:
             bar = (group.interval or 0) * (100 if mistakes else 1)
             ax.errorbar(where, height, yerr=bar or None, fmt="o", markersize=5, capsize=2, **style)
             if n == 0 or len(measured) <= NAMED:
-                ax.annotate(names[n], (where, height), xytext=(6, 4), textcoords="offset points", fontsize=8)
+                left = len(measured) > 1 and sorted(places).index(where) % 2 == 0  # neighbours' names don't meet
+                beside: dict[str, Any] = {"xytext": (-6 if left else 6, 4), "ha": "right" if left else "left"}
+                ax.annotate(names[n], (where, height), textcoords="offset points", fontsize=8, **beside)
+        others, reached = peers if cost == "seconds" else (), heights
+        for marker, program in zip(MARKERS, dict.fromkeys(peer.name for peer in others), strict=False):
+            mine = [peer for peer in others if peer.name == program]
+            across, up = [fmean(peer.seconds) for peer in mine], [100 * (1 - fmean(peer.accuracies)) for peer in mine]
+            bars = [100 * (interval(peer.accuracies) or math.nan) for peer in mine]
+            look: dict[str, Any] = {"markersize": 5, "capsize": 2, "color": GREY, "mfc": "none"}
+            ax.errorbar(across, up, yerr=bars, fmt=marker, label=program, **look)
+            for peer, where, height in zip(mine, across, up, strict=True):
+                below: dict[str, Any] = {"xytext": (6, -9), "textcoords": "offset points", "fontsize": 7}
+                ax.annotate(peer.network, (where, height), color=GREY, **below)
+            places, reached = places + across, reached + up
         ax.set_xlabel(label)
         ax.set_ylabel(f"{metric.partition('/')[0]} error, %" if mistakes else metric)
-        ax.margins(x=0.1)
-        for axis, values in ((ax.xaxis, places), (ax.yaxis, heights)):
+        ax.margins(x=0.16)
+        for axis, values in ((ax.xaxis, places), (ax.yaxis, reached)):
             if min(values, default=0) > 0 and max(values) > 3 * min(values):
                 (ax.set_xscale if axis is ax.xaxis else ax.set_yscale)("log")
-                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 500 * min(values) else (1,)))
                 axis.set_minor_formatter(NullFormatter())
             else:
                 axis.set_major_locator(MaxNLocator(5))
             axis.set_major_formatter("{x:,.10g}")
+    if peers:
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
