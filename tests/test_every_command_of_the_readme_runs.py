@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,14 +82,21 @@ def run(line: str, folder: Path, more: list[str], data: str | None = None) -> su
         and "mnist_lab dashboard" not in line  # which has a file of its own
     ],
 )
-def test_a_command_runs(line: str, tmp_path: Path) -> None:
+def test_a_command_runs(line: str, tmp_path: Path, cnn_run: Path) -> None:
     examples(tmp_path)
     line = line.rpartition("&& ")[2]
     more = list(SHORT)
     if "--help" in line or "--cfg" in line:
         more = []
     if "mnist_lab articles" in line:
-        more = [*SHORT, "seeds=1"] if "seeds=" not in line else SHORT
+        more = [*SHORT, "seeds=1"]
+    if "mnist_lab compare" in line:
+        for folder in ("articles", "recipes"):
+            shutil.copytree(cnn_run, tmp_path / "outputs" / folder / "run")
+        (tmp_path / "outputs/bench").mkdir()
+        done = run(line, tmp_path, [])
+        assert done.returncode == 0 and (tmp_path / "outputs/all/compare.html").exists(), done.stderr
+        return
     if "mnist_lab bench" in line:  # with what needs nothing installed, and MNIST where it is
         more = ["rounds=1"] if "fast99" in line else ["rounds=1", "epochs=2", "networks=C", "contenders=ours"]
         here = bool(needs_mnist.args[0])

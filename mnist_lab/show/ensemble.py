@@ -15,8 +15,8 @@ USAGE = "use: python -m mnist_lab ensemble DIR [DIR ...] [key=value of the runs'
 def ensemble(words: list[str]) -> None:
     """Tests the runs below some folders together: each image gets the class of the highest mean probability.
 
-    Shows each run's test result, their mean, and the ensemble's, whose loss is the mean of -ln of the probability that
-    the right class gets.
+    Shows each run's test result, their mean, and the ensemble's. Losses are the mean of -ln of the probability that the
+    right class gets, whatever a run was trained with.
 
     Args:
         words: folders of runs, of sweeps, or above them; and values of the runs' own configs to replace.
@@ -45,30 +45,33 @@ def ensemble(words: list[str]) -> None:
         if result.test["n"] != results[0].test["n"]:
             raise UserError(f"{member} and {members[0]} were tested on different numbers of images")
 
-    from torch import zeros
+    from torch import Tensor, zeros
 
     from mnist_lab.build import build_tested
     from mnist_lab.show.report import answers_of
     from mnist_lab.terminal import metrics_table, relative, show, warn
     from mnist_lab.trained import load_run
 
-    mean, rows = zeros(0), []
+    def loss_of(probabilities: Tensor) -> float:
+        return float(-probabilities[range(len(probabilities)), answers.labels].log().mean())
+
+    mean, losses = zeros(0), []
+    rows: list[tuple[str, float | None, float]] = []
     for member, result in zip(members, results, strict=True):
         run = load_run(member, result.test["checkpoint"], overrides)
         answers = answers_of(run, result, build_tested(run.cfg, member))
         mean = answers.probabilities.double() / len(members) + (mean if len(mean) else 0)
-        rows.append((str(relative(member)), result.test["loss"], result.test["acc"]))
+        losses.append(loss_of(answers.probabilities.double()))
+        rows.append((str(relative(member)), losses[-1], result.test["acc"]))
     correct = int((mean.argmax(1) == answers.labels).sum())
-    loss = float(-mean[range(len(mean)), answers.labels].log().mean())
-    losses = [row[1] for row in rows if row[1] is not None]
     n = len(answers.labels)
     title = f"{len(members)} runs, test, {n:,} images of {results[0].data['name']}"
     table = metrics_table(title, rows)
     table.add_section()
     accuracies = [row[2] for row in rows]
-    table.add_row("mean of one", f"{fmean(losses):.4f}" if losses else "", f"{fmean(accuracies):.2%}")
+    table.add_row("mean of one", f"{fmean(losses):.4f}", f"{fmean(accuracies):.2%}")
     table.add_row("standard deviation", "", f"{100 * stdev(accuracies):.2f} points")
-    table.add_row("all together", f"{loss:.4f}", f"{correct / n:.2%}", style="bold")
+    table.add_row("all together", f"{loss_of(mean):.4f}", f"{correct / n:.2%}", style="bold")
     table.add_row("wrong, of all images", "", f"{n - correct:,}")
     show(table)
     warn(sorted({note for result in results for note in result.notes}))
