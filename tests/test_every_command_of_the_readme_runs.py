@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, in_memory, needs_mnist
 from PIL import Image
+from warm import Done, lab
 
 from mnist_lab.data import mnist_5k
 from mnist_lab.result import Result
@@ -59,16 +60,19 @@ def examples(folder: Path) -> None:
     digit.save(folder / "scans/first.png")
 
 
-def run(line: str, folder: Path, more: list[str], data: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(line: str, folder: Path, more: list[str], data: str | None = None) -> Done | subprocess.CompletedProcess[str]:
     words = shlex.split(line)
-    environment = {**os.environ, "MNIST_LAB_DATA": data or str(folder / "no-data"), "COLUMNS": "100"}
+    environment = {"MNIST_LAB_DATA": data or str(folder / "no-data"), "COLUMNS": "100"}
     if words[0].startswith("PYTHONPATH="):
         environment["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
         words.pop(0)
     assert words[:3] == ["python", "-m", "mnist_lab"]
-    return subprocess.run(
-        [sys.executable, *words[1:], *more], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
-    )
+    if "PYTHONPATH" in environment or "launcher" in line or "ddp" in line:  # which a forked Python does otherwise
+        return subprocess.run(
+            [sys.executable, *words[1:], *more], cwd=folder, env={**os.environ, **environment}, capture_output=True,
+            text=True, timeout=900,
+        )  # fmt: skip
+    return lab([*words[3:], *more], folder, 900, environment)
 
 
 @pytest.mark.slow

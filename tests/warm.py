@@ -30,18 +30,22 @@ class Done:
     stderr: str
 
 
-def start(words: list[str], cwd: Path, shown: Path, gigabytes: int = 16) -> BaseProcess:
+def start(
+    words: list[str], cwd: Path, shown: Path, gigabytes: int = 16, environment: dict[str, str] | None = None
+) -> BaseProcess:
     """Starts `python -m mnist_lab WORDS`; what it shows goes to the files `shown`.out and .err."""
-    process = FORKS.Process(target=_front_door, args=(words, cwd, shown, gigabytes, dict(os.environ)))
+    process = FORKS.Process(
+        target=_front_door, args=(words, cwd, shown, gigabytes, {**os.environ, **(environment or {})})
+    )
     process.start()
     return process
 
 
-def lab(words: list[str], cwd: Path, seconds: float = 300) -> Done:
+def lab(words: list[str], cwd: Path, seconds: float = 300, environment: dict[str, str] | None = None) -> Done:
     """Runs `python -m mnist_lab WORDS` to its end, or for so many seconds."""
     with TemporaryDirectory() as folder:
         shown = Path(folder) / "shown"
-        process = start(words, cwd, shown)
+        process = start(words, cwd, shown, environment=environment)
         process.join(seconds)
         if process.exitcode is None:
             process.kill()
