@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Tests that run side by side share the cores: more threads than cores wait for each other most of the time. Set before
+# torch is imported, which reads it once; the commands that tests run inherit it.
+if (SIDE_BY_SIDE := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // SIDE_BY_SIDE)))
+
 import torch
 from torch import Tensor
 

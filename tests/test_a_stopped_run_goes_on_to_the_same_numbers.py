@@ -23,7 +23,7 @@ RECIPES = {
         *(*MLP, "model=conv_stack", "model.layers=[8,pool]", "model.hidden=16", "data.train_size=1000"),
         *("trainer.accumulate_grad_batches=3", "data.batch_size=32", "optimizer=adamw"),
     ],
-    "convolution": ["data=mnist_5k", "model=cnn", "data.train_size=1000", "schedule=one_cycle", "trainer.max_epochs=3"],
+    "convolution": ["data=mnist_5k", "model=cnn", "data.train_size=1000", "schedule=one_cycle", "trainer.max_epochs=8"],
 }
 
 
