@@ -130,3 +130,7 @@ def test_compare_draws_what_the_benchmark_has_measured_beside_our_runs(
     pictures = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", (tmp_path / "page/compare.html").read_text())
     drawn = b64decode(pictures[-1]).decode()
     assert "Keras on JAX" in drawn and "the public record recipe" in drawn and "python -m mnist_lab" not in drawn
+    (tmp_path / "bench/race.csv").write_text("round,network,contender,train_s,acc\n0,fast99,record,4.96,\n")
+    done = lab("compare", str(cnn_run), "bench", "dir=page")
+    assert done.returncode == 2 and "race.csv is not as the benchmark leaves it" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -186,14 +186,22 @@ def grouped(results: Sequence[Result], metric: str) -> list[Group]:
 
 
 def peers_below(folders: Sequence[Path]) -> list[Peer]:
-    """The peers that the verb `bench` has measured into these folders or below them."""
+    """The peers that the verb `bench` has measured into these folders or below them.
+
+    Raises:
+        UserError: a file of measurements is damaged.
+    """
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for path in (path for folder in folders for name in MEASURED for path in sorted(folder.rglob(name))):
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                if row["contender"] in PEERS and "acc" in row:
-                    key = PEERS[row["contender"]], row["network"]
-                    found.setdefault(key, []).append((float(row["train_s"]), float(row["acc"])))
+                if row.get("contender") not in PEERS or "acc" not in row:  # ours, or a file of another kind
+                    continue
+                try:
+                    key, round_ = (PEERS[row["contender"]], row["network"]), (float(row["train_s"]), float(row["acc"]))
+                except (KeyError, TypeError, ValueError) as error:
+                    raise UserError(f"{path} is not as the benchmark leaves it: {row}") from error
+                found.setdefault(key, []).append(round_)
     return [Peer(*key, *zip(*rounds, strict=True)) for key, rounds in found.items()]
 
 
