@@ -20,14 +20,22 @@ def disk_fault(error: BaseException | None, folder: Path | None = None) -> OSErr
 
     Args:
         error: what was raised.
-        folder: whose absence is a fault as well.
+        folder: whose absence, or that of something in it, is a fault as well.
     """
-    gone = folder is not None and not folder.is_dir()
-    while error is not None:
-        if isinstance(error, OSError) and (error.errno in FAULTS or (gone and error.errno == errno.ENOENT)):
+    seen: set[int] = set()  # TensorBoard raises the same error again and again, until it is its own cause's cause
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and (error.errno in FAULTS or (folder is not None and _lost(error, folder))):
             return error
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
+
+
+def _lost(error: OSError, folder: Path) -> bool:
+    if error.errno != errno.ENOENT:
+        return False
+    named = isinstance(error.filename, (str, bytes))
+    return not folder.is_dir() or (named and Path(os.fsdecode(error.filename)).absolute().is_relative_to(folder))
 
 
 def cache_dir() -> Path:

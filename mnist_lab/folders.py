@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def kept_or_nothing(folder: Path, until: Path | None) -> Iterator[None]:
             "run the command again" if again is None else f"python -m mnist_lab resume {quote(str(relative(again)))}"
         )
         mend = "free some space" if fault.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
-        where = fault.filename or relative(folder)
+        where = relative(Path(os.fsdecode(fault.filename))) if fault.filename else relative(folder)
         raise DiskError(f"{where}: {fault.strerror}. To go on, {mend}, then: {go_on}") from error
 
 

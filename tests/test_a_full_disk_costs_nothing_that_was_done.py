@@ -15,6 +15,7 @@ from conftest import Tally, outcome
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from warm import Done, lab, start, told
 
+from mnist_lab.files import disk_fault
 from mnist_lab.result import Result
 
 RUN = ["data=mnist_5k", "data.train_size=1000", "data.val=random", "trainer.accelerator=cpu", "trainer.max_epochs=3"]
@@ -145,11 +146,26 @@ def test_a_folder_that_is_taken_away_stops_it(tmp_path: Path) -> None:
     process = start([*RUN, "trainer.max_epochs=2000"], tmp_path, tmp_path / "shown")
     while process.is_alive() and not (run / "checkpoints/last.ckpt").exists():
         time.sleep(0.01)
-    while run.exists():
-        shutil.rmtree(run, ignore_errors=True)
+    run.rename(tmp_path / "away")
     process.join(120)
     in_one_line(told(process, tmp_path / "shown"), "run has been taken away")
     assert not run.exists()
+
+
+def test_a_folder_whose_files_are_taken_away_one_by_one_stops_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start([*RUN, "trainer.max_epochs=2000"], tmp_path, tmp_path / "shown")
+    while process.is_alive() and not (run / "checkpoints/last.ckpt").exists():
+        time.sleep(0.01)
+    shutil.rmtree(run / "tensorboard")
+    process.join(120)
+    in_one_line(told(process, tmp_path / "shown"), "run/tensorboard/", "No such file", "resume run")
+
+
+def test_an_error_that_is_its_own_cause_is_looked_through_once() -> None:
+    first, second = RuntimeError("of a library"), RuntimeError("of another")
+    first.__cause__, second.__cause__ = second, first
+    assert disk_fault(first) is None
 
 
 def test_a_download_that_fills_the_disk_is_told_and_leaves_no_part(
