@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,13 +20,14 @@ if (SIDE_BY_SIDE := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // SIDE_BY_SIDE)))
 
 import torch
+import warm
 from torch import Tensor
 
 from mnist_lab.data import DatasetImages
 from mnist_lab.result import Result
 
 ROOT = Path(__file__).parent.parent
-Command = Callable[..., subprocess.CompletedProcess[str]]
+Command = Callable[..., warm.Done | subprocess.CompletedProcess[str]]
 needs_mnist = pytest.mark.skipif(
     not (Path(os.environ.get("MNIST_LAB_DATA", "/nowhere")) / "MNIST/raw").is_dir(),
     reason="the full MNIST is not in MNIST_LAB_DATA",
@@ -50,9 +52,15 @@ def cnn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Command:
-    """Runs `python -m mnist_lab WORDS` in an empty folder, without a terminal."""
+    """Runs `python -m mnist_lab WORDS` in an empty folder, without a terminal.
 
-    def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    Forked from a Python that has imported everything, but for what a forked one does otherwise: an environment that
+    Python itself reads, and processes that it starts.
+    """
+
+    def command(*words: str, **environment: str) -> warm.Done | subprocess.CompletedProcess[str]:
+        if not environment and not any(re.search("launcher|devices|ddp", word) for word in words):
+            return warm.lab(list(words), tmp_path, 600)
         return subprocess.run(
             [sys.executable, "-m", "mnist_lab", *words],
             cwd=tmp_path,

@@ -30,13 +30,9 @@ class Done:
     stderr: str
 
 
-def start(
-    words: list[str], cwd: Path, shown: Path, gigabytes: int = 16, environment: dict[str, str] | None = None
-) -> BaseProcess:
+def start(words: list[str], cwd: Path, shown: Path, environment: dict[str, str] | None = None) -> BaseProcess:
     """Starts `python -m mnist_lab WORDS`; what it shows goes to the files `shown`.out and .err."""
-    process = FORKS.Process(
-        target=_front_door, args=(words, cwd, shown, gigabytes, {**os.environ, **(environment or {})})
-    )
+    process = FORKS.Process(target=_front_door, args=(words, cwd, shown, {**os.environ, **(environment or {})}))
     process.start()
     return process
 
@@ -61,12 +57,15 @@ def told(process: BaseProcess, shown: Path) -> Done:
     return Done(process.exitcode, *texts)
 
 
-def _front_door(words: list[str], cwd: Path, shown: Path, gigabytes: int, environment: dict[str, str]) -> None:
+def _front_door(words: list[str], cwd: Path, shown: Path, environment: dict[str, str]) -> None:
     import resource
+
+    import torch
 
     from mnist_lab import __main__
 
-    resource.setrlimit(resource.RLIMIT_AS, (gigabytes << 30, gigabytes << 30))
+    if not torch.cuda.is_available():  # which needs addresses without end
+        resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))  # a damaged file may ask for any amount
     os.environ.clear()
     os.environ.update(environment, COLUMNS="120")
     os.chdir(cwd)
@@ -74,6 +73,7 @@ def _front_door(words: list[str], cwd: Path, shown: Path, gigabytes: int, enviro
         handle = os.open(f"{shown}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, number)
         os.close(handle)
+    sys.path.insert(0, str(cwd))
     sys.argv = [str(Path(__main__.__file__)), *words]
     __main__.STARTED = time.perf_counter()
     with suppress(BrokenPipeError):
