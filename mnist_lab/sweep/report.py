@@ -13,7 +13,9 @@ from mnist_lab.show.style import BLUE, GREY, VERMILION, document, image, subplot
 from mnist_lab.sweep.compare import FOOT, HEADER, Group, Peer, interval, notes_of, rows, value_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 
 CURVES = 12
@@ -22,6 +24,8 @@ MARKERS = "^sDvP"
 """Of peers, a program each."""
 NAMED = 16
 """Groups whose points have their names beside them: more would lie on each other."""
+Named = tuple[str, float, float, float, str]
+"""Of a point its name, x, y, half the length of its error bar, and the name's colour."""
 
 
 def page(groups: Sequence[Group], metric: str, title: str, peers: Sequence[Peer] = ()) -> str:
@@ -212,27 +216,24 @@ def _cost(groups: Sequence[Group], metric: str, peers: Sequence[Peer]) -> Figure
     names = [group.results[0].name for group in measured]
     if len(set(names)) < len(names):
         names = [" ".join(map(str, group.differs.values()))[:40] or "best" for group in measured]
+    labels = []
     for ax, (cost, label) in zip(axes, (("seconds", "seconds of training"), ("parameters", "parameters")), strict=True):
         found = [[v for result in group.results if (v := value_of(result, cost)) is not None] for group in measured]
         places = [sum(costs) / len(costs) for costs in found]
+        named: list[Named] = []
         for n, (group, where, height) in enumerate(zip(measured, places, heights, strict=True)):
             style: dict[str, Any] = {"color": VERMILION if n == 0 else BLUE, "zorder": 3 if n == 0 else 2}
             bar = (group.interval or 0) * (100 if mistakes else 1)
             ax.errorbar(where, height, yerr=bar or None, fmt="o", markersize=5, capsize=2, **style)
-            if n == 0 or len(measured) <= NAMED:
-                left = len(measured) > 1 and sorted(places).index(where) % 2 == 0  # neighbours' names don't meet
-                beside: dict[str, Any] = {"xytext": (-6 if left else 6, 4), "ha": "right" if left else "left"}
-                ax.annotate(names[n], (where, height), textcoords="offset points", fontsize=8, **beside)
+            named = [*named, (names[n], where, height, bar, "black")] if n == 0 or len(measured) <= NAMED else named
         others, reached = peers if cost == "seconds" else (), heights
         for marker, program in zip(MARKERS, dict.fromkeys(peer.name for peer in others), strict=False):
             mine = [peer for peer in others if peer.name == program]
             across, up = [fmean(peer.seconds) for peer in mine], [100 * (1 - fmean(peer.accuracies)) for peer in mine]
-            bars = [100 * (interval(peer.accuracies) or math.nan) for peer in mine]
+            bars = [100 * (interval(peer.accuracies) or 0) for peer in mine]
             look: dict[str, Any] = {"markersize": 5, "capsize": 2, "color": GREY, "mfc": "none"}
-            ax.errorbar(across, up, yerr=bars, fmt=marker, label=program, **look)
-            for peer, where, height in zip(mine, across, up, strict=True):
-                below: dict[str, Any] = {"xytext": (6, -9), "textcoords": "offset points", "fontsize": 7}
-                ax.annotate(peer.network, (where, height), color=GREY, **below)
+            ax.errorbar(across, up, yerr=[bar or math.nan for bar in bars], fmt=marker, label=program, **look)
+            named += [(peer.network, x, y, bar, GREY) for peer, x, y, bar in zip(mine, across, up, bars, strict=True)]
             places, reached = places + across, reached + up
         ax.set_xlabel(label)
         ax.set_ylabel(f"{metric.partition('/')[0]} error, %" if mistakes else metric)
@@ -245,6 +246,64 @@ def _cost(groups: Sequence[Group], metric: str, peers: Sequence[Peer]) -> Figure
             else:
                 axis.set_major_locator(MaxNLocator(5))
             axis.set_major_formatter("{x:,.10g}")
+        labels.append(named)
     if peers:
         figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.draw_without_rendering()  # where things are is known from here on
+    for ax, named in zip(axes, labels, strict=True):
+        _name_points(ax, named)
     return figure
+
+
+def _name_points(ax: Axes, named: Sequence[Named]) -> None:
+    """Writes names beside their points: of the free places the nearest, of those that are taken the freest.
+
+    Args:
+        ax: with its points, and their scales and limits as they stay.
+        named: those that come first get the better places.
+    """
+    from matplotlib.transforms import Bbox
+
+    if not named:
+        return
+    points = ax.transData.transform([(x, y) for _, x, y, *_ in named])
+    bars = ax.transData.transform([(x, y - bar) for _, x, y, bar, _ in named])[:, 1]
+    unit = ax.figure.dpi / 72
+    taken = [
+        Bbox.from_extents(x - 4 * unit, min(y - 4 * unit, low), x + 4 * unit, y + max(4 * unit, y - low))
+        for (x, y), low in zip(points, bars, strict=True)
+    ]
+    for (name, x, y, _, colour), point in zip(named, points, strict=True):
+        text = ax.annotate(
+            name,
+            (x, y),
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=8 if colour == "black" else 7,
+            color=colour,
+        )
+        text.set_in_layout(False)
+        size = text.get_window_extent()
+        best = None
+        for away in (6, 14, 24, 36):
+            for right, up in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
+                left = point[0] + away * unit * right - size.width * (1 - right) / 2
+                low = point[1] + away * unit * up - size.height * (1 - up) / 2
+                box = Bbox.from_bounds(left, low, size.width, size.height)
+                lost = size.width * size.height - _shared(box, ax.bbox)
+                hidden = lost + sum(_shared(box, other) for other in taken)
+                if best is None or hidden < best[0]:
+                    best = hidden, box, away
+        assert best is not None
+        _, box, away = best
+        taken.append(box)
+        text.set_position(((box.x0 - point[0]) / unit, (box.y0 - point[1]) / unit))
+        if away > 6:
+            ends = (point, (min(max(point[0], box.x0), box.x1), min(max(point[1], box.y0), box.y1)))
+            ax.plot(*zip(*ax.transData.inverted().transform(ends), strict=True), color=GREY, linewidth=0.5, zorder=1)
+
+
+def _shared(first: Bbox, second: Bbox) -> float:
+    """The area that two boxes share."""
+    width = float(min(first.x1, second.x1) - max(first.x0, second.x0))
+    return max(0.0, width) * max(0.0, float(min(first.y1, second.y1) - max(first.y0, second.y0)))
