@@ -43,14 +43,14 @@ def lab(words: list[str], cwd: Path, seconds: float = 300, environment: dict[str
         shown = Path(folder) / "shown"
         process = start(words, cwd, shown, environment=environment)
         process.join(seconds)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
         return told(process, shown)
 
 
 def told(process: BaseProcess, shown: Path) -> Done:
-    """How a process has ended, and what it showed."""
+    """How a process has ended, which is killed if it hasn't, and what it showed."""
+    if process.is_alive():
+        process.kill()
+        process.join()
     out, err = (Path(f"{shown}.{kind}") for kind in ("out", "err"))
     texts = [path.read_text(errors="replace") if path.exists() else "" for path in (out, err)]
     assert process.exitcode is not None
