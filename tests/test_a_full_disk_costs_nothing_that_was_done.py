@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -141,23 +142,25 @@ def test_a_disk_that_is_read_only_is_told(disk: Disk, whole: Path) -> None:
         in_one_line(lab(words.split(), disk.folder), "Read-only file system")
 
 
-def test_a_folder_that_is_taken_away_stops_it(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    process = start([*RUN, "trainer.max_epochs=2000"], tmp_path, tmp_path / "shown")
-    while process.is_alive() and not (run / "checkpoints/last.ckpt").exists():
+def long_run(folder: Path) -> BaseProcess:
+    """A run in folder/run that has its first checkpoint, and 2,000 epochs to go."""
+    process = start([*RUN, "trainer.max_epochs=2000"], folder, folder / "shown")
+    while process.is_alive() and not (folder / "run/checkpoints/last.ckpt").exists():
         time.sleep(0.01)
-    run.rename(tmp_path / "away")
+    return process
+
+
+def test_a_folder_that_is_taken_away_stops_it(tmp_path: Path) -> None:
+    process = long_run(tmp_path)
+    (tmp_path / "run").rename(tmp_path / "away")
     process.join(120)
     in_one_line(told(process, tmp_path / "shown"), "run has been taken away")
-    assert not run.exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_whose_files_are_taken_away_one_by_one_stops_it(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    process = start([*RUN, "trainer.max_epochs=2000"], tmp_path, tmp_path / "shown")
-    while process.is_alive() and not (run / "checkpoints/last.ckpt").exists():
-        time.sleep(0.01)
-    shutil.rmtree(run / "tensorboard")
+    process = long_run(tmp_path)
+    shutil.rmtree(tmp_path / "run/tensorboard")
     process.join(120)
     in_one_line(told(process, tmp_path / "shown"), "run/tensorboard/", "No such file", "resume run")
 
