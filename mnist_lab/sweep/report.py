@@ -225,7 +225,8 @@ def _cost(groups: Sequence[Group], metric: str, peers: Sequence[Peer]) -> Figure
             style: dict[str, Any] = {"color": VERMILION if n == 0 else BLUE, "zorder": 3 if n == 0 else 2}
             bar = (group.interval or 0) * (100 if mistakes else 1)
             ax.errorbar(where, height, yerr=bar or None, fmt="o", markersize=5, capsize=2, **style)
-            named = [*named, (names[n], where, height, bar, "black")] if n == 0 or len(measured) <= NAMED else named
+            if n == 0 or len(measured) <= NAMED:
+                named.append((names[n], where, height, bar, "black"))
         others, reached = peers if cost == "seconds" else (), heights
         for marker, program in zip(MARKERS, dict.fromkeys(peer.name for peer in others), strict=False):
             mine = [peer for peer in others if peer.name == program]
