@@ -1,9 +1,13 @@
-"""Names beside a comparison's points can be read: none lies on another, on a point or outside the figure."""
+"""Names in a comparison's figures can be read, none on another, on a point or outside; and each has what it names."""
 
+import base64
 import random
+import re
 from itertools import combinations
+from pathlib import Path
 
 import pytest
+from conftest import Command
 
 from mnist_lab.show.style import subplots
 from mnist_lab.sweep.report import _name_points
@@ -29,3 +33,17 @@ def test_names_lie_beside_each_other(seed: int) -> None:
             assert not box.contains(*ax.transData.transform((x, y))), name
     for first, second in combinations(boxes, 2):
         assert not first.overlaps(second)
+
+
+def test_learning_curves_name_the_runs_that_have_one(lab: Command, tmp_path: Path) -> None:
+    words = ("model=neuron", "data=mnist_5k", "trainer.max_epochs=1", "report=false")
+    lab(*words, "data.val=random", "hydra.run.dir=runs/validated")
+    lab(*words, "data.val=none", "hydra.run.dir=runs/not_validated")
+    done = lab("compare", "runs")
+    assert done.returncode == 0, done.stderr
+    html = next(tmp_path.rglob("compare.html")).read_text()
+    drawing = re.search(r"Learning curves</h2>\s*<img[^>]*base64,([^\"]*)", html)
+    assert drawing is not None
+    words_of_it = base64.b64decode(drawing[1]).decode()
+    assert "val/loss" in words_of_it and "data.val=random" in words_of_it and "data.val=none" not in words_of_it
+    assert "without a curve: data.val=none." in html

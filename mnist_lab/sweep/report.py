@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from html import escape
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mnist_lab.show.style import BLUE, GREY, VERMILION, document, image, subplots, svg
 from mnist_lab.sweep.compare import FOOT, HEADER, Group, Peer, interval, notes_of, rows, value_of
@@ -62,7 +62,12 @@ def page(groups: Sequence[Group], metric: str, title: str, peers: Sequence[Peer]
                 "<p class=note>PED-ANOVA (Watanabe et al. 2023), as Optuna computes it: which parameter decides "
                 "whether a run is among the best. A guide from few runs, not a measurement.</p>",
             ]
-    parts += ["<h2>Learning curves</h2>", image(svg(_curves(groups, metric)))]
+    validated = [
+        group for group in groups if any(row["val/loss"] is not None for r in group.results for row in r.history)
+    ]
+    parts += ["<h2>Learning curves</h2>", image(svg(_curves(validated or groups, "val" if validated else "train")))]
+    if without := [group.name for group in groups if validated and group not in validated]:
+        parts += [f"<p class=note>Without validation, and so without a curve: {escape('; '.join(without))}.</p>"]
     parts += ["<h2>What it takes</h2>", image(svg(_cost(groups, metric, peers if metric == "test/acc" else ())))]
     if any(group.interval for group in groups) or peers:
         parts += ["<p class=note>Means over the runs, with their 95 % intervals.</p>"]
@@ -173,14 +178,11 @@ def _bars(importance: dict[str, float]) -> Figure:
     return figure
 
 
-def _curves(groups: Sequence[Group], metric: str) -> Figure:
-    """Mean over the runs of each group, epoch by epoch; validation where there is some, else training."""
+def _curves(groups: Sequence[Group], stage: Literal["val", "train"]) -> Figure:
+    """Mean over the runs of each group, epoch by epoch."""
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
-    stage = (
-        "val" if any(row["val/loss"] is not None for g in groups for r in g.results for row in r.history) else "train"
-    )
     figure, axes = subplots(2, height=3.6 + 0.2 * min(CURVES, len(groups)))
     for ax, kind in zip(axes, ("loss", "acc"), strict=True):
         for n, group in enumerate(groups[:CURVES]):
