@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import sys
 import warnings
@@ -33,6 +34,9 @@ from mnist_lab.training.checkpoints import damage
 
 OF_THE_CLASSIFIER = ("gradient_clip_val", "accumulate_grad_batches")
 """Arguments of Lightning's Trainer that our LightningModule sees to: it makes the optimiser's steps itself."""
+_X86 = platform.machine() in ("x86_64", "AMD64")
+_BFLOAT16 = _X86 and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+"""Whether the processor has arithmetic for it; of those of other kinds nothing is known."""
 
 
 def build(cfg: DictConfig, section: str) -> Any:
@@ -94,6 +98,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], don
         logger = instantiate(cfg.logger, save_dir=run_dir, **purge) if cfg.logger else False
         trainer: L.Trainer = instantiate(
             OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in OF_THE_CLASSIFIER]),
+            precision=precision_of(cfg),
             logger=logger,
             # Checkpoints come last: they hold what the others know of the epoch, its row in the history among it.
             callbacks=[EpochProgress(), LayerTable(), *callbacks, checkpoints],
@@ -116,6 +121,15 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], don
         raise UserError(f"trainer: {brief(cause)}{hint}") from error
     trainer.strategy.checkpoint_io = WholeFiles()
     return trainer
+
+
+def precision_of(cfg: DictConfig) -> str:
+    """The precision by Lightning's name: for auto bf16-mixed where the device has arithmetic for it, else 32-true."""
+    if cfg.trainer.precision != "auto":
+        return str(cfg.trainer.precision)
+    on_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _BFLOAT16
+    return "bf16-mixed" if fast else "32-true"
 
 
 def together(cfg: DictConfig) -> dict[str, Any]:
@@ -159,11 +173,16 @@ def check_device(cfg: DictConfig, trainer: L.Trainer) -> None:
     Raises:
         UserError: a precision without arithmetic on the device, or a compilation without its compiler.
     """
-    device = trainer.strategy.root_device.type
-    if device == "cpu" and cfg.trainer.precision.startswith("16"):
+    device, precision = trainer.strategy.root_device.type, precision_of(cfg)
+    if device == "cpu" and precision.startswith("16"):
         raise UserError(
-            f"trainer.precision={cfg.trainer.precision} needs a GPU, and this runs on {device}: "
-            "trainer.precision=bf16-mixed works on both"
+            f"trainer.precision={precision} needs a GPU, and this runs on {device}: "
+            "trainer.precision=auto takes bf16-mixed where the processor has arithmetic for it"
+        )
+    if device == "cpu" and precision.startswith("bf16") and _X86 and not _BFLOAT16:
+        raise UserError(
+            f"trainer.precision={precision} needs a processor with AVX-512 BF16 or AMX; this one would imitate "
+            "it, several times as slowly as in float32: use trainer.precision=32-true, or auto"
         )
     if cfg.compile is None:
         return

@@ -45,7 +45,7 @@ NEEDED_OF = {
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid")
 INITS = ("glorot_uniform", "pytorch")
 EMNIST_CLASSES = {"balanced": 47, "byclass": 62, "bymerge": 47, "letters": 26, "digits": 10, "mnist": 10}
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+PRECISIONS = ("32-true", "auto", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
 
 def class_folders(folder: str) -> list[str]:
@@ -450,7 +450,7 @@ def _check_together(cfg: DictConfig) -> None:
     if monitor is not None and mode != (right := "max" if monitor.endswith("acc") else "min"):
         raise UserError(f"callbacks.early_stopping.mode={mode} is wrong for {monitor}: it must be {right}")
     clips, fused = get("trainer.gradient_clip_val") is not None, get("optimizer.fused")
-    if clips and fused and str(get("trainer.precision")).endswith("-mixed"):
+    if clips and fused and str(get("trainer.precision")).endswith(("-mixed", "auto")):
         raise UserError("gradients can't be clipped in mixed precision by a fused optimiser: add optimizer.fused=false")
     digit, classes = get("data.one_vs_rest"), get("data.num_classes")
     if digit is not None and digit >= classes:

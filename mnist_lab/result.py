@@ -37,8 +37,9 @@ class Result:
         started_at: ISO 8601 with time zone.
         code: version of mnist_lab; commit of its git checkout and whether files differed from it, or null.
         packages: versions of Python and of the packages that matter.
-        machine: system, processor, cores, torch threads, accelerator and its name, processes, and the most memory that
-            the (first) process held until the test's end: memory_gb and accelerator_memory_gb, in 10⁹ bytes, or null.
+        machine: system, processor, cores, torch threads, accelerator and its name, precision, processes, and the most
+            memory that the (first) process held until the test's end: memory_gb and accelerator_memory_gb, in 10⁹
+            bytes, or null.
         data: requested, name (the data really used), fallback (why another data set stands in, or null), digest
             (SHA-256 over the files' digests), files with their digests (up to 20 of them), classes, images in train,
             val and test, val_from.

@@ -314,6 +314,7 @@ def announce(cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: L.
     log.info(
         f"{cfg.name}: {type(net).__name__}, {sum(p.numel() for p in net.parameters()):,} parameters, "
         f"on {data.images.name} ({', '.join(parts)}), seed {cfg.seed}, {trainer.strategy.root_device.type}"
+        + (f" in {trainer.precision}" if trainer.precision != "32-true" else "")
     )
     log.info(f"in {relative(run_dir)}")
     warn(notes(cfg, data, []))
@@ -329,6 +330,7 @@ def machine(trainer: L.Trainer) -> dict[str, Any]:
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "accelerator": device.type,
+        "precision": trainer.precision,
         "accelerator_name": torch.cuda.get_device_name(device) if on_gpu else None,
         "processes": trainer.world_size,
         "memory_gb": most_memory(),

@@ -8,8 +8,14 @@ import sys
 from base64 import b64decode
 from pathlib import Path
 
+import lightning as L
 import pytest
 from conftest import ROOT, Command, needs_mnist, result_in
+
+from mnist_lab import build
+from mnist_lab.config import compose_config
+from mnist_lab.config import plain as resolved
+from mnist_lab.errors import UserError
 
 SHORT = ["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.max_epochs=2"]
 
@@ -65,6 +71,32 @@ def test_half_precision_on_a_cpu_is_refused(lab: Command, tmp_path: Path) -> Non
     done = lab(*SHORT, "trainer.precision=16-mixed", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     assert "16-mixed needs a GPU" in done.stderr and "bf16-mixed" in done.stderr
+
+
+def test_bfloat16_is_refused_where_the_processor_would_imitate_it_and_auto_takes_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trainer_of(precision: str, computes: bool) -> L.Trainer:
+        monkeypatch.setattr(build, "_X86", True)
+        monkeypatch.setattr(build, "_BFLOAT16", computes)
+        cfg = resolved(compose_config(["trainer=cpu", "logger=none", f"trainer.precision={precision}"]))
+        trainer = build.build_trainer(cfg, tmp_path, [])
+        build.check_device(cfg, trainer)
+        return trainer
+
+    assert trainer_of("bf16-mixed", computes=True).precision == "bf16-mixed"
+    assert trainer_of("auto", computes=True).precision == "bf16-mixed"
+    assert trainer_of("auto", computes=False).precision == "32-true"
+    with pytest.raises(UserError, match=r"bf16-mixed needs a processor with AVX-512 BF16 or AMX.*32-true"):
+        trainer_of("bf16-mixed", computes=False)
+
+
+def test_a_run_says_and_records_the_precision_that_auto_has_chosen(lab: Command, tmp_path: Path) -> None:
+    done = lab(*SHORT, "trainer=cpu", "trainer.precision=auto", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    chosen = result_in(tmp_path / "run").machine["precision"]
+    assert chosen == ("bf16-mixed" if build._BFLOAT16 else "32-true")
+    assert ("cpu in bf16-mixed" in done.stdout + done.stderr) == build._BFLOAT16
 
 
 def test_compiling_without_a_compiler_is_refused_and_nothing_else_needs_one(lab: Command, tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_the_neuron_shows_its_forward_pass_and_learns_its_digit(lab: Command, tm
     assert result.test["acc"] > 0.95  # saying "not 0" always gives 0.90
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+@pytest.mark.parametrize("precision", ["auto", "64-true"])
 def test_precision_is_the_trainers(precision: str, lab: Command, tmp_path: Path) -> None:
     done = lab("data=mnist_5k", "model=mlp_512", "trainer=debug", f"trainer.precision={precision}")
     assert done.returncode == 0, done.stderr

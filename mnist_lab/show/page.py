@@ -121,7 +121,8 @@ def _mistakes(result: Result, answers: Answers, images: dict[str, str]) -> list[
     else:
         parts = ["<p>None.</p>"]
     if wrong != counted:
-        how = f"{result.config['trainer']['precision']} on {result.machine['accelerator']}"
+        precision = result.machine.get("precision", result.config["trainer"]["precision"])
+        how = f"{precision} on {result.machine['accelerator']}"
         parts.append(
             f"<p class=note>The test counted {counted:,} mistakes, in {escape(how)}; predicted again for this page, in "
             f"float32, there are {wrong:,}.</p>"
