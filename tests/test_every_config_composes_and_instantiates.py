@@ -10,6 +10,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
+from mnist_lab.build import build_trainer
 from mnist_lab.config import ACTIVATIONS, CONF_DIR, EMNIST_CLASSES, RULES, _keys, compose_config, plain
 from mnist_lab.data import ImageDataModule
 from mnist_lab.models import layers
@@ -74,10 +75,8 @@ def test_an_option_makes_what_it_describes(group: str, option: str, tmp_path: Pa
     if cfg.schedule:
         schedule = instantiate(cfg.schedule)(optimizer, total_steps=100, epochs=5)
         assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
-    logger = instantiate(cfg.logger, save_dir=tmp_path) if cfg.logger else False
     callbacks = list(instantiate(cfg.callbacks, _convert_="all").values())
-    trainer = instantiate(cfg.trainer, logger=logger, callbacks=callbacks, _convert_="all")
-    assert isinstance(trainer, lightning.Trainer)
+    assert isinstance(build_trainer(cfg, tmp_path, callbacks), lightning.Trainer)
     loss = instantiate(cfg.loss)
     assert Classifier(net, loss, instantiate(cfg.optimizer)).loss(torch.zeros(1, 3), torch.tensor([0])) > 0
 

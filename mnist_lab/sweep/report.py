@@ -62,11 +62,9 @@ def page(groups: Sequence[Group], metric: str, title: str, peers: Sequence[Peer]
                 "<p class=note>PED-ANOVA (Watanabe et al. 2023), as Optuna computes it: which parameter decides "
                 "whether a run is among the best. A guide from few runs, not a measurement.</p>",
             ]
-    validated = [
-        group for group in groups if any(row["val/loss"] is not None for r in group.results for row in r.history)
-    ]
+    validated = list(filter(_is_validated, groups))
     parts += ["<h2>Learning curves</h2>", image(svg(_curves(validated or groups, "val" if validated else "train")))]
-    if without := [group.name for group in groups if validated and group not in validated]:
+    if validated and (without := [group.name for group in groups if not _is_validated(group)]):
         parts += [f"<p class=note>Without validation, and so without a curve: {escape('; '.join(without))}.</p>"]
     parts += ["<h2>What it takes</h2>", image(svg(_cost(groups, metric, peers if metric == "test/acc" else ())))]
     if any(group.interval for group in groups) or peers:
@@ -74,6 +72,10 @@ def page(groups: Sequence[Group], metric: str, title: str, peers: Sequence[Peer]
     if notes := notes_of(groups):
         parts += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
     return document(title, parts)
+
+
+def _is_validated(group: Group) -> bool:
+    return any(row["val/loss"] is not None for result in group.results for row in result.history)
 
 
 def _numeric(values: Sequence[Any]) -> bool:
