@@ -97,6 +97,7 @@ def test_a_run_says_and_records_the_precision_that_auto_has_chosen(lab: Command,
     chosen = result_in(tmp_path / "run").machine["precision"]
     assert chosen == ("bf16-mixed" if build._BFLOAT16 else "32-true")
     assert ("cpu in bf16-mixed" in done.stdout + done.stderr) == build._BFLOAT16
+    assert "not supported" not in done.stderr
 
 
 def test_compiling_without_a_compiler_is_refused_and_nothing_else_needs_one(lab: Command, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,8 @@ class LayerTable(Callback):
         """Shows the table."""
         if not trainer.is_global_zero:
             return
-        summary = ModelSummary(pl_module, max_depth=-1)
+        with warnings.catch_warnings(action="ignore"):  # about bytes in mixed precision, which the table doesn't show
+            summary = ModelSummary(pl_module, max_depth=-1)
         table = Table("layer", "gives", Column("parameters", justify="right"))
         names = summary.layer_names
         for name, kind, shape, count in zip(
