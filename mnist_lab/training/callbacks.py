@@ -158,7 +158,8 @@ class LayerTable(Callback):
         """Shows the table."""
         if not trainer.is_global_zero:
             return
-        with warnings.catch_warnings(action="ignore"):  # about bytes in mixed precision, which the table doesn't show
+        with warnings.catch_warnings():  # about bytes in mixed precision, which the table doesn't show
+            warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
             summary = ModelSummary(pl_module, max_depth=-1)
         table = Table("layer", "gives", Column("parameters", justify="right"))
         names = summary.layer_names
