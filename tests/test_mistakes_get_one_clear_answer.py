@@ -52,6 +52,7 @@ MISTAKES = {
     "trainer.limit_val_batches=0": "data.val=none",
     "callbacks=early_stopping callbacks.early_stopping.monitor=val/acc": "it must be max",
     "optimizer=adam trainer.precision=bf16-mixed trainer.gradient_clip_val=1": "optimizer.fused=false",
+    "optimizer=adam trainer.precision=auto trainer.gradient_clip_val=1": "optimizer.fused=false",
     "test_checkpoint=best trainer.check_val_every_n_epoch=9": "is past the last",
     "articles seed=3": "use seeds=",
     "articles seeds=²": "a whole number, 1 or more",
