@@ -52,7 +52,7 @@ class ImageDataModule(L.LightningDataModule):
         shape: Sequence[int],
         num_classes: int,
         batch_size: int = 128,
-        eval_batch_size: int = 250,
+        eval_batch_size: int = 400,
         val: str = "random",
         val_size: int | float = 5000,
         train_size: int | float | None = None,
