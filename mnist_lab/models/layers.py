@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,16 +24,41 @@ MONOTONIC = ("relu", "leaky_relu", "elu", "tanh", "sigmoid")
 
 _ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 _AVX512 = _ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX512"
-# One operation for whoever lists a step's, of which PyTorch's own has a name that Python's grammar doesn't allow.
+# One operation each for whoever lists a step's: in PyTorch they are several, some of which can't be listed.
 _OPERATIONS = torch.library.Library("mnist_lab", "DEF")
+_OPERATIONS.define("max_pool(Tensor values, int side) -> Tensor")
 _OPERATIONS.define("random_words(int n) -> Tensor", tags=torch.Tag.nondeterministic_seeded)
 
 
 @torch.library.impl(_OPERATIONS, "random_words", "CompositeExplicitAutograd")
 def _random_words(n: int) -> Tensor:
-    """int64 (n,), each of its 64 bits random."""
+    """int64 (n,), each of its 64 bits random: SplitMix64 (Steele, Lea, Flood 2014), begun at a number of PyTorch's own.
+
+    PyTorch draws one after the other; this is arithmetic on all of them at once, by all cores.
+    """
     # From the lowest int64 up: by default the highest bit is never set.
-    return torch.empty(n, dtype=torch.int64).random_(-(2**63), None)
+    start = torch.empty((), dtype=torch.int64).random_(-(2**63), None)
+    words = _multiples(n) + start
+    for bits, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+        # PyTorch shifts copies of the sign in, which don't belong here.
+        words ^= (words >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+        if factor != 1:
+            words *= factor
+    return words
+
+
+@torch.library.impl(_OPERATIONS, "max_pool", "CompositeExplicitAutograd")
+def _max_pool(values: Tensor, side: int) -> Tensor:
+    """oneDNN's, in its blocks: it remembers which values won, for `mkldnn_max_pool2d_backward`."""
+    with torch.enable_grad():  # only for a gradient does it
+        pooled: Tensor = torch.mkldnn_max_pool2d(values.detach().requires_grad_(), side, side)
+    return pooled.detach()
+
+
+@lru_cache(maxsize=8)
+def _multiples(n: int) -> Tensor:
+    """int64 (n,): 0, 1, 2 ... times 2⁶⁴ over the golden ratio, modulo 2⁶⁴."""
+    return torch.arange(n) * -0x61C8864680B583EB
 
 
 _ONEDNN_CALL = 2**20  # multiply-adds of a product; below, oneDNN's 10 µs a call cost more than it saves
@@ -116,9 +142,8 @@ class _OneDNNConvPool(torch.autograd.Function):
         between = F.conv2d(blocked, weight, bias)
         if not learns:
             return torch.mkldnn_max_pool2d(between, pool, pool).to_dense()
-        with torch.enable_grad():  # only for a gradient does the pool remember which values won
-            pooled = torch.mkldnn_max_pool2d(between.requires_grad_(), pool, pool).detach()
-        ctx.save_for_backward(images, blocked, weight, bias, between.detach(), pooled)
+        pooled = torch.ops.mnist_lab.max_pool(between, pool)
+        ctx.save_for_backward(images, blocked, weight, bias, between, pooled)
         ctx.pool = pool
         return pooled.to_dense()
 
@@ -186,45 +211,14 @@ class Dropout(nn.Dropout):
         dropped = round(self.p * 2**16)
         if not self.training or dropped in (0, 2**16) or not _may_replace(inputs):
             return super().forward(inputs)
-        output: Tensor = _Dropout.apply(inputs, dropped)
-        return output
-
-
-class _Dropout(torch.autograd.Function):
-    """inputs, of which about `dropped` in 65,536 become 0 and the others grow by what that takes away."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, dropped: int) -> Tensor:
         words = torch.ops.mnist_lab.random_words(-(-inputs.numel() // 4))
         if not (inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last)):
             inputs = inputs.contiguous()
         bits = words.view(torch.int16)[: inputs.numel()].as_strided(inputs.shape, inputs.stride())
-        return _keep(ctx, inputs, bits, dropped)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _Keep.apply(gradient, *ctx.saved_tensors, ctx.dropped), None
-
-
-class _Keep(torch.autograd.Function):
-    """The linear function that a drawn mask makes of dropout: its own gradient, too."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, bits: Tensor, dropped: int) -> Tensor:
-        return _keep(ctx, inputs, bits, dropped)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _Keep.apply(gradient, *ctx.saved_tensors, ctx.dropped), None, None
-
-
-def _keep(ctx: Any, inputs: Tensor, bits: Tensor, dropped: int) -> Tensor:
-    ctx.save_for_backward(bits)
-    ctx.dropped = dropped
-    # ReLU's gradient passes a value on where another is above a threshold: a mask and a product in one pass.
-    kept = torch.ops.aten.threshold_backward(inputs, bits, dropped - 2**15 - 1)
-    scaled: Tensor = kept.mul_(2**16 / (2**16 - dropped))
-    return scaled
+        scale = inputs.new_full((), 2**16 / (2**16 - dropped)).expand(inputs.shape)
+        # ReLU's gradient passes a value on where another is above a threshold: here the scale, where it is kept.
+        mask: Tensor = torch.ops.aten.threshold_backward(scale, bits, dropped - 2**15 - 1)
+        return inputs * mask
 
 
 def _may_replace(*tensors: Tensor) -> bool:
