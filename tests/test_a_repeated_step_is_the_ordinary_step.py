@@ -62,8 +62,7 @@ def test_losses_weights_buffers_and_random_numbers_are_the_same_bit_for_bit(name
     ordinary, _ = train(copy.deepcopy(net), False, sizes)
     repeated, count = train(net, True, sizes)
     assert all(map(torch.equal, ordinary, repeated))
-    if name != "cnn":  # whose convolution computes in a form that can't be followed
-        assert count == 9
+    assert count == 9
 
 
 CHANGES: dict[str, Callable[[Any], object]] = {

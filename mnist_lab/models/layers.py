@@ -62,6 +62,7 @@ def _multiples(n: int) -> Tensor:
 
 
 _ONEDNN_CALL = 2**20  # multiply-adds of a product; below, oneDNN's 10 µs a call cost more than it saves
+_COPIED_BY_ALL = 2**18  # values; of fewer, one core copies a transposed matrix as fast as all
 
 
 class Linear(nn.Linear):
@@ -96,9 +97,15 @@ class _OneDNNLinear(torch.autograd.Function):
         product = _OneDNNLinear.apply  # itself, so that gradients have gradients
         return (
             product(gradient, weight.t(), None) if of_inputs else None,
-            product(gradient.t(), inputs.t(), None) if of_weight else None,
+            product(_transposed(gradient), inputs.t(), None) if of_weight else None,
             gradient.sum(0) if of_bias else None,
         )
+
+
+def _transposed(values: Tensor) -> Tensor:
+    """(B, O) → (O, B), which oneDNN wants in order; it would copy large ones with a single core."""
+    transposed: Tensor = torch.cat([values.t()]) if values.numel() >= _COPIED_BY_ALL else values.t()
+    return transposed
 
 
 class ConvPool2d(nn.Conv2d):
@@ -142,7 +149,7 @@ class _OneDNNConvPool(torch.autograd.Function):
         between = F.conv2d(blocked, weight, bias)
         if not learns:
             return torch.mkldnn_max_pool2d(between, pool, pool).to_dense()
-        pooled = torch.ops.mnist_lab.max_pool(between, pool)
+        pooled: Tensor = torch.ops.mnist_lab.max_pool(between, pool)
         ctx.save_for_backward(images, blocked, weight, bias, between, pooled)
         ctx.pool = pool
         return pooled.to_dense()

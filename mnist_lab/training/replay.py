@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 _STATELESS = ("torch.nn.modules.", "mnist_lab.models.")
+_LINEAR = "mkldnn._linear_pointwise.default"  # which not every PyTorch has
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -107,9 +108,13 @@ class Replay:
             as_before()
             return None
         for node in written.graph.nodes:
-            if node.target is torch.ops.aten.alias.default:
-                node.replace_all_uses_with(node.args[0])
-                written.graph.erase_node(node)
+            before: Any = node.args[0] if node.args else None
+            if node.target is torch.ops.aten.relu.default and str(before.target) == _LINEAR and len(before.users) == 1:
+                before.update_arg(3, "relu")  # in the same pass over the values
+            elif node.target is not torch.ops.aten.alias.default:
+                continue
+            node.replace_all_uses_with(before)
+            written.graph.erase_node(node)
         written.recompile()
         outcomes = []
         for way in (step, written):
