@@ -45,14 +45,17 @@ def same(layer: nn.Module, plain: Callable[..., Tensor], inputs: Tensor) -> None
     inputs=st.integers(1, 900),
     outputs=st.integers(1, 600),
     bias=st.booleans(),
+    copied_by_all=st.sampled_from([0, 2**18]),
     seed=st.integers(0, 2**31),
 )
-def test_a_linear_layer(images: int, inputs: int, outputs: int, bias: bool, seed: int) -> None:
+def test_a_linear_layer(images: int, inputs: int, outputs: int, bias: bool, copied_by_all: int, seed: int) -> None:
     torch.manual_seed(seed)
     layer = Linear(inputs, outputs, bias=bias)
     if images == 0:
         assert layer(torch.randn(0, inputs)).shape == (0, outputs)
-    else:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "_COPIED_BY_ALL", copied_by_all)
         same(layer, F.linear, torch.randn(images, inputs))
 
 
