@@ -196,7 +196,7 @@ def test_a_network_of_ones_own_has_a_page(lab: Command, tmp_path: Path, own: tup
     text = page.read_text()
     assert "<td>GRU</td><td>4×16</td>" in text
     assert "What the first layer looks for" not in text
-    assert "of 500 images" in text  # trainer=debug tests no more
+    assert "of 800 images" in text  # trainer=debug tests no more
     assert "predicted again" not in text
 
 
@@ -206,7 +206,7 @@ def test_a_report_that_fails_harms_nothing(lab: Command, tmp_path: Path, own: tu
     assert "no report: " in done.stdout and "not twice" in done.stdout
     assert "python -m mnist_lab report run=outputs/" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
-    assert result_in(tmp_path).test["n"] == 500
+    assert result_in(tmp_path).test["n"] == 800
     (log,) = tmp_path.rglob("run.log")
     assert "Traceback" in log.read_text() and not list(tmp_path.rglob("report.html"))
 
