@@ -49,7 +49,10 @@ def _random_words(n: int) -> Tensor:
 
 @torch.library.impl(_OPERATIONS, "max_pool", "CompositeExplicitAutograd")
 def _max_pool(values: Tensor, side: int) -> Tensor:
-    """oneDNN's, in its blocks: it remembers which values won, for `mkldnn_max_pool2d_backward`."""
+    """oneDNN's pool in its blocks: (B, C, H, W) → (B, C, H // side, W // side).
+
+    It remembers which values won, for `mkldnn_max_pool2d_backward`.
+    """
     with torch.enable_grad():  # only for a gradient does it
         pooled: Tensor = torch.mkldnn_max_pool2d(values.detach().requires_grad_(), side, side)
     return pooled.detach()
