@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -57,12 +58,12 @@ class RMSprop(Optimizer):
             # The mean square of the gradients plus eps, both over 1 − alpha. Kept like this it is Adagrad's sum of
             # squares that forgets, and PyTorch has Adagrad as one pass over all weights.
             sums = [self._kept(p, "square_sum", eps / (1 - decay)) for p in weights]
-            if not group["momentum"] and all(p.device.type == "cpu" for p in weights):
-                floor, count = weights[0].new_tensor(eps / (1 - decay)), torch.ones(())
+            if not group["momentum"] and all(p.is_cpu for p in weights):
+                floor = _scalar(eps / (1 - decay), weights[0].dtype)
                 for kept in sums:
                     kept.lerp_(floor, 1 - decay)
                 torch._fused_adagrad_(
-                    *(weights, gradients, sums, [count] * len(sums)),
+                    *(weights, gradients, sums, [_scalar(1, torch.float32)] * len(sums)),
                     **{"lr": lr, "lr_decay": 0.0, "weight_decay": 0.0, "eps": 0.0, "maximize": False},
                 )
                 continue
@@ -88,3 +89,9 @@ class RMSprop(Optimizer):
             state[name] = torch.full_like(weight, first)
         kept: Tensor = state[name]
         return kept
+
+
+@lru_cache(maxsize=8)
+def _scalar(value: float, dtype: torch.dtype) -> Tensor:
+    """A number as a tensor (), which nobody may change: to make one at each step takes a fiftieth of a small step."""
+    return torch.tensor(value, dtype=dtype, device="cpu")
