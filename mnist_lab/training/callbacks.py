@@ -114,6 +114,7 @@ class EpochProgress(ProgressBar):
             TextColumn("left"),
             console=get_console(),
             transient=True,
+            refresh_per_second=4,  # each takes a core for 1 ms, and the other waits for it
         )
         self._task = self._bar.add_task("", total=self._mini_batches(trainer, int(self.total_train_batches)))
         self._every = max(1, int(self.total_train_batches) // 100)
