@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -152,7 +153,9 @@ def write_torch_export(run: TrainedRun, facts: dict[str, str], path: Path) -> No
 
 def read_torch_export(path: Path) -> Callable[[Tensor], Tensor]:
     """The module in such a file."""
-    module: nn.Module = torch.export.load(path).module()
+    with warnings.catch_warnings():  # of how PyTorch 2.11 reads its own file
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        module: nn.Module = torch.export.load(path).module()
     return module
 
 
