@@ -194,11 +194,16 @@ def check_device(cfg: DictConfig, trainer: L.Trainer) -> None:
             f"compile={cfg.compile} needs a C++ compiler, and there is none of {', '.join(compilers)}: "
             "install one, or leave compile=null"
         )
+    if device == "cuda" and cfg.compile != "default" and cfg.trainer.accumulate_grad_batches > 1:
+        raise UserError(
+            f"compile={cfg.compile} replays CUDA graphs, which overwrite the gradients that "
+            f"trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches} adds to: use compile=default"
+        )
     if device == "mps":
         raise UserError(f"compile={cfg.compile} has not been made for {device}: leave compile=null")
 
 
-def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifier, compiled: bool) -> None:
+def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifier) -> None:
     """Lets mini-batches share what Lightning does for a training step, unless something follows them one by one.
 
     And has the operations of the first step repeated.
@@ -206,25 +211,31 @@ def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifi
     hooks = ["on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward"]
     hooks += ["on_after_backward", "on_before_optimizer_step"]
     followed = any(
-        getattr(type(callback), hook) is not getattr(Callback, hook)
+        getattr(type(callback), hook) is not getattr(Callback, hook) or hook in vars(callback)
         for callback in trainer.callbacks  # type: ignore[attr-defined]
         for hook in hooks
         if not isinstance(callback, EpochProgress | Checkpoints)
         and not (isinstance(callback, ModelCheckpoint) and callback._every_n_train_steps == 0)
     )
-    limits = (trainer.limit_train_batches, trainer.limit_val_batches, trainer.limit_test_batches)
-    limited = limits != (1.0, 1.0, 1.0) or trainer.val_check_interval != 1.0 or trainer.overfit_batches != 0  # type: ignore[attr-defined]
+    parts = (trainer.limit_train_batches, trainer.limit_val_batches, trainer.limit_test_batches)
+    limited = not all(map(_is_all, (*parts, trainer.val_check_interval))) or trainer.overfit_batches != 0  # type: ignore[attr-defined]
     if not (followed or limited or trainer.max_steps != -1 or trainer.fast_dev_run):  # type: ignore[attr-defined]
         data.images_at_once = 2048  # of MNIST 6 MB, which stay in a processor's cache
         module.direct = trainer.world_size == 1 and trainer.precision != "16-mixed" and module.clip is None
     on_cpu = trainer.strategy.root_device.type == "cpu"
-    plain = trainer.precision == "32-true" and module.accumulate == 1 and not compiled and not trainer._detect_anomaly
+    plain = trainer.precision == "32-true" and not trainer._detect_anomaly
     steps = (trainer.max_epochs or 0) * len(data.train_index) // data.batch_size
-    if module.direct and on_cpu and plain and steps >= 300:  # to write a step out takes what 300 repeated ones save
+    whole = module.accumulate == 1 and not module.compiled
+    if module.direct and on_cpu and plain and whole and steps >= 300:  # to write one out takes what 300 repeated save
         module.replay = Replay(module.net, module.loss)
     if on_cpu:
         # Lightning has PyTorch look for GPUs anew, which takes 0.1 ms, whenever it is asked: Adam asks at each step.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+
+
+def _is_all(share: float) -> bool:
+    """Whether Lightning takes this as a whole epoch: 1.0. It takes 1, which Python finds equal, as one batch."""
+    return isinstance(share, float) and share == 1.0
 
 
 def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule) -> None:
@@ -266,8 +277,8 @@ def check_batches(net: nn.Module, data: ImageDataModule, trainer: L.Trainer) -> 
     """
     last = len(data.train_index) % data.batch_size or data.batch_size
     shares = {last // trainer.world_size, -(-last // trainer.world_size)}
-    whole = trainer.limit_train_batches == 1.0
-    if whole and 1 in shares and any(isinstance(layer, nn.BatchNorm1d) for layer in net.modules()):
+    normalises = any(isinstance(layer, nn.BatchNorm1d) for layer in net.modules())
+    if normalises and 1 in shares and _is_all(trainer.limit_train_batches):
         raise UserError(
             f"data.batch_size={data.batch_size} leaves one image for the last of {len(data.train_index):,} training "
             "images' mini-batches, and batch normalisation needs two: choose another"

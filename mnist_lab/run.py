@@ -125,9 +125,10 @@ def run(
     module = Classifier(
         net, loss, optimizer, schedule, cfg.trainer.gradient_clip_val, cfg.trainer.accumulate_grad_batches
     )
-    make_steps_cheap(trainer, data, module, compiled=cfg.compile is not None)
     if cfg.compile is not None:
         net.compile(mode=cfg.compile)
+        module.compiled = True
+    make_steps_cheap(trainer, data, module)
     module.example_input_array = trainer.precision_plugin.convert_input(torch.zeros(1, *data.shape))
 
     if trainer.is_global_zero:
@@ -155,8 +156,9 @@ def run(
         best = Path(trainer.strategy.broadcast(str(run_dir / "checkpoints" / "best.ckpt")))
         if cfg.test_checkpoint == "best" and not best.exists():
             raise UserError("test_checkpoint=best: no epoch was validated, see trainer.check_val_every_n_epoch")
-        tested = best if cfg.test_checkpoint == "best" else None
-        trainer.test(module, datamodule=data, ckpt_path=tested, weights_only=True, verbose=False)
+        if cfg.test_checkpoint == "best":  # its weights alone: what came after it is part of the run
+            load_weights(net, best, read_checkpoint(best))
+        trainer.test(module, datamodule=data, verbose=False)
     test_end = time.perf_counter()
     if not trainer.is_global_zero:
         return None

@@ -11,11 +11,13 @@ from pathlib import Path
 import lightning as L
 import pytest
 from conftest import ROOT, Command, needs_mnist, result_in
+from lightning.pytorch.callbacks import LambdaCallback
 
 from mnist_lab import build
 from mnist_lab.config import compose_config
 from mnist_lab.config import plain as resolved
 from mnist_lab.errors import UserError
+from mnist_lab.training import Classifier
 
 SHORT = ["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.max_epochs=2"]
 
@@ -65,6 +67,19 @@ def test_a_callback_that_follows_batches_sees_each_of_them(lab: Command, tmp_pat
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "seen").read_text() == repr([(step, 100) for step in range(1, 41)])
+
+
+def test_so_does_one_whose_hook_is_a_function_of_its_own() -> None:
+    cfg = resolved(compose_config([*SHORT, "model=mlp_512"]))
+    follower = LambdaCallback(on_train_batch_end=lambda *_: None)
+    ways: list[tuple[list[L.Callback], int]] = [([], 2048), ([follower], 1)]
+    for callbacks, together in ways:
+        data, trainer = build.build(cfg, "data"), build.build_trainer(cfg, Path("run"), callbacks)
+        data.prepare_data()
+        data.setup()
+        module = Classifier(build.build(cfg, "model"), build.build(cfg, "loss"), build.build(cfg, "optimizer"))
+        build.make_steps_cheap(trainer, data, module)
+        assert data.images_at_once == together
 
 
 def test_half_precision_on_a_cpu_is_refused(lab: Command, tmp_path: Path) -> None:

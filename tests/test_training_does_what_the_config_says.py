@@ -19,6 +19,7 @@ from torch import nn
 from mnist_lab.config import compose_config, plain
 from mnist_lab.data import EpochOrder, ImageDataModule, mnist_5k
 from mnist_lab.models import MLP
+from mnist_lab.result import Result
 from mnist_lab.training import Classifier, RMSprop, schedules
 
 
@@ -157,6 +158,29 @@ def test_the_schedule_moves_step_by_step_through_the_whole_run(tmp_path: Path) -
     assert recorder.rates[-1] == pytest.approx(0, abs=1e-9)
 
 
+def test_steps_of_an_epoch_are_what_they_are_where_a_limit_ends_the_run(tmp_path: Path) -> None:
+    words = [
+        "schedule=step",
+        "schedule.every=1",
+        "data.batch_size=100",
+        "trainer.max_epochs=10",
+        "trainer.max_steps=10",
+    ]
+    _, recorder = fit(tmp_path, words)
+    assert recorder.rates == pytest.approx([0.01] * 7 + [0.001] * 3)
+
+
+def test_a_limit_of_1_is_one_mini_batch_and_1_0_is_all_of_them(lab: Command, tmp_path: Path) -> None:
+    words = ["model=mlp_784_32", "data=mnist_5k", "data.batch_size=125", "trainer.max_epochs=1"]
+    found = {}
+    for limit in ("1", "1.0"):
+        limits = [f"trainer.limit_{part}_batches={limit}" for part in ("train", "test")]
+        assert lab(*words, *limits, f"hydra.run.dir={limit}").returncode == 0
+        saved = torch.load(tmp_path / limit / "checkpoints/last.ckpt", weights_only=True)
+        found[limit] = (saved["global_step"], Result.load(tmp_path / limit).test["n"])
+    assert found == {"1": (1, 400), "1.0": (29, 1000)}
+
+
 def test_gradients_are_clipped_by_their_norm(tmp_path: Path) -> None:
     class After(Recorder):
         def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
@@ -200,12 +224,23 @@ def test_training_stops_early_and_the_best_weights_can_be_tested(lab: Command, t
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = result_in(tmp_path)
-    assert 2 <= len(result.history) < 60
+    epochs = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)["epoch"] + 1
+    assert 2 <= len(result.history) == epochs < 60
     assert result.test["checkpoint"] == "best"
     (checkpoint,) = tmp_path.rglob("best.ckpt")
     epoch = torch.load(checkpoint, weights_only=True)["epoch"]
     best = max(row["val/acc"] for row in result.history)
     assert result.history[epoch]["val/acc"] == best
+
+    (run,) = (path.parent for path in tmp_path.rglob("result.json"))
+    assert "is finished, after" in lab("resume", str(run)).stdout
+    assert Result.load(run) == result
+    (run / "result.json").unlink()  # as if it had been stopped in its test
+    assert lab("resume", str(run)).returncode == 0
+    again = Result.load(run)
+    assert (again.history, again.test) == (result.history, result.test)
+    assert lab("resume", str(run), f"trainer.max_epochs={len(result.history) + 1}").returncode == 0
+    assert len(Result.load(run).history) == len(result.history) + 1
 
 
 def test_label_smoothing_reaches_the_loss(lab: Command, tmp_path: Path) -> None:

@@ -214,9 +214,9 @@ class ImageDataModule(L.LightningDataModule):
             "divisor": self.divisor,
         }
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Nothing to do: batches are made on the device."""
-        return batch
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Nothing to do for batches, which are made on the device; but Lightning sends other tensors this way too."""
+        return batch if isinstance(batch, Batch) else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _batches(
         self, part: Literal["train", "test"], order: EpochOrder, batch_size: int, whole: bool = False

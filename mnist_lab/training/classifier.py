@@ -58,6 +58,8 @@ class Classifier(L.LightningModule):
         self.accumulate = accumulate
         self.direct = False
         """Whether steps go straight to PyTorch: where no hook, clipping, scaler or other process takes part in them."""
+        self.compiled = False
+        """Whether PyTorch has compiled the network."""
         self.replay: Replay | None = None
         """Repeats the operations of the first step."""
         self.metrics: dict[str, float] = {}
@@ -196,12 +198,13 @@ class Classifier(L.LightningModule):
         self._start = time.perf_counter() - counted["elapsed"]
         for stage, shares in counted["sums"].items():
             *found, n = shares[self.trainer.global_rank].tolist()
-            self._sums[stage] = (torch.tensor(found, dtype=torch.float32, device=self.device), int(n))
+            self._sums[stage] = (torch.tensor(found, dtype=torch.float32), int(n))
         self.metrics = dict(counted["metrics"])
 
     def on_train_start(self) -> None:
         """Goes on with the random numbers of the checkpoint, if there is one, and in the middle of its epoch."""
         batches = self.trainer.train_dataloader
+        self._sums = {stage: (sums.to(self.device), n) for stage, (sums, n) in self._sums.items()}
         # Lightning does this itself, but not where a schedule has asked it for the number of steps before.
         if self._position is not None and isinstance(batches, Batches) and self.trainer.fit_loop.restarted_mid_epoch:
             batches.load_state_dict(self._position)
@@ -237,13 +240,16 @@ class Classifier(L.LightningModule):
         optimizer = self.make_optimizer(self.net.parameters())
         if self.make_schedule is None:
             return optimizer
-        epochs = self.trainer.max_epochs
-        schedule = self.make_schedule(optimizer, total_steps=self._total_steps(), epochs=epochs)
+        total_steps = self._total_steps()
+        epochs = total_steps / -(-self._mini_batches // self.accumulate)
+        schedule = self.make_schedule(optimizer, total_steps=total_steps, epochs=epochs)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def _predict(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and their mean loss."""
         logits = self(self.trainer.precision_plugin.convert_input(images))
+        if self.compiled:  # a CUDA graph writes what it gives to the same place each time
+            logits = logits.clone()
         # Of a batch smaller than the number of processes some get nothing, and the mean of nothing would be NaN.
         return logits, self.loss(logits, labels) if len(labels) > 0 else logits.sum()
 

@@ -12,20 +12,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, StepLR
 
 
-def step(optimizer: Optimizer, total_steps: int, epochs: int, every: int, gamma: float) -> LRScheduler:
+def step(optimizer: Optimizer, total_steps: int, epochs: float, every: int, gamma: float) -> LRScheduler:
     """The rate falls to `gamma` times itself after every `every` epochs.
 
     Args:
         optimizer: whose rates are set.
         total_steps: steps of the run, 1 or more.
-        epochs: epochs of the run, 1 or more.
+        epochs: epochs that these are, above 0; not whole where trainer.max_steps ends the last.
         every: epochs between two falls, 1 or more.
         gamma: in (0, 1].
     """
-    return StepLR(optimizer, step_size=max(1, every * total_steps // epochs), gamma=gamma)
+    return StepLR(optimizer, step_size=max(1, round(every * total_steps / epochs)), gamma=gamma)
 
 
-def cosine(optimizer: Optimizer, total_steps: int, epochs: int, warmup: float, final: float) -> LRScheduler:
+def cosine(optimizer: Optimizer, total_steps: int, epochs: float, warmup: float, final: float) -> LRScheduler:
     """A linear rise, then half a cosine down (Loshchilov, Hutter 2016, eq. 5, without restarts).
 
     Args:
@@ -48,7 +48,7 @@ def cosine(optimizer: Optimizer, total_steps: int, epochs: int, warmup: float, f
 def one_cycle(
     optimizer: Optimizer,
     total_steps: int,
-    epochs: int,
+    epochs: float,
     warmup: float,
     initial: float,
     final: float,
