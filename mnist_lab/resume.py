@@ -89,7 +89,7 @@ def _run(folder: Path, words: list[str]) -> None:
 
     if not is_helper_process() and (folder / "result.json").exists():
         epochs = len(Result.load(folder).history)
-        if cfg.trainer.max_epochs <= epochs:
+        if not options["trainer.max_epochs"] or cfg.trainer.max_epochs <= epochs:
             print(f"{folder} is finished, after {epochs} epochs. To train it longer: trainer.max_epochs={epochs + 1}")
             return
     from mnist_lab.run import run

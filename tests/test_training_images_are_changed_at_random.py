@@ -154,6 +154,34 @@ def test_a_transforms_random_numbers_come_from_the_seed_and_the_epoch() -> None:
     assert not torch.equal(pixels(first), one)
 
 
+def test_without_workers_a_transforms_random_numbers_are_its_own() -> None:
+    options: dict[str, Any] = {"loader": "workers", "workers": 0, "transform": noise, "batch_size": 1000}
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    one = pixels(module(**options).train_dataloader())
+    assert torch.equal(torch.get_rng_state(), before), "the network's chance is where it was"
+    torch.manual_seed(1)
+    resumed = module(**options).train_dataloader()
+    assert torch.equal(pixels(resumed), one)
+    resumed.load_state_dict({"given": 2})
+    assert torch.equal(pixels(resumed), one[2000:]), "from the middle of an epoch"
+    assert not torch.equal(pixels(module(**options, augment_seed=1).train_dataloader()), one)
+
+
+@pytest.mark.parametrize("augment", [Augment(shift=2, rotate=20, scale=0.1), Augment(elastic=1), Augment(erase=1)])
+def test_images_are_changed_the_same_way_in_every_precision(augment: Augment) -> None:
+    images = torch.rand(20, 1, 100, 100)
+    changed = augment(images, generator())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(augment(images, generator()), changed)
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            assert torch.equal(augment(images, generator()), changed)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
 def test_a_transforms_bytes_are_scaled_and_its_floats_are_not() -> None:
     bright = pixels(module(loader="workers", workers=0, transform=halve).train_dataloader())
     assert bright.max() == 127 / 255

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +35,17 @@ class Augment:
             images: the batch.
             generator: of the random numbers, on the images' device.
         """
+        # The precision is the network's: places in bfloat16 would be off by half a pixel in large images.
+        with torch.autocast(images.device.type, enabled=False):
+            return self._changed(images, generator)
+
+    def _changed(self, images: Tensor, generator: torch.Generator) -> Tensor:
         n, _, height, width = images.shape
+        like: Any = {"dtype": images.dtype, "device": images.device}
 
         def draw(*shape: int) -> Tensor:
             """Numbers from −1 to 1."""
-            return torch.rand(shape, generator=generator, device=images.device) * 2 - 1
+            return torch.rand(shape, generator=generator, **like) * 2 - 1
 
         if self.shift or self.rotate or self.scale or self.elastic:
             # Of each new pixel the place in the old image, in coordinates that go from −1 to 1 along both axes.
@@ -46,35 +53,35 @@ class Augment:
             cos, sin = angle.cos() / size, angle.sin() / size
             right, down = draw(2, n) * self.shift * 2
             rows = [cos, -sin * (height / width), right / width, sin * (width / height), cos, down / height]
-            across, along = self._middles(width, images.device), self._middles(height, images.device)
+            across, along = self._middles(width, like), self._middles(height, like)
             grid = torch.stack(
                 [across.repeat(height), along.repeat_interleave(width), torch.ones_like(across).repeat(height)]
             )
             places = (torch.stack(rows, 1).view(n, 2, 3) @ grid).view(n, 2, height, width)
             if self.elastic:
-                coarse = torch.randn((n, 2, 7, 7), generator=generator, device=images.device)
+                coarse = torch.randn((n, 2, 7, 7), generator=generator, **like)
                 bends = self._between(along) @ coarse @ self._between(across).T
                 places[:, 0].add_(bends[:, 0], alpha=2 * self.elastic / width)
                 places[:, 1].add_(bends[:, 1], alpha=2 * self.elastic / height)
             places = places.permute(0, 2, 3, 1)
             images = F.grid_sample(images, places, padding_mode="zeros", align_corners=False)
         if self.erase:
-            chance, *middle_and_half = torch.rand((5, n, 1, 1, 1), generator=generator, device=images.device)
+            chance, *middle_and_half = torch.rand((5, n, 1, 1, 1), generator=generator, **like)
             inside = chance < self.erase
             for axis, length in ((2, height), (3, width)):
                 middle, half = middle_and_half[axis - 2] * length, (0.05 + 0.15 * middle_and_half[axis]) * length
-                positions = torch.arange(length, device=images.device).view([-1 if i == axis else 1 for i in range(4)])
+                positions = torch.arange(length, **like).view([-1 if i == axis else 1 for i in range(4)])
                 inside = inside & ((positions + 0.5 - middle).abs() <= half)
             images = images.masked_fill(inside, 0.0)
         return images
 
     @staticmethod
-    def _middles(length: int, device: torch.device) -> Tensor:
+    def _middles(length: int, like: Any) -> Tensor:
         """Of `length` pixels the middles, (length,), from −1 to 1 at the outer edges."""
-        return (torch.arange(length, device=device) * 2 + 1) / length - 1
+        return (torch.arange(length, **like) * 2 + 1) / length - 1
 
     @staticmethod
     def _between(middles: Tensor) -> Tensor:
         """How much each of 7 points from −1 to 1 counts at each place: (places, 7), linear interpolation."""
-        points = torch.linspace(-1, 1, 7, device=middles.device)
+        points = torch.linspace(-1, 1, 7, dtype=middles.dtype, device=middles.device)
         return (1 - (middles[:, None] - points).abs() * 3).clamp_min(0)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -195,7 +199,10 @@ class WorkerBatches(Batches):
         start = self._start()
         # Processes that start anew each epoch have random numbers that don't depend on the epochs before.
         self._loader.generator = self._seeded(torch.device("cpu"), -1)
-        for number, (images, labels) in enumerate(self._loader):
+        loader = iter(self._loader)
+        for number in range(self.mini_batches):
+            with self._own_chance(number):
+                images, labels = next(loader)
             if number < start:  # made all the same, for the random numbers that go into it
                 continue
             if self.rank >= self.mini_batch_size(number):
@@ -203,6 +210,19 @@ class WorkerBatches(Batches):
             images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
             self._given += 1
             yield Batch(images, labels, [len(labels)], number, self.prepare)
+
+    @contextmanager
+    def _own_chance(self, number: int) -> Iterator[None]:
+        """Without workers a transform draws its random numbers here: from their own seed, and not from dropout's."""
+        if self._loader.num_workers:
+            yield
+            return
+        with isolate_rng(include_cuda=False):
+            seed = self._seeded(torch.device("cpu"), number).initial_seed()
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
 
     def prepare(self, pixels: Tensor, number: int) -> Tensor:
         """uint8 or finished float32 (B, C, H, W) → float32 (B, C, H, W), augmented; uint8 is scaled."""

@@ -71,19 +71,21 @@ class Checkpoints(Checkpoint):
     def __init__(self, folder: Path, number: int, unit: str, best: bool) -> None:
         self.folder, self.number, self.unit, self.best = folder, number, unit, best
         self.highest = float("-inf")
+        self.over: int | None = None
         self._signal, self._told_at = 0, 0.0
         self._handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the best is."""
-        return {"highest": self.highest}
+        """What the best is, and whether training is over."""
+        return {"highest": self.highest, "over": self.over}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from there."""
-        self.highest = state_dict["highest"]
+        self.highest, self.over = state_dict["highest"], state_dict.get("over")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listens for signals from now on."""
+        """Listens for signals from now on. A training that was stopped early isn't gone on with, but by more epochs."""
+        trainer.should_stop = self.over == trainer.max_epochs
         self._step, self._time = trainer.global_step, time.monotonic()
         self._listen(self._told_to_stop)
 
@@ -154,6 +156,7 @@ class Checkpoints(Checkpoint):
         epoch = trainer.current_epoch + 1
         due = epoch % self.number == 0 if self.unit == "epoch" else self._due(trainer)
         over = epoch == trainer.max_epochs or trainer.should_stop
+        self.over = trainer.max_epochs if over else None
         improved = self._improved(pl_module)
         if told or due or over or improved:
             self._save(trainer, improved)
