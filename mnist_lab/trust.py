@@ -62,10 +62,15 @@ def check_origin(path: Path, config: Any, sealed: Any) -> None:
 
     Raises:
         UserError: the file is not as this user wrote it, and names something else than HARMLESS and the packages in
-            MNIST_LAB_TRUST.
+            MNIST_LAB_TRUST, or has an interpolation.
     """
     if is_sealed(path.read_text(encoding="utf-8"), sealed):
         return
+    for value in interpolations(config):
+        raise UserError(
+            f"{path} was not written here and has {value[:100]}, which could become the name of code. "
+            "Write there what it stands for"
+        )
     for target in targets(config):
         package = str(target).partition(".")[0]
         if not HARMLESS.fullmatch(str(target)) and not trusts(package):
@@ -85,3 +90,11 @@ def targets(config: Any) -> Iterator[Any]:
     elif isinstance(config, list):
         for value in config:
             yield from targets(value)
+
+
+def interpolations(config: Any) -> Iterator[str]:
+    """Every text in a config in whose place something else would be put when it is used."""
+    if isinstance(config, str) and "${" in config:
+        yield config
+    for value in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+        yield from interpolations(value)

@@ -43,7 +43,6 @@ def test_a_config_may_name_layers_and_nothing_that_does_more(run: Path, lab: Com
         {"callbacks": {"x": {"_target_": "mnist_lab.result.subprocess.run", "args": ["touch", str(mark)]}}},
         {"optimizer": {"_target_": "torch.nn.modules.module.warnings.sys.modules.os.system"}},
         {"loss": {"_target_": "torch.load", "f": str(mark), "weights_only": False}},
-        {"loss": {"_target_": "${oc.env:HOME}"}},
     ]
     for change in hostile:
         (run / "config.yaml").write_text(yaml.safe_dump(config | change))
@@ -51,6 +50,22 @@ def test_a_config_may_name_layers_and_nothing_that_does_more(run: Path, lab: Com
             done = lab(*verb.split())
             assert done.returncode == 2 and "was not written here and names" in done.stderr, (verb, done.stderr)
             assert "Traceback" not in done.stderr
+    assert not mark.exists()
+
+
+def test_a_config_may_not_hide_a_name_in_what_is_put_in_its_place_later(
+    run: Path, lab: Command, tmp_path: Path
+) -> None:
+    shutil.copy(Path(__file__), tmp_path / "a")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    mark = tmp_path / "mark"
+    torch.save(Bomb(mark), run / "weights.bin", pickle_module=pickle)
+    created = f"{{oc.create:{{_target_: torch.load, f: '{run}/weights.bin', weights_only: false}}}}"
+    for change in ({"loss": f"${created}"}, {"loss": f"\\${created}"}, {"loss": {"_target_": "${oc.env:HOME}"}}):
+        (run / "config.yaml").write_text(yaml.safe_dump(config | change))
+        for verb in VERBS:
+            done = lab(*verb.split())
+            assert done.returncode == 2 and "was not written here and has " in done.stderr, (verb, done.stderr)
     assert not mark.exists()
 
 
