@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -12,8 +11,7 @@ from mnist_lab.errors import UserError
 from mnist_lab.evaluate import asked_of, load_config
 from mnist_lab.folders import kept_or_nothing
 from mnist_lab.processes import alone, helping, is_helper_process
-from mnist_lab.sweep.study import held, is_sweep, load_asked
-from mnist_lab.trust import is_sealed, trusts
+from mnist_lab.sweep.study import held, is_own, is_sweep, load_asked
 from mnist_lab.words import divide
 
 USAGE = (
@@ -58,9 +56,10 @@ def _sweep(folder: Path, words: list[str]) -> None:
     from mnist_lab.__main__ import train
 
     asked = load_asked(folder)
-    if not (is_sealed(json.dumps(asked["argv"]), asked.get("seal")) or trusts("sweep")):
+    if not is_own(asked):
         for word in (str(word) for word in asked["argv"] if word not in ("-m", "--multirun")):
-            if word.startswith("-") or "_target_" in word or "hydra" in word:
+            # An interpolation can make a _target_, and model=../../x reads a file that came with the sweep.
+            if word.startswith("-") or any(part in word for part in ("_target_", "hydra", "$", "..")):
                 raise UserError(
                     f"{folder} was not started here, and its {word} could run code of whoever did. If you trust it: "
                     "MNIST_LAB_TRUST=sweep"

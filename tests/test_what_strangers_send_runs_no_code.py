@@ -5,10 +5,13 @@ import pickle
 import shutil
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 import yaml
 from conftest import Command
+
+from mnist_lab.sweep.study import open_study
 
 WORDS = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer.max_epochs=1"]
 
@@ -101,10 +104,65 @@ def test_a_sweep_s_command_line_is_not_trusted_either(lab: Command, tmp_path: Pa
     assert lab(*words).returncode == 0
     asked = json.loads((tmp_path / "sweep/sweep.json").read_text())
     mark = tmp_path / "mark"
-    for word in (f"model={{_target_: os.system, command: 'touch {mark}'}}", "--config-dir=there", "hydra.launcher.x=1"):
+    (tmp_path / "sweep/evil.yaml").write_text(f"_target_: pathlib.Path.touch\nself: {mark}\n")
+    for word in (
+        f"model={{_target_: os.system, command: 'touch {mark}'}}",
+        f"model={'../' * 20}proc/self/cwd/sweep/evil",
+        "+loss.x='${oc.create:{${oc.decode:_tar}get_: a}}'",
+        r"+loss.x=$\{oc.env:A\}",
+        "--config-dir=there",
+        "hydra.launcher.x=1",
+    ):
         (tmp_path / "sweep/sweep.json").write_text(json.dumps(asked | {"argv": [*asked["argv"], word]}))
         done = lab("resume", "sweep", "sweep.trials=3")
         assert done.returncode == 2 and "was not started here" in done.stderr, done.stderr
     assert not mark.exists()
     (tmp_path / "sweep/sweep.json").write_text(json.dumps(asked))
     assert lab("resume", "sweep").returncode == 0
+
+
+SEARCH = ["-m", *WORDS, "trainer.limit_train_batches=2", "+x.a=interval(0,1)", "+x.b=interval(0,1)", "sweep.trials=2"]
+
+
+def unsealed(folder: Path) -> None:
+    asked = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps(asked | {"seal": None}))
+
+
+def test_a_search_that_keeps_a_pickle_goes_on_where_it_was_begun_and_elsewhere_when_trusted(
+    lab: Command, tmp_path: Path
+) -> None:
+    assert lab(*SEARCH, "sweep=cmaes", "hydra.sweep.dir=sweep").returncode == 0
+    study, mark = open_study(tmp_path / "sweep"), tmp_path / "mark"
+    (first, _) = study.get_trials()
+    first.system_attrs = {"cma:optimizer:0": pickle.dumps(Bomb(mark)).hex()}
+    study.add_trial(first)
+    unsealed(tmp_path / "sweep")
+    for more in ("sweep.trials=4", "sweep.sampler=random sweep.trials=4", "sweep.sampler=cmaes sweep.trials=5"):
+        done = lab("resume", "sweep", *more.split())
+        if "random" in more:
+            assert done.returncode == 0, done.stderr  # which does not make the sweep one's own
+        else:
+            assert done.returncode == 2 and "was not started here" in done.stderr, done.stderr
+            assert "MNIST_LAB_TRUST=sweep" in done.stderr and "Traceback" not in done.stderr
+    assert not mark.exists()
+    lab("resume", "sweep", "sweep.sampler=cmaes", "sweep.trials=5", MNIST_LAB_TRUST="sweep")
+    assert mark.exists()
+
+
+def test_a_sweep_s_study_gives_trials_no_values_but_those_of_its_axes(lab: Command, tmp_path: Path) -> None:
+    assert lab(*SEARCH, "sweep=random", "hydra.sweep.dir=sweep").returncode == 0
+    mark = tmp_path / "mark"
+    hidden = f"${{oc.create:{{_target_: pathlib.Path.touch, self: '{mark}'}}}}"
+    texts = optuna.distributions.CategoricalDistribution([hidden])
+    open_study(tmp_path / "sweep").add_trial(
+        optuna.trial.create_trial(
+            state=optuna.trial.TrialState.WAITING,
+            params={"x.a": hidden, "x.b": 0.5},
+            distributions={"x.a": texts, "x.b": optuna.distributions.FloatDistribution(0, 1)},
+        )
+    )
+    unsealed(tmp_path / "sweep")
+    done = lab("resume", "sweep")
+    assert done.returncode == 2 and "can't have given it that value" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not mark.exists()

@@ -50,10 +50,16 @@ class Axis:
         return tuple(map(_value, self.words))
 
     def override(self, value: Value) -> str:
-        """The word of a command that gives the key this value."""
-        if self.words:
+        """The word of a command that gives the key this value.
+
+        Raises:
+            UserError: it is no value of this axis: somebody has changed the study.
+        """
+        if self.words and value in self.values:
             return f"{self.key}={self.words[self.values.index(value)]}"
-        return f"{self.key}={value!r}"
+        if not self.words and isinstance(value, int | float):
+            return f"{self.key}={value!r}"
+        raise UserError(f"{self.key}={value} is in the study of this sweep, which can't have given it that value")
 
     def distribution(self) -> BaseDistribution:
         """The same for Optuna."""

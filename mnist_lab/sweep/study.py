@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_lab.errors import UserError
 from mnist_lab.files import write_whole
-from mnist_lab.trust import seal
+from mnist_lab.trust import is_sealed, seal, trusts
 
 if TYPE_CHECKING:
     import optuna
@@ -53,9 +53,14 @@ def load_asked(folder: Path) -> dict[str, Any]:
     return found
 
 
-def save_asked(folder: Path, asked: dict[str, Any]) -> None:
-    """Writes what was asked for, whole or not at all."""
-    sealed = asked | {"seal": seal(json.dumps(asked["argv"]))}
+def is_own(asked: dict[str, Any]) -> bool:
+    """Whether this user has begun a sweep, or trusts whoever did."""
+    return is_sealed(json.dumps(asked["argv"]), asked.get("seal")) or trusts("sweep")
+
+
+def save_asked(folder: Path, asked: dict[str, Any], own: bool) -> None:
+    """Writes what was asked for, whole or not at all, and sealed if the sweep is this user's own."""
+    sealed = asked | {"seal": seal(json.dumps(asked["argv"])) if own else None}
     write_whole(folder / ASKED, json.dumps(sealed, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -289,7 +289,7 @@ class StudySweeper(Sweeper):
         Raises:
             UserError: it doesn't.
         """
-        from mnist_lab.sweep.study import code_digests, differences, is_sweep, load_asked, save_asked
+        from mnist_lab.sweep.study import code_digests, differences, is_own, is_sweep, load_asked, save_asked
 
         base = self.loader.load_sweep_config(self.base, self._words([a.extremes()[0] for a in self.axes]))
         config: Any = OmegaConf.to_container(base, resolve=False)
@@ -309,8 +309,15 @@ class StudySweeper(Sweeper):
             "config": config,
             "code": code_digests(),
         }
+        own = True
         if is_sweep(folder):
             before = load_asked(folder)
+            own = is_own(before)
+            if self.options["sampler"] == "cmaes" and not own:  # Optuna keeps a pickle of it in the study
+                raise UserError(
+                    f"{folder} was not started here, and its study could run code of whoever did: with sweep=cmaes it "
+                    "is unpickled. If you trust it: MNIST_LAB_TRUST=sweep"
+                )
             changed = [
                 line
                 for part in ("config", "code", "objectives", "directions", "axes", "storage")
@@ -323,7 +330,7 @@ class StudySweeper(Sweeper):
                     + "\nTo go on all the same: add sweep.accept_changes=true"
                 )
             now |= {"argv": before["argv"], "study": before["study"]}
-        save_asked(folder, now)
+        save_asked(folder, now, own)
         OmegaConf.save(self.base, folder / "multirun.yaml")
 
     def _dry_run(self) -> None:
