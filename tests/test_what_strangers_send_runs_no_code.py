@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -11,6 +12,7 @@ import torch
 import yaml
 from conftest import Command
 
+from mnist_lab.result import Result
 from mnist_lab.sweep.study import open_study
 
 WORDS = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer.max_epochs=1"]
@@ -97,6 +99,16 @@ def test_a_checkpoint_s_pickle_is_not_run(run: Path, lab: Command, tmp_path: Pat
         done = lab(*words)
         assert done.returncode == 2 and "can't be read as a checkpoint" in done.stderr, done.stderr
     assert not mark.exists()
+
+
+def test_a_report_shows_what_a_result_says_and_runs_none_of_it(run: Path, lab: Command) -> None:
+    evil = "<script>alert(1)</script>"
+    result = replace(Result.load(run), seed=evil, started_at="<b onclick=x()>", name=evil)  # type: ignore[arg-type]
+    result.save(run)
+    done = lab("report", "run=run")
+    assert done.returncode == 0, done.stderr
+    page = (run / "report.html").read_text()
+    assert "seed &lt;script&gt;" in page and "<script" not in page and "<b onclick" not in page
 
 
 def test_a_sweep_s_command_line_is_not_trusted_either(lab: Command, tmp_path: Path) -> None:

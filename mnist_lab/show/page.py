@@ -91,7 +91,7 @@ def _head(result: Result, notes: list[str]) -> list[str]:
     return [
         f"<h1>{escape(result.name)}</h1>",
         f"<p class=note>{escape(target)}, {result.model['parameters']:,} parameters, on {escape(data['name'])}, "
-        f"seed {result.seed}, {result.started_at[:16].replace('T', ' ')}</p>",
+        f"seed {escape(str(result.seed))}, {escape(result.started_at[:16].replace('T', ' '))}</p>",
         "<div class=warning>" + "".join(f"<p>{escape(note)}</p>" for note in notes) + "</div>" if notes else "",
         f"<div class=numbers>{shown}</div>",
         f"<p class=note>The command that repeats it</p><pre class=command>{escape(result.command)}</pre>",
