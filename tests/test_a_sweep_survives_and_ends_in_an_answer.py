@@ -111,6 +111,23 @@ def test_a_sweep_that_was_stopped_ends_as_if_it_had_not_been(how: str, lab: Comm
     assert states(tmp_path / "stopped") == dict.fromkeys(range(3), "COMPLETE")
 
 
+def test_a_line_that_was_half_written_when_the_power_went_costs_nothing(lab: Command, tmp_path: Path) -> None:
+    assert lab("-m", *QUICK, "seed=0,1", "hydra.sweep.dir=s").returncode == 0
+    journal, before = tmp_path / "s/study.journal", [outcome(tmp_path / f"s/{n}") for n in (0, 1)]
+    lines = journal.read_bytes().splitlines(keepends=True)
+    (last,) = [n for n, line in enumerate(lines) if b'"values":[' in line][1:]  # trial 1 is complete
+    journal.write_bytes(b"".join(lines[:last]) + lines[last][:40])
+    for _ in range(2):
+        done = lab("resume", "s")
+        assert done.returncode == 0 and "2 trials, 2 complete" in done.stdout, done.stderr
+    assert [outcome(tmp_path / f"s/{n}") for n in (0, 1)] == before
+    journal.write_bytes(b"".join([*lines[:3], lines[3][:10] + b"\n", *lines[4:]]))
+    for _ in range(2):
+        done = lab("resume", "s")
+        assert done.returncode == 2 and "study.journal is damaged" in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_failing_trial_is_tried_again_and_then_recorded_and_the_others_go_on(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(FAILING)
     done = lab(

@@ -83,18 +83,21 @@ def open_study(folder: Path) -> optuna.Study:
             load_if_exists=True,
         )
     except Exception as error:  # of databases, each with errors of its own
-        raise UserError(f"sweep.storage={asked['storage']}: {error}") from error
+        where = folder / JOURNAL if asked["storage"] is None else f"sweep.storage={asked['storage']}"
+        raise UserError(f"{where} is damaged or can't be used: {error}") from error
 
 
 def storage_of(folder: Path, url: str | None) -> Any:
     """Optuna's storage: a journal in the sweep's folder, or the database that a URL names."""
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    from optuna.storages.journal import JournalFileBackend
+
+    from mnist_lab.sweep.journal import WholeLines
 
     if url is not None:
         return url
-    path = str(folder / JOURNAL)
-    return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+    path = folder / JOURNAL
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=WholeLines(path)))
 
 
 def sampler_of(name: str, seed: int, trials: int) -> BaseSampler:
