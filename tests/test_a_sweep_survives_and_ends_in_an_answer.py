@@ -202,6 +202,22 @@ def test_a_search_never_has_more_trials_than_asked_and_can_be_continued_with_mor
     assert done.returncode == 2 and "only sweep.* can be changed" in done.stderr
 
 
+def test_a_sweep_goes_on_with_what_it_was_told_last(lab: Command, tmp_path: Path) -> None:
+    words = ["-m", *QUICK[:5], "trainer.max_epochs=1", "sweep=random", "optimizer.lr=interval(1e-3,1)"]
+    assert lab(*words, "sweep.trials=2", "hydra.sweep.dir=s").returncode == 0
+    asked = json.loads((tmp_path / "s/sweep.json").read_text())
+    more = ["sweep.trials=4", "sweep.retries=3", "sweep.pruner=median", "sweep.accept_changes=true"]
+    process = start(tmp_path, "resume", "s", *more)
+    wait_for(lambda: (tmp_path / "s/2/history.csv").exists())
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = lab("resume", "s")
+    assert done.returncode == 0 and "4 trials, 4 complete" in done.stdout, done.stdout
+    again = json.loads((tmp_path / "s/sweep.json").read_text())
+    assert (again["options"]["retries"], again["options"]["pruner"]) == (3, "median")
+    assert again["argv"] == [word for word in asked["argv"] if word != "sweep.trials=2"] + more[:3]
+
+
 def test_several_objectives_and_a_loss_that_is_to_be_small(lab: Command, tmp_path: Path) -> None:
     words = [
         "-m",

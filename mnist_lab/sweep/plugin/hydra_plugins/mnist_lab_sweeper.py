@@ -296,7 +296,7 @@ class StudySweeper(Sweeper):
         for key in ("hydra", "sweep"):
             config.pop(key, None)
         now = {
-            "argv": [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")],
+            "argv": _to_keep(sys.argv[1:]),
             "storage": self.options["storage"],
             # A database may hold sweeps of the same name from other folders.
             "study": folder.name if self.options["storage"] is None else f"{folder.name}-{uuid4().hex[:8]}",
@@ -329,7 +329,7 @@ class StudySweeper(Sweeper):
                     + "\n  ".join(changed[:20])
                     + "\nTo go on all the same: add sweep.accept_changes=true"
                 )
-            now |= {"argv": before["argv"], "study": before["study"]}
+            now["study"] = before["study"]
         save_asked(folder, now, own)
         OmegaConf.save(self.base, folder / "multirun.yaml")
 
@@ -368,3 +368,15 @@ class StudySweeper(Sweeper):
     def _list(self, key: str) -> list[Any]:
         value = self.options[key]
         return value if isinstance(value, list) else [value]
+
+
+def _to_keep(argv: list[str]) -> list[str]:
+    """The words with which a sweep goes on next time: of an option that was changed, `sweep.trials=30`, the last."""
+    kept: list[str] = []
+    for word in argv:
+        key = word.partition("=")[0]
+        if key.startswith("sweep."):
+            kept = [other for other in kept if other.partition("=")[0] != key]
+        if key not in ("hydra.sweep.dir", "sweep.accept_changes"):  # each of one time alone
+            kept.append(word)
+    return kept
