@@ -292,6 +292,22 @@ def test_two_processes_side_by_side_outlive_one_of_them(lab: Command, tmp_path: 
     assert states(tmp_path / "s") == dict.fromkeys(range(6), "COMPLETE")
 
 
+@pytest.mark.slow
+def test_trials_that_outlive_a_killed_sweep_are_waited_for(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["-m", "model=mlp", *QUICK[1:5], "trainer.max_epochs=60", "seed=0,1", "sweep.retries=0"]
+    process = start(tmp_path, *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=s")
+    wait_for(lambda: all((tmp_path / f"s/{n}/history.csv").exists() for n in (0, 1)))
+    holders = [(tmp_path / f"s/{n}/.holder").read_text() for n in (0, 1)]
+    process.kill()
+    process.wait()
+    process = start(tmp_path, "resume", "s")
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    assert states(tmp_path / "s") == dict.fromkeys(range(2), "COMPLETE")
+    assert [(tmp_path / f"s/{n}/.holder").read_text() for n in (0, 1)] == holders, "none began again"
+
+
 @pytest.mark.parametrize(
     ("words", "answer"),
     [

@@ -171,6 +171,19 @@ def held(folder: Path, what: str) -> Iterator[None]:
         lock.release()
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a living process holds a folder."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / ".held").exists():
+        return False
+    try:
+        with FileLock(folder / ".held").acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def code_digests() -> dict[str, str]:
     """SHA-256 of each of this package's files that decide what a trial means."""
     package = Path(__file__).resolve().parent.parent

@@ -6,6 +6,7 @@ Hydra instantiates sweepers only from the namespace package `hydra_plugins`, to 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from copy import deepcopy
 from math import nan, prod
@@ -109,7 +110,7 @@ class StudySweeper(Sweeper):
         from mnist_lab.sweep.live import Live
         from mnist_lab.sweep.study import held, open_study, trials_of
 
-        folder = Path(self.base.hydra.sweep.dir).absolute()
+        self.folder = folder = Path(self.base.hydra.sweep.dir).absolute()
         self.ours = "sweep" in self.base
         defaults: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "sweep" / "grid.yaml"))
         section: Any = OmegaConf.to_container(self.base.sweep, resolve=True) if self.ours else {}
@@ -216,7 +217,10 @@ class StudySweeper(Sweeper):
 
     def _run_all(self, found: list[list[JobReturn]]) -> None:
         """Adds what the launcher gives back to `found`, launch by launch."""
-        from mnist_lab.sweep.study import set_attr, set_state, trials_of
+        from mnist_lab.sweep.study import is_held, set_attr, set_state, trials_of
+
+        def at_work(trial: FrozenTrial) -> bool:
+            return is_held(self.folder / str(trial.number))
 
         launches: dict[int, int] = {}
         while True:
@@ -226,6 +230,10 @@ class StudySweeper(Sweeper):
                 todo = [trial for trial in trials_of(self.study) if not trial.state.is_finished()]
             if not todo or self._too_many_failures():
                 return
+            todo = [trial for trial in todo if not at_work(trial)]
+            if not todo:  # processes that outlive a sweep which was killed end their trials, and are waited for
+                time.sleep(1)
+                continue
             for trial in list(todo):  # whose process ended without a word, again and again
                 if launches.get(trial.number, 0) > self.options["retries"]:
                     set_attr(self.study, trial, "error", "its process was killed")
@@ -245,7 +253,8 @@ class StudySweeper(Sweeper):
                 print(f"the launcher stopped: {type(error).__name__}: {error}", file=sys.stderr)
             after = self._states()
             for trial in todo:
-                launches[trial.number] = launches.get(trial.number, 0) + (after[trial.number] == "RUNNING")
+                died = after[trial.number] == "RUNNING" and not at_work(trial)
+                launches[trial.number] = launches.get(trial.number, 0) + died
             if todo and before == after and "RUNNING" not in after.values():
                 raise UserError(f"{self.base.hydra.launcher._target_} runs none of the trials: {stopped}")
 
