@@ -15,7 +15,7 @@ from mnist_lab.folders import kept_or_nothing
 from mnist_lab.processes import helping, is_helper_process
 from mnist_lab.result import Result
 from mnist_lab.sweep.study import differences, held
-from mnist_lab.words import understood
+from mnist_lab.words import is_there, understood
 
 USAGE = "use: python -m mnist_lab rerun outputs/.../RUN [dir=FOLDER]"
 
@@ -32,7 +32,7 @@ def rerun(words: list[str]) -> None:
         UserError: there is no such finished run, or it can't be run.
     """
     started = time.perf_counter()
-    if not words or "=" in words[0] or words[0].startswith("-"):
+    if not words or ("=" in words[0] and not is_there(words[0])) or words[0].startswith("-"):
         raise UserError(USAGE)
     folder = Path(words[0]).expanduser()
     cfg, before = load_config(folder, []), Result.load(folder)

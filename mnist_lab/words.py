@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from mnist_lab.errors import UserError, closest
+
+
+def is_there(word: str) -> bool:
+    """Whether a word, though it may look like an option or a list, is the path of something that is there."""
+    try:
+        return Path(word).expanduser().exists()
+    except OSError:  # longer than a path may be
+        return False
 
 
 def divide(words: Sequence[str], own: Mapping[str, str], usage: str) -> tuple[dict[str, str], list[str]]:

@@ -118,6 +118,15 @@ def test_a_finished_run_can_be_trained_longer(lab: Command, tmp_path: Path) -> N
     assert Result.load(tmp_path / "two").config == Result.load(tmp_path / "four").config
 
 
+def test_a_run_in_a_folder_that_is_named_like_an_option_goes_on_and_is_repeated(lab: Command, tmp_path: Path) -> None:
+    assert lab(*MLP, "trainer.max_epochs=1", "hydra.run.dir='seed=0'").returncode == 0
+    done = lab("resume", "seed=0", "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr
+    assert len(Result.load(tmp_path / "seed=0").history) == 2
+    done = lab("rerun", "seed=0")
+    assert done.returncode == 0 and "reproduced" in done.stdout, done.stderr
+
+
 def test_a_run_that_is_being_worked_on_is_left_alone(lab: Command, tmp_path: Path) -> None:
     process = start(tmp_path, *MLP, "trainer.max_epochs=500", "hydra.run.dir=run")
     try:

@@ -61,6 +61,13 @@ def test_each_trial_of_a_sweep_may_have_two_processes(lab: Command, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_their_folder_may_be_named_like_an_option(lab: Command, tmp_path: Path) -> None:
+    done = lab(*DDP, "trainer.max_epochs=1", "report=false", "hydra.run.dir='seed=0'")
+    assert done.returncode == 0, done.stderr
+    assert result_in(tmp_path / "seed=0").machine["processes"] == 2
+
+
+@pytest.mark.slow
 def test_all_processes_validate_the_same_network(lab: Command, tmp_path: Path) -> None:
     """Of a layer that counts for itself, as BatchNorm does, each process has counted its own share."""
     (tmp_path / "own.py").write_text(
