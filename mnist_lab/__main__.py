@@ -114,8 +114,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
         run_dir = Path(hydra_cfg.runtime.output_dir)
         overrides = list(hydra_cfg.overrides.task)
         sweep = multirun and is_sweep(run_dir.parent)
-        of_hydra = (str(hydra_cfg.output_subdir).partition("/")[0], "run.log")
-        if not (sweep or is_helper_process()) and any(path.name not in of_hydra for path in run_dir.iterdir()):
+        not_its_own = (str(hydra_cfg.output_subdir).partition("/")[0], "run.log", ".held", ".holder")
+        if not (sweep or is_helper_process()) and any(path.name not in not_its_own for path in run_dir.iterdir()):
             fail(UserError(f"{run_dir} has the files of another run: each job of a sweep needs a folder of its own"))
         try:
             with kept_or_nothing(run_dir, until=None if is_helper_process() else existing):
@@ -130,7 +130,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
                     searched = [word for flag, value in flags if value is not None for word in (flag, value)]
                     words = [*searched, *overrides]
                     if not sweep:
-                        run(plain(cfg), run_dir, overrides, command=words)
+                        with held(run_dir, str(run_dir)):
+                            run(plain(cfg), run_dir, overrides, command=words)
                         return
                     from mnist_lab.sweep.trial import run_trial
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,12 @@ from typing import Any
 
 from mnist_lab.config import CONF_DIR, compose_config, plain
 from mnist_lab.errors import UserError, closest
+from mnist_lab.evaluate import load_config
 from mnist_lab.files import write_whole
 from mnist_lab.result import Result
+from mnist_lab.resume import resume
+from mnist_lab.sweep.compare import is_seed, matters
+from mnist_lab.sweep.study import differences
 from mnist_lab.words import divide
 
 USAGE = "use: python -m mnist_lab articles [seeds=5] [experiments=NAME,NAME] [dir=outputs/articles] [overrides ...]"
@@ -23,10 +26,10 @@ def articles(words: list[str]) -> None:
 
     Args:
         words: `seeds=N` (5), `experiments=NAME,NAME` (those of the articles), `dir=DIR` (outputs/articles), and Hydra
-            overrides for all runs. A run whose result is there, from the same config, is not run again.
+            overrides for all runs. A run whose result is there is not run again; one that was stopped goes on.
 
     Raises:
-        UserError: there is no such experiment, or a word is not understood.
+        UserError: there is no such experiment, a word is not understood, or there are runs of another config.
     """
     from omegaconf import OmegaConf
 
@@ -54,16 +57,24 @@ def articles(words: list[str]) -> None:
         for name in chosen
         for seed in seeds
     }
+    finished: dict[tuple[str, int], bool] = {}  # of the runs that have begun
+    for (name, seed), cfg in wanted.items():
+        run_dir = folder / name / f"seed={seed}"
+        if not any((run_dir / file).exists() for file in ("config.yaml", "result.json")):
+            continue
+        finished[name, seed] = done = (run_dir / "result.json").exists()
+        there = Result.load(run_dir).config if done else OmegaConf.to_container(load_config(run_dir, []))
+        lines = {line.partition(":")[0]: line for line in differences(there, OmegaConf.to_container(cfg))}
+        if others := [line for key, line in lines.items() if matters(key) or is_seed(key)]:
+            raise UserError(
+                f"{run_dir} has a run of another config: {'; '.join(others[:5])}\n"
+                "It stays. For runs of this config choose another folder, dir=..."
+            )
     for name in chosen:
-        missing = []
         for seed in seeds:
-            run_dir = folder / name / f"seed={seed}"
-            config = OmegaConf.to_container(wanted[name, seed])
-            if (run_dir / "result.json").exists() and Result.load(run_dir).config == config:
-                continue
-            missing.append(str(seed))
-            if (run_dir / "config.yaml").exists():  # of a run that was another, or never came to its end
-                shutil.rmtree(run_dir)
+            if finished.get((name, seed)) is False:
+                resume([str(folder / name / f"seed={seed}")])
+        missing = [str(seed) for seed in seeds if (name, seed) not in finished]
         if missing:
             sweep = ["hydra/sweeper=basic", f"hydra.sweep.dir='{folder / name}'", "hydra.sweep.subdir='seed=${seed}'"]
             words = ["-m", *overrides, f"experiment={name}", f"seed={','.join(missing)}", *sweep]

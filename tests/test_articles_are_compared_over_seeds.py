@@ -4,7 +4,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
-from conftest import Command
+from conftest import Command, outcome
+from filelock import FileLock
 
 from mnist_lab.config import CONF_DIR
 from mnist_lab.result import Result
@@ -27,24 +28,48 @@ def test_the_table_is_what_its_runs_found(lab: Command, tmp_path: Path) -> None:
     assert "| a1_neuron | output | 0.9525741268224334 |  | 0.9525741268224334 | 2 |" in table
 
 
-def test_finished_runs_are_not_run_again_unless_the_config_changed(lab: Command, tmp_path: Path) -> None:
+def test_finished_runs_are_not_run_again_where_their_data_is_elsewhere_now(lab: Command, tmp_path: Path) -> None:
     words = ("articles", "experiments=d_mlp_512", *SHORT)
     assert lab(*words).returncode == 0
     paths = sorted(tmp_path.rglob("result.json"))
     assert len(paths) == 2
     before = [path.stat().st_mtime_ns for path in paths]
     assert lab(*words).returncode == 0
+    done = lab(*words, f"data.root={tmp_path}/elsewhere", "name=other")
+    assert done.returncode == 0, done.stderr
     assert [path.stat().st_mtime_ns for path in paths] == before
-    assert lab(*words, "optimizer.lr=0.002").returncode == 0
-    assert all(path.stat().st_mtime_ns > then for path, then in zip(paths, before, strict=True))
 
 
-def test_a_table_never_mixes_runs_of_different_configs(lab: Command, tmp_path: Path) -> None:
+def test_a_run_of_another_config_is_never_taken_away_nor_put_into_the_table(lab: Command, tmp_path: Path) -> None:
     words = ("articles", "experiments=d_mlp_512", "data=mnist_5k", "trainer=debug")
-    assert lab(*words, "seeds=2").returncode == 0
-    assert lab(*words, "seeds=1", "optimizer.lr=0.1").returncode == 0
-    table = (tmp_path / "outputs/articles/table.md").read_text()
-    result = Result.load(tmp_path / "outputs/articles/d_mlp_512/seed=0")
-    assert result.config["optimizer"]["lr"] == 0.1
-    assert f"| {100 * result.test['acc']:.2f} % | 1 |" in table
-    assert len(list((tmp_path / "outputs/articles/d_mlp_512/seed=0/tensorboard").glob("events*"))) <= 2
+    assert lab(*words, "seeds=1").returncode == 0
+    run_dir = tmp_path / "outputs/articles/d_mlp_512/seed=0"
+    before, table = Result.load(run_dir), (tmp_path / "outputs/articles/table.md").read_text()
+    for other in ("optimizer.lr=0.1", "seeds.order=5"):
+        done = lab(*words, "seeds=2", other)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 2
+        assert "d_mlp_512/seed=0 has a run of another config: " in done.stderr
+        assert f"{other.replace('=', ': ').rpartition(' ')[0]}" in done.stderr and "dir=" in done.stderr
+        (run_dir / "result.json").rename(tmp_path / "aside")
+        assert "has a run of another config: " in lab(*words, "seeds=2", other).stderr, "a stopped one stays as well"
+        (tmp_path / "aside").rename(run_dir / "result.json")
+    assert Result.load(run_dir) == before and (tmp_path / "outputs/articles/table.md").read_text() == table
+    assert not (run_dir.parent / "seed=1").exists(), "nothing has begun"
+    done = lab(*words, "seeds=1", "optimizer.lr=0.1", "dir=other")
+    assert done.returncode == 0, done.stderr
+    result = Result.load(tmp_path / "other/d_mlp_512/seed=0")
+    assert f"| {100 * result.test['acc']:.2f} % | 1 |" in (tmp_path / "other/table.md").read_text()
+
+
+def test_a_run_that_was_stopped_goes_on_unless_another_process_works_on_it(lab: Command, tmp_path: Path) -> None:
+    words = ("articles", "experiments=d_mlp_512", *SHORT)
+    assert lab(*words).returncode == 0
+    run_dir = tmp_path / "outputs/articles/d_mlp_512/seed=1"
+    whole = outcome(run_dir)
+    (run_dir / "result.json").unlink()
+    with FileLock(run_dir / ".held"):
+        done = lab(*words)
+    assert done.returncode == 2 and "seed=1 is being worked on by process" in done.stderr
+    done = lab(*words)
+    assert done.returncode == 0, done.stderr
+    assert outcome(run_dir) == whole and "epoch 1/" not in done.stdout

@@ -21,7 +21,7 @@ from mnist_lab.result import Result
 USAGE = "use: python -m mnist_lab compare DIR [DIR ...] [metric=test/acc] [dir=FOLDER for the files]"
 SIGNIFICANT = 0.05
 SEEDS = ("seed", "seeds", "data.split_seed", "data.order_seed", "data.augment_seed")
-WITHOUT = ("name", "data.root", "reported", "report", *SEEDS)
+WITHOUT = ("name", "data.root", "reported", "report")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,12 @@ def interval(values: Sequence[float]) -> float | None:
 
 def matters(key: str) -> bool:
     """Whether a key of the config makes runs different in more than their names and seeds."""
-    return key not in WITHOUT and key.partition(".")[0] not in WITHOUT
+    return not is_seed(key) and key not in WITHOUT and key.partition(".")[0] not in WITHOUT
+
+
+def is_seed(key: str) -> bool:
+    """Whether a key of the config is a seed."""
+    return key in SEEDS or key.partition(".")[0] in SEEDS
 
 
 def compare(words: list[str]) -> None:
