@@ -72,6 +72,11 @@ class Result:
     notes: list[str]
     extras: dict[str, Any]
 
+    @property
+    def train_seconds(self) -> float:
+        """Of training, by all processes of a run that was resumed: its epochs tell, which then took longer."""
+        return float(max(self.seconds["train"], sum(row["seconds"] for row in self.history)))
+
     def save(self, run_dir: Path) -> None:
         """Writes RUN/result.json, whole or not at all."""
         values = json.loads(json.dumps(_finite(asdict(self))))  # as whoever reads it will have them

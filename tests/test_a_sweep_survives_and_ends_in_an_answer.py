@@ -366,11 +366,15 @@ def test_a_grid_is_the_product_of_its_axes(sizes: list[int]) -> None:
     assert len(found) == len(set(found)) == int(torch.tensor(sizes).prod()) and found == sorted(found)
 
 
+ROW = {"epoch": 1, "train/loss": 0.2, "train/acc": 0.9, "val/loss": None, "val/acc": None, "lr": 0.1, "seconds": 0.9}
+
+
 def result(seed: int, lr: float, accuracy: float) -> Result:
     config = {"seed": seed, "optimizer": {"lr": lr}, "data": {"order_seed": seed}}
     return Result(
-        1, "n", "", [f"optimizer.lr={lr}", f"seed={seed}"], config, seed, "", {}, {}, {}, {"name": "mnist"},
-        {"parameters": 7}, [{}], {"acc": accuracy, "loss": 0.1, "n": 100}, {"train": 1.0}, [], {},
+        1, "n", "", [f"optimizer.lr={lr}", f"seed={seed}"], config, seed, "", {}, {}, {},
+        {"name": "mnist", "digest": "0" * 64}, {"parameters": 7}, [ROW],
+        {"acc": accuracy, "loss": 0.1, "n": 100, "checkpoint": "last"}, {"train": 1.0}, [], {},
     )  # fmt: skip
 
 
@@ -386,6 +390,46 @@ def test_groups_are_all_but_the_seed_and_a_difference_has_its_p_value() -> None:
     low, high = stats.t.interval(0.95, 3, loc=best.mean, scale=stats.sem(good))
     assert (best.mean - best.interval, best.mean + best.interval) == pytest.approx((low, high))
     assert grouped(results, "test/loss")[0].mean == pytest.approx(0.1)
+
+
+def compared(lab: Command, folder: Path, runs: dict[str, Result], *words: str) -> tuple[list[dict[str, str]], str]:
+    """Leaves these results, and compares: the rows of the table, best first, and what was shown."""
+    for name, found in runs.items():
+        (folder / name).mkdir(parents=True)
+        found.save(folder / name)
+    done = lab("compare", *words, "dir=.")
+    assert done.returncode == 0, done.stderr
+    return list(csv.DictReader((folder / "compare.csv").open())), done.stdout
+
+
+def test_what_repeats_a_run_is_no_second_measurement(lab: Command, tmp_path: Path) -> None:
+    again = replace(result(0, 0.1, 0.9), name="again")
+    again.config["data"]["root"] = "elsewhere"
+    runs = {"a/0": result(0, 0.1, 0.9), "a/0 again": again, "a/1": result(1, 0.1, 0.92), "a/2": result(0, 0.2, 0.8)}
+    (good, bad), shown = compared(lab, tmp_path, runs, "a")
+    assert (good["n"], good["mean"], bad["n"]) == ("2", "0.91", "1")
+    assert "note: 1 finished run(s) left out: each repeats one that counts" in shown
+    assert "1 finished run(s) left out" in (tmp_path / "compare.md").read_text()
+
+
+def test_a_run_counts_once_though_it_is_below_two_of_the_folders(lab: Command, tmp_path: Path) -> None:
+    runs = {"one/a": result(0, 0.1, 0.9), "one/b": result(1, 0.1, 0.92)}
+    (row,), shown = compared(lab, tmp_path, runs, "one", "one/a", "one/b", "one/../one", str(tmp_path))
+    assert row["n"] == "2" and "left out" not in shown
+
+
+def test_a_resumed_run_took_as_long_as_all_its_processes(lab: Command, tmp_path: Path) -> None:
+    rows = [{**ROW, "epoch": n, "seconds": 10.0} for n in (1, 2, 3)]
+    runs = {"resumed": replace(result(0, 0.1, 0.9), history=rows), "whole": result(0, 0.2, 0.9)}
+    (quick, slow), shown = compared(lab, tmp_path, runs, ".", "metric=seconds")
+    assert (quick["mean"], quick["train_seconds"]) == ("1.0", "1.0"), "with what comes before its first epoch"
+    assert (slow["mean"], slow["train_seconds"]) == ("30.0", "30.0") and " 30.0" in shown
+
+
+def test_folders_of_one_name_with_other_pictures_are_other_data(lab: Command, tmp_path: Path) -> None:
+    other = replace(result(1, 0.1, 0.8), data={"name": "mnist", "digest": "1" * 64})
+    rows, _ = compared(lab, tmp_path, {"a": result(0, 0.1, 0.9), "b": other}, ".")
+    assert [(row["n"], row["data.name"]) for row in rows] == [("1", "mnist (00000000)"), ("1", "mnist (11111111)")]
 
 
 def test_of_many_keys_a_group_is_named_by_those_that_most_do_not_share() -> None:

@@ -85,7 +85,7 @@ def _head(result: Result, notes: list[str]) -> list[str]:
         f"its 95 % interval: {test['correct']:,} of {test['n']:,} images": f"{100 * low:.2f} – {100 * high:.2f} %",
         "test loss": "not finite" if test["loss"] is None else f"{test['loss']:.4f}",
         "gap, train − test accuracy": f"{gap:+.2f} points".replace("-", "−"),
-        "to train": f"{result.seconds['train']:.1f} s",
+        "to train": f"{result.train_seconds:.1f} s",
     }
     shown = "".join(f"<div><b>{value}</b><span>{what}</span></div>" for what, value in numbers.items())
     return [

@@ -35,6 +35,7 @@ class Group:
         p: of Welch's t-test against the best group, two-sided; None for that group itself, and where either has fewer
             than two runs.
         usual: of many keys those whose value most groups share, as where each leaves out one part of a recipe.
+        repeated: how many more runs there are, left out because a run of the same seeds is among the results.
     """
 
     differs: dict[str, Any]
@@ -42,6 +43,7 @@ class Group:
     values: tuple[float, ...]
     p: float | None = None
     usual: frozenset[str] = frozenset()
+    repeated: int = 0
 
     @property
     def mean(self) -> float:
@@ -57,6 +59,11 @@ class Group:
     def interval(self) -> float | None:
         """Half of the mean's 95 % confidence interval, from Student's t; None with fewer than two values."""
         return interval(self.values)
+
+    @property
+    def seconds(self) -> float:
+        """Of training, the mean over the runs."""
+        return fmean(result.train_seconds for result in self.results)
 
     @property
     def name(self) -> str:
@@ -132,7 +139,7 @@ def compare(words: list[str]) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: there is no such folder")
-    results = [Result.load(path.parent) for folder in folders for path in sorted(folder.rglob("result.json"))]
+    results = [Result.load(path.parent) for path in _below(folders, "result.json")]
     if not results:
         raise UserError(f"no finished run in {', '.join(map(str, folders))}: none has a result.json")
     groups, peers = grouped(results, metric), peers_below(folders)
@@ -152,22 +159,33 @@ def compare(words: list[str]) -> None:
         print("files    " + "  ".join(str(target / f"compare.{kind}") for kind in ("html", "md", "csv")))
 
 
+def _below(folders: Sequence[Path], name: str) -> list[Path]:
+    """The files of a name, each once, though one folder may be below another."""
+    return list(dict.fromkeys(path.resolve() for folder in folders for path in sorted(folder.rglob(name))))
+
+
 def grouped(results: Sequence[Result], metric: str) -> list[Group]:
     """Groups of runs that differ in their seed alone, best first.
 
     Args:
-        results: the runs.
+        results: the runs. Of several with the same seeds, as `rerun` leaves them, the first counts: they are one
+            measurement.
         metric: one of METRICS.
 
     Returns:
         The groups, each with the p-value of Welch's t-test of its difference to the best.
     """
-    flat = [_flat(result.config) | {"data.name": result.data["name"]} for result in results]
+    known = Counter(name for name, _ in {(result.data["name"], result.data["digest"]) for result in results})
+    flat = [_flat(result.config) | {"data.name": _data_name(result, known)} for result in results]
     keys = list(dict.fromkeys(key for config in flat for key in config if matters(key)))
     differing = [key for key in keys if len({repr(config.get(key, "–")) for config in flat}) > 1]
-    members: dict[str, list[int]] = {}
+    of_seeds: dict[str, dict[str, int]] = {}
+    repeated: Counter[str] = Counter()
     for n, config in enumerate(flat):
-        members.setdefault(repr([config.get(key, "–") for key in differing]), []).append(n)
+        group = repr([config.get(key, "–") for key in differing])
+        seeds = repr([results[n].seed, *((key, value) for key, value in config.items() if is_seed(key))])
+        repeated[group] += of_seeds.setdefault(group, {}).setdefault(seeds, n) != n
+    members = {group: list(numbers.values()) for group, numbers in of_seeds.items()}
     shown = _shown(results, flat, differing, list(members.values()))
     firsts = [shown[numbers[0]] for numbers in members.values()]
     usual: dict[str, str] = {}
@@ -182,8 +200,9 @@ def grouped(results: Sequence[Result], metric: str) -> list[Group]:
             tuple(results[n] for n in numbers),
             tuple(value for n in numbers if (value := value_of(results[n], metric)) is not None),
             usual=frozenset(key for key, value in usual.items() if repr(shown[numbers[0]][key]) == value),
+            repeated=repeated[group],
         )
-        for numbers in members.values()
+        for group, numbers in members.items()
     ]
     worst_last = -1 if metric.endswith("acc") else 1
     groups.sort(key=lambda group: (not group.values, worst_last * group.mean if group.values else 0))
@@ -197,7 +216,7 @@ def peers_below(folders: Sequence[Path]) -> list[Peer]:
         UserError: a file of measurements is damaged.
     """
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for path in (path for folder in folders for name in MEASURED for path in sorted(folder.rglob(name))):
+    for path in (path for name in MEASURED for path in _below(folders, name)):
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 if row.get("contender") not in PEERS or "acc" not in row:  # ours, or a file of another kind
@@ -215,10 +234,16 @@ def value_of(result: Result, metric: str) -> float | None:
     if metric == "parameters":
         return float(result.model["parameters"])
     if metric == "seconds":
-        return float(result.seconds["train"])
+        return result.train_seconds
     stage, _, name = metric.partition("/")
     value = result.test[name] if stage == "test" else result.history[-1][metric]
     return None if value is None else float(value)
+
+
+def _data_name(result: Result, known: Counter[str]) -> str:
+    """The name of a run's data, with a part of the digest where other data has the same name, as folders may."""
+    name, digest = str(result.data["name"]), str(result.data["digest"])
+    return name if known[name] == 1 else f"{name} ({digest[:8]})"
 
 
 def _tested(group: Group, best: Group) -> Group:
@@ -282,7 +307,6 @@ def rows(groups: Sequence[Group], metric: str) -> list[list[str]]:
             difference = "unknown: fewer than two runs"
         else:
             difference = f"p = {group.p:.2g}" + ("" if group.p < SIGNIFICANT else ", not significant")
-        seconds = fmean(result.seconds["train"] for result in group.results)
         found.append(
             [
                 group.name,
@@ -292,7 +316,7 @@ def rows(groups: Sequence[Group], metric: str) -> list[list[str]]:
                 str(len(group.values)),
                 difference,
                 f"{group.results[0].model['parameters']:,}",
-                f"{seconds:.1f}",
+                f"{group.seconds:.1f}",
             ]
         )
     return found
@@ -318,8 +342,7 @@ def table(groups: Sequence[Group], metric: str) -> str:
     keys = list(groups[0].differs)
     writer.writerow([*keys, "metric", "mean", "ci95", "std", "n", "p", "parameters", "train_seconds"])
     for group in groups:
-        seconds = fmean(result.seconds["train"] for result in group.results)
-        cost = [group.results[0].model["parameters"], round(seconds, 3)]
+        cost = [group.results[0].model["parameters"], round(group.seconds, 3)]
         numbers = [group.mean, group.interval, group.spread, len(group.values), group.p]
         writer.writerow([*(group.differs[key] for key in keys), metric, *numbers, *cost])
     return text.getvalue()
@@ -327,7 +350,10 @@ def table(groups: Sequence[Group], metric: str) -> str:
 
 def notes_of(groups: Sequence[Group]) -> list[str]:
     """What nobody may miss who reads the comparison, each once."""
-    return sorted({note for group in groups for result in group.results for note in result.notes})
+    notes = sorted({note for group in groups for result in group.results for note in result.notes})
+    if repeated := sum(group.repeated for group in groups):
+        notes.append(f"{repeated} finished run(s) left out: each repeats one that counts, with the same seeds.")
+    return notes
 
 
 def show(groups: Sequence[Group], metric: str) -> None:
