@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from mnist_lab.result import Result
 from mnist_lab.sweep.compare import grouped
+from mnist_lab.sweep.report import _importance
 from mnist_lab.sweep.space import Axis, axis, grid
 from mnist_lab.sweep.study import open_study
 from mnist_lab.sweep.trial import take_gpu
@@ -430,6 +431,26 @@ def test_folders_of_one_name_with_other_pictures_are_other_data(lab: Command, tm
     other = replace(result(1, 0.1, 0.8), data={"name": "mnist", "digest": "1" * 64})
     rows, _ = compared(lab, tmp_path, {"a": result(0, 0.1, 0.9), "b": other}, ".")
     assert [(row["n"], row["data.name"]) for row in rows] == [("1", "mnist (00000000)"), ("1", "mnist (11111111)")]
+
+
+@pytest.mark.parametrize(("metric", "decides"), [("test/loss", "a"), ("seconds", "a"), ("test/acc", "b")])
+def test_importance_explains_the_best_runs_whether_these_are_high_or_low(metric: str, decides: str) -> None:
+    value = {(a, b): 0.1 if a == 0 else 0.9 if b == 5 else 0.5 for a in range(6) for b in range(6)}
+    found = [
+        replace(result(0, 0.1, v), config={"a": a, "b": b}, test={"acc": v, "loss": v}, seconds={"train": 10 * v})
+        for (a, b), v in value.items()
+    ]
+    points = [(group, v) for group in grouped(found, metric) for v in group.values]
+    importance = _importance(points, ["a", "b"], metric)
+    assert importance is not None and importance[decides] > 0.9
+
+
+def test_words_about_the_sweep_itself_are_no_hyperparameters(lab: Command, tmp_path: Path) -> None:
+    typed = [["sweep=tpe", "sweep.trials=3", "space=mlp", "optimizer.lr=0.1"], ["sweep.trials=4", "optimizer.lr=0.2"]]
+    runs = {str(n): replace(result(0, 0.1 + n / 10, 0.9), overrides=words) for n, words in enumerate(typed)}
+    _, shown = compared(lab, tmp_path, runs, ".")
+    assert "optimizer.lr=0.1" in shown and "sweep" not in shown and "space" not in shown
+    assert (tmp_path / "compare.csv").read_text().startswith("optimizer.lr,metric,mean,")
 
 
 def test_of_many_keys_a_group_is_named_by_those_that_most_do_not_share() -> None:

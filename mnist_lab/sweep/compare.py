@@ -21,7 +21,7 @@ from mnist_lab.result import Result
 USAGE = "use: python -m mnist_lab compare DIR [DIR ...] [metric=test/acc] [dir=FOLDER for the files]"
 SIGNIFICANT = 0.05
 SEEDS = ("seed", "seeds", "data.split_seed", "data.order_seed", "data.augment_seed")
-WITHOUT = ("name", "data.root", "reported", "report")
+WITHOUT = ("name", "data.root", "reported", "report", "sweep", "space", "hydra")
 
 
 @dataclass(frozen=True)

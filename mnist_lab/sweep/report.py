@@ -55,7 +55,7 @@ def page(groups: Sequence[Group], metric: str, title: str, peers: Sequence[Peer]
         parts += ["<h2>Each hyperparameter against the metric</h2>", image(svg(_against(points, keys, metric)))]
     if len(keys) > 1 and len(groups) > 2:
         parts += ["<h2>Parallel coordinates</h2>", image(svg(_parallel(points, keys, metric)))]
-        if (importance := _importance(points, keys)) is not None:
+        if (importance := _importance(points, keys, metric)) is not None:
             parts += [
                 "<h2>Importance</h2>",
                 image(svg(_bars(importance))),
@@ -142,8 +142,8 @@ def _parallel(points: Sequence[tuple[Group, float]], keys: Sequence[str], metric
     return figure
 
 
-def _importance(points: Sequence[tuple[Group, float]], keys: Sequence[str]) -> dict[str, float] | None:
-    """How much each key decides; None where there are too few runs to say."""
+def _importance(points: Sequence[tuple[Group, float]], keys: Sequence[str], metric: str) -> dict[str, float] | None:
+    """How much each key decides which runs are the best; None where there are too few runs to say."""
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
@@ -157,7 +157,7 @@ def _importance(points: Sequence[tuple[Group, float]], keys: Sequence[str]) -> d
         else:
             distributions[key] = CategoricalDistribution(tuple(dict.fromkeys(map(str, values))))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(direction="maximize")
+    study = optuna.create_study(direction="maximize" if metric.endswith("acc") else "minimize")
     for group, value in points:
         params = {
             k: group.differs[k] if isinstance(d, FloatDistribution) else str(group.differs[k])
