@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -555,7 +556,7 @@ def _check_folder(key: str, folder: str, fresh: bool) -> Path:
     """The deepest existing folder on the way to a run's; that of another run, or of files of yours, is refused."""
     existing = Path(folder).absolute()
     if not folder or (fresh and existing.is_dir() and any(existing.iterdir()) and not is_helper_process()):
-        more = f"\nTo go on with that sweep: python -m mnist_lab resume {folder}" if is_sweep(existing) else ""
+        more = f"\nTo go on with that sweep: python -m mnist_lab resume {quote(folder)}" if is_sweep(existing) else ""
         raise UserError(f"{key}={folder} is not allowed: a run needs a new or an empty folder of its own{more}")
     while not existing.exists():
         existing = existing.parent

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich import get_console
@@ -91,7 +92,7 @@ def _end_with_the_first(first: int) -> None:
     while os.getppid() == first:
         time.sleep(0.5)
     if os.environ["LOCAL_RANK"] == "1":
-        how = f"To go on: python -m mnist_lab resume {sys.argv[-1]}"
+        how = f"To go on: python -m mnist_lab resume {quote(sys.argv[-1])}"
         print(f"error: the run's first process has been killed, and so all have ended. {how}", file=sys.stderr)
     sys.stderr.flush()
     os._exit(1)
@@ -125,7 +126,7 @@ def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in names}
     environment: Any = getattr(trainer.strategy, "cluster_environment", None)  # which a strategy of one device lacks
     helpers = None
-    resume = f"To go on: python -m mnist_lab resume {relative(run_dir)}"
+    resume = f"To go on: python -m mnist_lab resume {quote(str(relative(run_dir)))}"
     try:
         ours = isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally
         if ours and trainer.num_devices > 1:

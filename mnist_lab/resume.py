@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -47,7 +48,8 @@ def resume(words: list[str]) -> None:
         alone("a sweep")
         _sweep(folder, words[1:])
     elif is_sweep(folder.parent) and not is_helper_process():
-        raise UserError(f"{folder} is a trial of a sweep, which goes on as a whole: resume {folder.parent}")
+        sweep = shlex.quote(str(folder.parent))
+        raise UserError(f"{folder} is a trial of a sweep, which goes on as a whole: resume {sweep}")
     else:
         _run(folder.absolute(), words[1:])
 

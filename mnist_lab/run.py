@@ -261,7 +261,7 @@ def check_regrouped(saved: dict[str, Any], processes: int, run_dir: Path) -> Non
         raise UserError(
             f"{relative(run_dir)} was stopped in the middle of epoch {saved['epoch'] + 1} with {before} process(es), "
             f"and {processes} can't go on from there, only from an epoch's end. To go on with as many as before: "
-            f"python -m mnist_lab resume {relative(run_dir)} trainer.devices={before}"
+            f"python -m mnist_lab resume {shlex.quote(str(relative(run_dir)))} trainer.devices={before}"
         )
 
 

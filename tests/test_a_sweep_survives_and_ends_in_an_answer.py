@@ -186,6 +186,16 @@ def test_a_trial_that_can_not_run_says_why_and_is_not_tried_again(lab: Command, 
     done = lab("-m", *QUICK, "model.num_classes=5,10", "hydra.sweep.dir=s")
     assert done.returncode == 1 and "for two images it gives [2, 5], where [2, 10] is needed" in done.stdout
     assert states(tmp_path / "s") == {0: "FAIL", 1: "COMPLETE"}
+
+
+def test_the_command_that_goes_on_with_a_sweep_can_be_pasted_whatever_its_folder_is_called(
+    lab: Command, tmp_path: Path
+) -> None:
+    words = ["-m", *QUICK, "model.num_classes=5,10", "sweep.max_failures=1", "hydra.sweep.dir='my sweep'"]
+    given_up = lab(*words)
+    assert "1 of 2 trials are left. To go on: python -m mnist_lab resume 'my sweep'" in given_up.stdout
+    assert "python -m mnist_lab resume 'my sweep'" in lab(*words).stderr
+    assert "resume 'my sweep'" in lab("resume", "my sweep/0").stderr
     assert open_study(tmp_path / "s").get_trials()[0].user_attrs["failures"] == 1
 
 

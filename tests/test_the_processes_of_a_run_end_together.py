@@ -5,6 +5,7 @@ That the command returns says that none is left: each has the pipes open that it
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -42,9 +43,9 @@ class Hit(Callback):
 
 
 def hit(folder: Path, how: str, rank: int, *words: str) -> subprocess.CompletedProcess[str]:
-    """A run in RUN, one of whose processes something happens to when the second epoch begins; once in this folder."""
+    """A run one of whose processes something happens to when the second epoch begins; once in this folder."""
     (folder / "own.py").write_text(HIT)
-    words = (*DDP, *words, "hydra.run.dir=run", "+callbacks.hit._target_=own.Hit")
+    words = (*DDP, *words, "hydra.run.dir='my run'", "+callbacks.hit._target_=own.Hit")
     words += (f"+callbacks.hit.how={how}", f"+callbacks.hit.rank={rank}")
     return run(folder, *words)
 
@@ -55,6 +56,12 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "mnist_lab", *words],
         cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
+
+
+def told_to_type(shown: str) -> list[str]:
+    """The words of the command to go on with, as a shell takes them."""
+    (command,) = re.findall("To go on.*: python -m mnist_lab (.*)", shown)
+    return shlex.split(command)
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +76,19 @@ def test_a_helper_that_is_killed(whole: Path, tmp_path: Path) -> None:
     lost = hit(tmp_path, "SIGKILL", 1)
     assert lost.returncode == 1
     (line,) = lost.stderr.splitlines()
-    assert "process 2 of 2 was killed by SIGKILL" in line and "python -m mnist_lab resume run" in line
-    assert "process 2 of 2 was killed" in (tmp_path / "run/run.log").read_text()
-    done = run(tmp_path, "resume", "run")
+    assert "process 2 of 2 was killed by SIGKILL" in line
+    assert "process 2 of 2 was killed" in (tmp_path / "my run/run.log").read_text()
+    done = run(tmp_path, *told_to_type(line))
     assert done.returncode == 0, done.stderr
-    assert outcome(tmp_path / "run") == outcome(whole)
+    assert outcome(tmp_path / "my run") == outcome(whole)
 
 
 def test_the_first_that_is_killed(tmp_path: Path) -> None:
     lost = hit(tmp_path, "SIGKILL", 0)
     assert lost.returncode == -signal.SIGKILL
     (line,) = lost.stderr.splitlines()
-    assert "the run's first process has been killed" in line and "python -m mnist_lab resume" in line
+    assert "the run's first process has been killed" in line
+    assert told_to_type(line) == ["resume", str(tmp_path / "my run")]
 
 
 def test_one_that_fails(tmp_path: Path) -> None:
@@ -88,7 +96,8 @@ def test_one_that_fails(tmp_path: Path) -> None:
     assert lost.returncode == 1
     assert lost.stderr.count("Traceback") == 1 and "own.py is wrong" in lost.stderr
     last = lost.stderr.splitlines()[-1]
-    assert last.startswith("error: process 3 of 3 ended with exit status 1, see above") and "resume run" in last
+    assert last.startswith("error: process 3 of 3 ended with exit status 1, see above")
+    assert told_to_type(last) == ["resume", "my run"]
 
 
 def test_a_training_that_diverges(tmp_path: Path) -> None:
@@ -102,15 +111,16 @@ def test_one_that_is_told_to_stop(whole: Path, tmp_path: Path) -> None:
     stopped = hit(tmp_path, "SIGINT", 1)
     assert stopped.returncode == 128 + signal.SIGINT and stopped.stderr == ""
     assert stopped.stdout.count("stopped by Ctrl-C in epoch 2, nothing is lost") == 1
+    assert told_to_type(stopped.stdout) == ["resume", "my run"]
 
     # What one process has counted of an epoch can't be gone on with by another number of them.
-    refused = run(tmp_path, "resume", "run", "trainer.devices=1")
+    refused = run(tmp_path, "resume", "my run", "trainer.devices=1")
     assert refused.returncode == 2
     assert "was stopped in the middle of epoch 2 with 2 process(es), and 1 can't go on" in refused.stderr
-    (command,) = re.findall(r"python -m mnist_lab (resume run trainer\.devices=2)", refused.stderr)
-    done = run(tmp_path, *command.split())
+    assert told_to_type(refused.stderr)[1:] == ["my run", "trainer.devices=2"]
+    done = run(tmp_path, *told_to_type(refused.stderr))
     assert done.returncode == 0, done.stderr
-    assert outcome(tmp_path / "run") == outcome(whole)
+    assert outcome(tmp_path / "my run") == outcome(whole)
 
 
 def test_from_the_end_of_an_epoch_another_number_goes_on_and_the_result_says_so(lab: Command, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 from typing import Any
 
@@ -177,7 +178,7 @@ class Checkpoints(Checkpoint):
 
     @property
     def _how_to_go_on(self) -> str:
-        return f"To go on: python -m mnist_lab resume {relative(self.folder.parent)}"
+        return f"To go on: python -m mnist_lab resume {quote(str(relative(self.folder.parent)))}"
 
     def _due(self, trainer: L.Trainer) -> bool:
         if self.unit == "step":

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from math import nan, prod
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -145,7 +146,8 @@ class StudySweeper(Sweeper):
             compare([str(live.folder), f"metric={live.objective}"])
         left = sum(state in ("WAITING", "RUNNING") for state in states)
         if stopped or left:
-            again = f"python -m mnist_lab resume {live.folder}" if self.ours else "the same command and hydra.sweep.dir"
+            resume = f"python -m mnist_lab resume {quote(str(live.folder))}"
+            again = resume if self.ours else "the same command and hydra.sweep.dir"
             print(f"\n{left} of {len(states)} trials are left. To go on: {again}")
         if stopped:
             sys.exit(130)
