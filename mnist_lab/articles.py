@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from mnist_lab.config import CONF_DIR, compose_config, plain
+from mnist_lab.config import CONF_DIR, compose_config, plain, quoted
 from mnist_lab.errors import UserError, closest
 from mnist_lab.evaluate import load_config
 from mnist_lab.files import write_whole
@@ -76,8 +76,8 @@ def articles(words: list[str]) -> None:
                 resume([str(folder / name / f"seed={seed}")])
         missing = [str(seed) for seed in seeds if (name, seed) not in finished]
         if missing:
-            sweep = ["hydra/sweeper=basic", f"hydra.sweep.dir='{folder / name}'", "hydra.sweep.subdir='seed=${seed}'"]
-            words = ["-m", *overrides, f"experiment={name}", f"seed={','.join(missing)}", *sweep]
+            sweep = [f"hydra.sweep.dir={quoted(folder / name)}", "hydra.sweep.subdir='seed=${seed}'"]
+            words = ["-m", *overrides, f"experiment={name}", f"seed={','.join(missing)}", "hydra/sweeper=basic", *sweep]
             train([sys.argv[0], *words], fresh=False)
 
     found = [[Result.load(folder / name / f"seed={seed}") for seed in seeds] for name in chosen]

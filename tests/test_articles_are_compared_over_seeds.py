@@ -73,3 +73,10 @@ def test_a_run_that_was_stopped_goes_on_unless_another_process_works_on_it(lab: 
     done = lab(*words)
     assert done.returncode == 0, done.stderr
     assert outcome(run_dir) == whole and "epoch 1/" not in done.stdout
+
+
+def test_their_folder_may_have_any_name(lab: Command, tmp_path: Path) -> None:
+    done = lab("articles", "experiments=a1_neuron", *SHORT, "dir=it's, mine")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "it's, mine/a1_neuron/seed=1/result.json").exists()
+    assert (tmp_path / "it's, mine/table.md").exists()
