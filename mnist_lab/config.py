@@ -20,7 +20,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
@@ -463,7 +463,7 @@ def _check_together(cfg: DictConfig) -> None:
 
 def quoted(path: Path) -> str:
     """A path as a value in Hydra's grammar of overrides."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return QuotedString(str(path), Quote.single).with_quotes()
 
 
 def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> tuple[Path, Path]:

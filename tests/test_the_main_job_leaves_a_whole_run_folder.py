@@ -5,10 +5,16 @@ import json
 from pathlib import Path
 
 import pytest
+import warm
 from conftest import Command, result_in
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import example, given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
+
+from mnist_lab.config import quoted
 
 RUN = ("model=mlp_512", "data=mnist_5k", "data.val=random", "trainer.max_epochs=2", "trainer=cpu")
 
@@ -126,3 +132,19 @@ def test_the_same_command_gives_the_same_numbers(folder: Path, lab: Command, tmp
 def test_another_seed_gives_other_numbers(folder: Path, lab: Command, tmp_path: Path) -> None:
     assert lab(*RUN, "seed=1").returncode == 0
     assert result_in(tmp_path).history[0]["train/loss"] != result_in(folder).history[0]["train/loss"]
+
+
+@pytest.mark.parametrize("name", ["b\\s", "it's", "\\", "b\\'s, \\\\"])
+def test_it_is_below_the_folder_that_one_is_in_whatever_that_is_called(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    done = warm.lab(["model=neuron", "data=mnist_5k", "trainer=debug", "report=false"], tmp_path / name)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert result_in(tmp_path / name / "outputs").name == "neuron-mnist_5k"
+
+
+@example("b\\s")
+@given(st.text(st.sampled_from("\\'\"a ,=$") | st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
+def test_a_path_is_the_same_after_hydra_has_read_it(name: str) -> None:
+    path = Path("folder", name)
+    assert OverridesParser.create().parse_override(f"key={quoted(path)}").value() == str(path)
