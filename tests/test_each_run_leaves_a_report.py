@@ -227,6 +227,15 @@ def test_a_mistake_gets_one_clear_answer(words: tuple[str, ...], answer: str, la
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_with_a_comma_in_its_name_is_one_run(folder: Path, lab: Command, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model=mlp,seed=0")
+    shutil.copytree(folder, tmp_path / "b")
+    for words in ("run=model=mlp,seed=0", "run=b,b"):
+        done = lab("report", words)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report.html") == 2
+
+
 def test_a_run_that_never_ended_has_no_report(folder: Path, lab: Command, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "cut", ignore=shutil.ignore_patterns("result.json"))
     done = lab("report", "run=cut")

@@ -12,7 +12,7 @@ from mnist_lab.errors import UserError
 from mnist_lab.evaluate import load_config
 from mnist_lab.files import write_whole
 from mnist_lab.result import Result
-from mnist_lab.words import divide
+from mnist_lab.words import divide, is_there
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,8 @@ def report(words: list[str]) -> None:
         UserError: there is no such run, it isn't finished, its data can't be had, or a word is not understood.
     """
     options, overrides = divide(words, {"run": ""}, USAGE)
-    folders = [Path(name).expanduser() for name in options["run"].split(",") if name]
+    names = [options["run"]] if is_there(options["run"]) else options["run"].split(",")
+    folders = [Path(name).expanduser() for name in names if name]
     if not folders:
         raise UserError(f"which run? {USAGE}")
     for folder in folders:
