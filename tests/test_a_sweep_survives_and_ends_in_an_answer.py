@@ -186,6 +186,7 @@ def test_a_trial_that_can_not_run_says_why_and_is_not_tried_again(lab: Command, 
     done = lab("-m", *QUICK, "model.num_classes=5,10", "hydra.sweep.dir=s")
     assert done.returncode == 1 and "for two images it gives [2, 5], where [2, 10] is needed" in done.stdout
     assert states(tmp_path / "s") == {0: "FAIL", 1: "COMPLETE"}
+    assert open_study(tmp_path / "s").get_trials()[0].user_attrs["failures"] == 1
 
 
 def test_the_command_that_goes_on_with_a_sweep_can_be_pasted_whatever_its_folder_is_called(
@@ -195,8 +196,8 @@ def test_the_command_that_goes_on_with_a_sweep_can_be_pasted_whatever_its_folder
     given_up = lab(*words)
     assert "1 of 2 trials are left. To go on: python -m mnist_lab resume 'my sweep'" in given_up.stdout
     assert "python -m mnist_lab resume 'my sweep'" in lab(*words).stderr
-    assert "resume 'my sweep'" in lab("resume", "my sweep/0").stderr
-    assert open_study(tmp_path / "s").get_trials()[0].user_attrs["failures"] == 1
+    (tmp_path / "my sweep/0/config.yaml").touch()
+    assert "goes on as a whole: resume 'my sweep'" in lab("resume", "my sweep/0").stderr
 
 
 def test_a_search_never_has_more_trials_than_asked_and_can_be_continued_with_more(lab: Command, tmp_path: Path) -> None:
