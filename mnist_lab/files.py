@@ -11,8 +11,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM)
-"""The system's errors that are the disk's and not the program's: full, read-only, failing, gone, not to be written."""
+FAULTS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM),
+    errno.ENAMETOOLONG,
+)
+"""The system's errors that are the disk's and not the program's: full, read-only, failing, gone, not to be written, a
+name too long for it."""
 
 
 def disk_fault(error: BaseException | None, folder: Path | None = None) -> OSError | None:

@@ -73,6 +73,12 @@ MISTAKES = {
     "export": "which run?",
     "export run=nowhere format=onnx": "there is no such folder",
     "dashboard": "there is no such folder",
+    **{
+        words + 300 * "x": "File name too long"
+        for words in ("resume ", "rerun ", "compare ", "ensemble ", "report run=", "hydra.run.dir=")
+    },
+    "compare . a=" + 300 * "x": "a=xxx",
+    "resume a=" + 300 * "x": "use: python -m mnist_lab resume",
 }
 
 # As `python -m mnist_lab` does it, and then says on stdout whether torch was imported on the way.

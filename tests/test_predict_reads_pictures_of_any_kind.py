@@ -205,6 +205,16 @@ def test_the_table_and_the_lines_of_json_say_what_was_seen(
     assert "a,b.png" in lab("predict", f"run={cnn_run}", "images=a,b.png").stdout
 
 
+def test_the_list_of_pictures_may_be_long(
+    cnn_run: Path, digits: tuple[Pixels, list[int]], lab: Command, tmp_path: Path
+) -> None:
+    Image.fromarray(digits[0][0]).save(tmp_path / "good.png")
+    long = "x" * 300
+    done = lab("predict", f"run={cnn_run}", "images=" + ",".join([*["./good.png"] * 500, long]), "--json")
+    assert done.returncode == 1 and json.loads(done.stdout)["file"] == "good.png"
+    assert done.stderr == f"error: {long}: there is no such file or folder\n"
+
+
 def bomb(path: Path) -> None:
     """A PNG of a few bytes that says it is 30,000 pixels wide and high."""
     path.write_bytes(b"\x89PNG\r\n\x1a\n")

@@ -54,6 +54,7 @@ def test_an_image_gets_the_class_of_the_highest_mean_probability(runs: Path, lab
         (["nowhere"], "nowhere: there is no such folder"),
         (["RUNS/0"], "1 finished run"),
         (["RUNS", "optimizer.lrr=1"], "optimizer.lrr: the run has no such option"),
+        (["RUNS", "optimizer.lrr=" + 300 * "1"], "optimizer.lrr: the run has no such option"),
     ],
 )
 def test_what_makes_no_ensemble_gets_one_clear_answer(words: list[str], answer: str, runs: Path, lab: Command) -> None:

@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import load_config
 from mnist_lab.result import Result
+from mnist_lab.words import is_there
 
 USAGE = "use: python -m mnist_lab ensemble DIR [DIR ...] [key=value of the runs' config, such as data.root=DIR ...]"
 
@@ -24,7 +25,7 @@ def ensemble(words: list[str]) -> None:
     Raises:
         UserError: there are not two finished runs of the same test set there, or a word is not understood.
     """
-    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    overrides = [word for word in words if "=" in word and not is_there(word)]
     folders = [Path(word).expanduser() for word in words if word not in overrides]
     if not folders:
         raise UserError(USAGE)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mnist_lab.config import one_of
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import checkpoint_of, load_config
-from mnist_lab.words import understood
+from mnist_lab.words import is_there, understood
 
 if TYPE_CHECKING:
     import numpy as np
@@ -191,17 +191,17 @@ def _files(words: str) -> tuple[dict[Path, Path], list[str]]:
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files: dict[Path, Path] = {}
     mistakes = []
-    for word in [words] if Path(words).expanduser().exists() else filter(None, words.split(",")):
+    for word in [words] if is_there(words) else filter(None, words.split(",")):
         path = Path(word).expanduser()
-        if path.is_dir():
+        if not is_there(word):
+            mistakes.append(f"{path}: there is no such file or folder")
+        elif path.is_dir():
             within = [p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file() and p.name[0] != "."]
             if not within:
                 mistakes.append(f"{path}: there is no image in this folder")
             files |= {p: p.relative_to(path) for p in sorted(within, key=lambda p: _natural(p.relative_to(path)))}
-        elif path.exists():
-            files[path] = Path(path.name)
         else:
-            mistakes.append(f"{path}: there is no such file or folder")
+            files[path] = Path(path.name)
     return files, mistakes
 
 

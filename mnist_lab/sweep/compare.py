@@ -17,6 +17,7 @@ from mnist_lab.config import METRICS
 from mnist_lab.errors import UserError, closest
 from mnist_lab.files import write_whole
 from mnist_lab.result import Result
+from mnist_lab.words import is_there
 
 USAGE = "use: python -m mnist_lab compare DIR [DIR ...] [metric=test/acc] [dir=FOLDER for the files]"
 SIGNIFICANT = 0.05
@@ -126,7 +127,7 @@ def compare(words: list[str]) -> None:
             metric = value
         elif equals and key == "dir":
             target = Path(value)
-        elif equals and not Path(word).exists():
+        elif equals and not is_there(word):
             raise UserError(f"{word}: not understood.{closest(key, ['metric', 'dir'])}\n{USAGE}")
         else:
             folders.append(Path(word))
