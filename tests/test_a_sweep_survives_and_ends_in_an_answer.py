@@ -24,7 +24,7 @@ from mnist_lab.result import Result
 from mnist_lab.sweep.compare import grouped
 from mnist_lab.sweep.report import _importance
 from mnist_lab.sweep.space import Axis, axis, grid
-from mnist_lab.sweep.study import open_study
+from mnist_lab.sweep.study import open_study, sampler_of
 from mnist_lab.sweep.trial import take_gpu
 
 QUICK = ["model=mlp_784_32", "data=mnist_5k", "data.val=random", "trainer=cpu", "logger=none", "trainer.max_epochs=2"]
@@ -228,6 +228,20 @@ def test_a_sweep_goes_on_with_what_it_was_told_last(lab: Command, tmp_path: Path
     again = json.loads((tmp_path / "s/sweep.json").read_text())
     assert (again["options"]["retries"], again["options"]["pruner"]) == (3, "median")
     assert again["argv"] == [word for word in asked["argv"] if word != "sweep.trials=2"] + more[:3]
+
+
+def test_a_quasi_random_search_fills_the_space_more_evenly_than_a_random_one() -> None:
+    from scipy.stats.qmc import discrepancy
+
+    def uneven(sampler: str, seed: int) -> float:
+        study, unit = optuna.create_study(), optuna.distributions.FloatDistribution(0, 1)
+        for number in range(32):
+            study.sampler = sampler_of(sampler, seed, number)
+            study.ask({"a": unit, "b": unit})
+        return float(discrepancy([list(trial.params.values()) for trial in study.get_trials()]))
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    assert all(uneven("qmc", seed) < uneven("random", seed) / 2 for seed in range(4))
 
 
 def test_several_objectives_and_a_loss_that_is_to_be_small(lab: Command, tmp_path: Path) -> None:

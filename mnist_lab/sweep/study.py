@@ -104,12 +104,13 @@ def sampler_of(name: str, seed: int, trials: int) -> BaseSampler:
     """Optuna's sampler of this name, which continues with other numbers when `trials` there are already."""
     from optuna import samplers
 
-    seed += 1000 * trials
+    sequence, seed = seed, seed + 1000 * trials
     if name == "cmaes":
         return samplers.CmaEsSampler(seed=seed)
-    if name == "qmc":
+    if name == "qmc":  # one sequence, of which the study knows how far it has come
         with warnings.catch_warnings(action="ignore"):  # Optuna calls it experimental
-            return samplers.QMCSampler(seed=seed, scramble=True)
+            rest = samplers.RandomSampler(seed=seed)
+            return samplers.QMCSampler(seed=sequence, scramble=True, independent_sampler=rest)
     others = {"random": samplers.RandomSampler, "tpe": samplers.TPESampler, "nsga2": samplers.NSGAIISampler}
     sampler: BaseSampler = others[name](seed=seed)
     return sampler
