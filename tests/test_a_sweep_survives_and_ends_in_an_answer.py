@@ -129,6 +129,13 @@ def test_a_line_that_was_half_written_when_the_power_went_costs_nothing(lab: Com
         assert len(done.stderr.splitlines()) == 1
 
 
+def test_one_batch_and_all_of_them_are_two_values(lab: Command, tmp_path: Path) -> None:
+    done = lab("-m", *QUICK[:5], "trainer.max_epochs=1", "trainer.limit_train_batches=1,1.0", "hydra.sweep.dir=s")
+    assert done.returncode == 0, done.stderr
+    found = [Result.load(tmp_path / f"s/{n}").config["trainer"]["limit_train_batches"] for n in (0, 1)]
+    assert [repr(value) for value in found] == ["1", "1.0"]
+
+
 def test_a_failing_trial_is_tried_again_and_then_recorded_and_the_others_go_on(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(FAILING)
     done = lab(

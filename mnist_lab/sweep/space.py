@@ -46,8 +46,12 @@ class Axis:
 
     @property
     def values(self) -> tuple[Value, ...]:
-        """The words as numbers, truth values or null where they are some, else as texts."""
-        return tuple(map(_value, self.words))
+        """The words as numbers, truth values or null where they are some, else as texts.
+
+        Where two of them would be equal, such as 1 batch and 1.0, all batches, they stay texts.
+        """
+        found = tuple(map(_value, self.words))
+        return found if len(set(found)) == len(found) else self.words
 
     def override(self, value: Value) -> str:
         """The word of a command that gives the key this value.
