@@ -485,6 +485,16 @@ def test_words_about_the_sweep_itself_are_no_hyperparameters(lab: Command, tmp_p
     assert (tmp_path / "compare.csv").read_text().startswith("optimizer.lr,metric,mean,")
 
 
+def test_runs_that_have_no_value_of_the_metric_are_compared_without_it(lab: Command, tmp_path: Path) -> None:
+    runs = {str(n): result(0, 0.1 + n, 0.9) for n in range(3)}
+    for n, found in enumerate(runs.values()):
+        found.config["model"] = {"hidden": 2**n}
+        found.overrides.append(f"model.hidden={2**n}")
+    rows, _ = compared(lab, tmp_path, runs, ".", "metric=val/acc")
+    assert [(row["mean"], row["n"]) for row in rows] == [("nan", "0")] * 3
+    assert "val/acc" in (tmp_path / "compare.html").read_text()
+
+
 def test_of_many_keys_a_group_is_named_by_those_that_most_do_not_share() -> None:
     parts = {"lr": 0.1, "smoothing": 0.1, "pool": 2, "width": 64}
     without = [{**parts, key: value} for key, value in (("lr", 0.01), ("smoothing", 0), ("pool", 1), ("width", 32))]

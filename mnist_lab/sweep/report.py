@@ -53,7 +53,7 @@ def page(groups: Sequence[Group], metric: str, title: str, peers: Sequence[Peer]
     keys = list(groups[0].differs)
     if keys and len(points) > 1:
         parts += ["<h2>Each hyperparameter against the metric</h2>", image(svg(_against(points, keys, metric)))]
-    if len(keys) > 1 and len(groups) > 2:
+    if points and len(keys) > 1 and len(groups) > 2:
         parts += ["<h2>Parallel coordinates</h2>", image(svg(_parallel(points, keys, metric)))]
         if (importance := _importance(points, keys, metric)) is not None:
             parts += [
