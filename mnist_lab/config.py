@@ -486,7 +486,7 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> tuple[
     with hydra_with(args.config_dir, args.config_path) as hydra:
         if not multirun:
             folder = compose_config(overrides, name, hydra).hydra.run.dir
-            return Path(folder).absolute(), _check_folder("hydra.run.dir", folder, fresh)
+            return Path(folder).absolute(), check_folder("hydra.run.dir", folder, fresh)
         try:
             parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
         except OverrideParseException as error:
@@ -494,7 +494,7 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> tuple[
         axes = [_axis(override) for override in parsed]
         first = [values[0] for values in axes]
         folder = compose_config(first, name, hydra).hydra.sweep.dir
-        existing = _check_folder("hydra.sweep.dir", folder, fresh)
+        existing = check_folder("hydra.sweep.dir", folder, fresh)
         for n, (override, values) in enumerate(zip(parsed, axes, strict=True)):
             key = override.get_key_element().lstrip("+")
             if hydra.config_loader.get_group_options(key):
@@ -552,8 +552,20 @@ def _check_sweep(overrides: list[Override], cfg: DictConfig) -> None:
         raise UserError(f"sweep={sweep.sampler}: there is nothing to search; give ranges, or space=mlp or space=cnn")
 
 
-def _check_folder(key: str, folder: str, fresh: bool) -> Path:
-    """The deepest existing folder on the way to a run's; that of another run, or of files of yours, is refused."""
+def check_folder(key: str, folder: str, fresh: bool) -> Path:
+    """Checks that a folder can be written to, before anything is done for it.
+
+    Args:
+        key: the option that names it.
+        folder: its path.
+        fresh: whether it must be new or empty, as a run's must.
+
+    Returns:
+        The deepest existing folder on the way to it, or itself.
+
+    Raises:
+        UserError: it can't be.
+    """
     existing = Path(folder).absolute()
     if not folder or (fresh and existing.is_dir() and any(existing.iterdir()) and not is_helper_process()):
         more = f"\nTo go on with that sweep: python -m mnist_lab resume {quote(folder)}" if is_sweep(existing) else ""

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mnist_lab.config import check_folder
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import load_config
 from mnist_lab.folders import kept_or_nothing
@@ -38,8 +39,7 @@ def rerun(words: list[str]) -> None:
     cfg, before = load_config(folder, []), Result.load(folder)
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     new = Path(understood(words[1:], {"dir": f"outputs/{cfg.name}/{now}"}, USAGE)["dir"]).expanduser().absolute()
-    if new.exists() and any(new.iterdir()):
-        raise UserError(f"dir={new} is not empty: each run needs a folder of its own")
+    until = check_folder("dir", str(new), fresh=True)
 
     from mnist_lab.run import run
     from mnist_lab.terminal import logged
@@ -48,7 +48,6 @@ def rerun(words: list[str]) -> None:
         with helping():
             run(cfg, new, before.overrides, [], started)
         return
-    until = next(path for path in (new, *new.parents) if path.exists())
     with kept_or_nothing(new, until), held(new, str(new)), logged(new / "run.log"):
         found = run(cfg, new, before.overrides, shlex.split(before.command)[3:], started)
     assert found is not None

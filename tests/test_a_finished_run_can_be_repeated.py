@@ -17,7 +17,9 @@ def test_the_numbers_come_back_to_the_last_digit(lab: Command, tmp_path: Path) -
     assert "reproduced: history and test are those of run, to the last digit" in done.stdout
     first, second = (Result.load(tmp_path / name) for name in ("run", "again"))
     assert first.test == second.test and first.config == second.config
-    assert "is not empty" in lab("rerun", "run", "dir=again").stderr
+    assert "needs a new or an empty folder of its own" in lab("rerun", "run", "dir=again").stderr
+    done = lab("rerun", "run", "dir=run/result.json")
+    assert done.returncode == 2 and "run/result.json is a file" in done.stderr
 
     path = tmp_path / "run/result.json"
     recorded = json.loads(path.read_text())

@@ -73,6 +73,8 @@ MISTAKES = {
     "export": "which run?",
     "export run=nowhere format=onnx": "there is no such folder",
     "dashboard": "there is no such folder",
+    "compare . dir=/dev/null": "/dev/null is a file",
+    "explore dir=/dev/null/new": "/dev/null is a file",
     **{
         words + 300 * "x": "File name too long"
         for words in ("resume ", "rerun ", "compare ", "ensemble ", "report run=", "hydra.run.dir=")

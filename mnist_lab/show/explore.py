@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_lab.config import compose_config, hydra_with, one_of, plain
+from mnist_lab.config import check_folder, compose_config, hydra_with, one_of, plain
 from mnist_lab.errors import UserError
 from mnist_lab.files import write_whole
 from mnist_lab.words import divide
@@ -53,6 +53,8 @@ def explore(words: list[str]) -> None:
         raise UserError(f"index={options['index']} is not allowed: it must be a whole number, 0 or more")
     if not (rule := one_of("files", "terminal")).holds(options["show"]):
         raise UserError(f"show={options['show']} is not allowed: it must be {rule.allowed}")
+    if options["dir"]:
+        check_folder("dir", str(Path(options["dir"]).expanduser()), fresh=False)
     with hydra_with(args.config_dir, args.config_path) as hydra:
         cfg = plain(compose_config(overrides, args.config_name or "config", hydra))
 

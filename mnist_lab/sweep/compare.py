@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from mnist_lab.bench import MEASURED, PEERS
-from mnist_lab.config import METRICS
+from mnist_lab.config import METRICS, check_folder
 from mnist_lab.errors import UserError, closest
 from mnist_lab.files import write_whole
 from mnist_lab.result import Result
@@ -140,6 +140,8 @@ def compare(words: list[str]) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: there is no such folder")
+    if target is not None:
+        check_folder("dir", str(target), fresh=False)
     results = [Result.load(path.parent) for path in _below(folders, "result.json")]
     if not results:
         raise UserError(f"no finished run in {', '.join(map(str, folders))}: none has a result.json")
