@@ -70,10 +70,14 @@ def main() -> None:
             train([sys.argv[0], *words])
         else:
             getattr(import_module(VERBS[verb]), verb)(words)
+        sys.stdout.flush()
     except (Lost, UserError) as error:
         fail(error)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if (fault := disk_fault(error)) is None:
             raise

@@ -1,6 +1,9 @@
 """Whatever is typed, half right or wild: an answer in plain words, and nothing half-written is left behind."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -8,6 +11,7 @@ import pytest
 from conftest import Tally
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from PIL import Image
 from warm import Done, lab
 
 from mnist_lab.__main__ import VERBS
@@ -156,6 +160,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = lab([*SMALL, "hydra.run.dir=run"], folder)
     assert done.returncode == 0, done.stderr
     return folder / "run"
+
+
+@pytest.mark.parametrize("words", ["compare run dir=.", "--help", "test run=run", "predict run=run images=a.png"])
+def test_whoever_reads_the_answer_may_stop_reading(words: str, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    Image.linear_gradient("L").save(tmp_path / "a.png")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "mnist_lab", *words.split()]
+    done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 ANYHOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
