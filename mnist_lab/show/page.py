@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from html import escape
 from statistics import median
@@ -88,13 +89,15 @@ def _head(result: Result, notes: list[str]) -> list[str]:
         "to train": f"{result.train_seconds:.1f} s",
     }
     shown = "".join(f"<div><b>{value}</b><span>{what}</span></div>" for what, value in numbers.items())
+    # The folder has files now, and would be refused.
+    command = shlex.join(word for word in shlex.split(result.command) if not word.startswith("hydra.run.dir="))
     return [
         f"<h1>{escape(result.name)}</h1>",
         f"<p class=note>{escape(target)}, {result.model['parameters']:,} parameters, on {escape(data['name'])}, "
         f"seed {escape(str(result.seed))}, {escape(result.started_at[:16].replace('T', ' '))}</p>",
         "<div class=warning>" + "".join(f"<p>{escape(note)}</p>" for note in notes) + "</div>" if notes else "",
         f"<div class=numbers>{shown}</div>",
-        f"<p class=note>The command that repeats it</p><pre class=command>{escape(result.command)}</pre>",
+        f"<p class=note>The command that repeats it</p><pre class=command>{escape(command)}</pre>",
     ]
 
 
