@@ -6,9 +6,11 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,14 @@ from mnist_lab.trained import load_run
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
-@pytest.fixture(scope="module")
-def address(cnn_run: Path) -> Iterator[tuple[str, int]]:
+@contextmanager
+def drawing(cnn_run: Path, *more: str) -> Iterator[tuple[str, int]]:
     """Host and port of a running `draw`, which Ctrl-C ends quietly."""
-    words = [sys.executable, "-m", "mnist_lab", "draw", f"run={cnn_run}", "port=0"]
+    words = [sys.executable, "-m", "mnist_lab", "draw", f"run={cnn_run}", "port=0", *more]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        found = re.search(r"http://([\d.]+):(\d+)/", server.stdout.readline())
+        found = re.search(r"http://([\d.]+|\[[\d:]+\]):(\d+)/", server.stdout.readline())
         assert found is not None
         yield found[1], int(found[2])
         server.send_signal(signal.SIGINT)
@@ -40,6 +42,12 @@ def address(cnn_run: Path) -> Iterator[tuple[str, int]]:
     finally:
         server.kill()
         server.wait(10)
+
+
+@pytest.fixture(scope="module")
+def address(cnn_run: Path) -> Iterator[tuple[str, int]]:
+    with drawing(cnn_run) as found:
+        yield found
 
 
 def ask(
@@ -76,6 +84,13 @@ def test_the_page_is_whole_and_asks_no_other_machine(address: tuple[str, int]) -
     page = body.decode()
     assert '["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]' in page
     assert not re.search(r"(?:src|href)=\"?(?!data:)\w|https?://|@import", page)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6")
+def test_it_is_served_at_an_address_of_the_newer_kind(cnn_run: Path) -> None:
+    with drawing(cnn_run, "host=::1") as (host, port):
+        assert host == "[::1]"
+        assert ask((host[1:-1], port), "GET", "/")[0] == 200
 
 
 def test_what_is_no_drawing_is_refused_in_json(address: tuple[str, int]) -> None:

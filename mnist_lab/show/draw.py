@@ -6,12 +6,12 @@ import base64
 import io
 import ipaddress
 import json
+import socket
 import sys
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from socket import gaierror
 from typing import TYPE_CHECKING, Any
 
 from mnist_lab.config import one_of
@@ -79,9 +79,10 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, host: str, port: int) -> None:
         self.host = host
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), Handler)
-        except (gaierror, UnicodeError) as error:
+        except (socket.gaierror, UnicodeError) as error:
             raise UserError(f"host={host}: there is no such address") from error
         except OSError as error:
             raise UserError(
@@ -102,7 +103,8 @@ class Server(ThreadingHTTPServer):
         names = json.dumps(trained.class_names).replace("<", "\\u003c")
         page = files("mnist_lab.show").joinpath("draw.html").read_text(encoding="utf-8")
         self.page = page.replace("/*CLASSES*/[]", names).encode()
-        print(f"draw at   http://{self.host}:{self.server_port}/\nto end    Ctrl-C", flush=True)
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        print(f"draw at   http://{host}:{self.server_port}/\nto end    Ctrl-C", flush=True)
         self.serve_forever()
 
     def see(self, picture: bytes) -> dict[str, Any]:
