@@ -174,7 +174,7 @@ def objective_of(result: Result, name: str) -> float:
     if name == "parameters":
         return float(result.model["parameters"])
     if name == "seconds":
-        return float(result.seconds["train"])
+        return float(result.train_seconds)
     stage, _, metric = name.partition("/")
     value = result.test[metric] if stage == "test" else result.history[-1][name]
     if value is None or not math.isfinite(value):
