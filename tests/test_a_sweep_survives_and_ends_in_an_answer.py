@@ -334,9 +334,10 @@ def test_trials_that_outlive_a_killed_sweep_are_waited_for(tmp_path: Path) -> No
     holders = [(tmp_path / f"s/{n}/.holder").read_text() for n in (0, 1)]
     process.kill()
     process.wait()
-    process = start(tmp_path, "resume", "s")
-    said = process.communicate()[0]
-    assert process.returncode == 0, said
+    again = start(tmp_path, "resume", "s")
+    said = again.communicate()[0]
+    os.killpg(process.pid, signal.SIGKILL)  # the workers, which wait for more
+    assert again.returncode == 0, said
     assert states(tmp_path / "s") == dict.fromkeys(range(2), "COMPLETE")
     assert [(tmp_path / f"s/{n}/.holder").read_text() for n in (0, 1)] == holders, "none began again"
 
