@@ -532,8 +532,20 @@ def _check_sweep(overrides: list[Override], cfg: DictConfig) -> None:
             f"hydra.launcher.tasks_per_node={tasks} is not allowed: a trial is one task, which starts its other "
             f"processes itself: trainer=ddp trainer.devices={tasks}"
         )
-    if len(objectives) > 1 and sweep.pruner != "none":
-        raise UserError(f"sweep.pruner={sweep.pruner} needs a single objective, and there are {len(objectives)}")
+    if sweep.pruner != "none":
+        if len(objectives) > 1:
+            raise UserError(f"sweep.pruner={sweep.pruner} needs a single objective, and there are {len(objectives)}")
+        objective = objectives[0] or ("test/acc" if cfg.data.val == "none" else "val/acc")
+        if not objective.startswith(("val/", "train/")):
+            raise UserError(
+                f"sweep.pruner={sweep.pruner} looks at each epoch, and {objective} is known when a run is over: use "
+                "sweep.objective=val/acc, with validation data (data.val=random)"
+            )
+        if isinstance(cfg.trainer.devices, int) and cfg.trainer.devices > 1:
+            raise UserError(
+                f"sweep.pruner={sweep.pruner} can't end one trial of trainer.devices={cfg.trainer.devices} processes: "
+                "use one, or sweep.pruner=none"
+            )
     if cfg.data.val == "none" and any(str(name).startswith("val/") for name in objectives):
         raise UserError("sweep.objective needs validation data, and data.val=none gives none: use data.val=random")
     if cfg.hydra.sweeper._target_.startswith("hydra_plugins.mnist_lab"):

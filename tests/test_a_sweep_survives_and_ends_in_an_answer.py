@@ -348,6 +348,12 @@ def test_trials_that_outlive_a_killed_sweep_are_waited_for(tmp_path: Path) -> No
         (["-m", "sweep=tpe"], "there is nothing to search"),
         (["-m", "optimizer.lr=interval(0.1,0.2)"], "a grid needs values that can be counted"),
         (["-m", "seed=0,1", "sweep.objective=acc"], "sweep.objective=acc is not allowed"),
+        (["-m", "seed=0,1", "data.val=none", "sweep.pruner=median"], "and test/acc is known when a run is over"),
+        (["-m", "seed=0,1", "sweep.pruner=median", "sweep.objective=seconds"], "looks at each epoch, and seconds is"),
+        (
+            ["-m", "seed=0,1", "data.val=random", "sweep.pruner=median", "trainer=ddp"],
+            "sweep.pruner=median can't end one trial of trainer.devices=2 processes",
+        ),
         (["-m", "sweep=random", "optimizer.lr=interval(-1,1)"], "optimizer.lr=-1.0 is not allowed"),
         (["-m", "sweep=random", "optimizer.lr=interval(1,0.1)"], "from a smaller number to a greater"),
         (
