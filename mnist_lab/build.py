@@ -225,8 +225,8 @@ def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifi
     on_cpu = trainer.strategy.root_device.type == "cpu"
     plain = trainer.precision == "32-true" and not trainer._detect_anomaly
     steps = (trainer.max_epochs or 0) * len(data.train_index) // data.batch_size
-    whole = module.accumulate == 1 and not module.compiled
-    if module.direct and on_cpu and plain and whole and steps >= 300:  # to write one out takes what 300 repeated save
+    alone = module.accumulate == 1 and not module.compiled
+    if module.direct and on_cpu and plain and alone and steps >= 300:  # to write one out takes what 300 repeated save
         module.replay = Replay(module.net, module.loss)
     if on_cpu:
         # Lightning has PyTorch look for GPUs anew, which takes 0.1 ms, whenever it is asked: Adam asks at each step.

@@ -40,6 +40,7 @@ class Augment:
             return self._changed(images, generator)
 
     def _changed(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, C, H, W) → the same shape and dtype."""
         n, _, height, width = images.shape
         like: Any = {"dtype": images.dtype, "device": images.device}
 
