@@ -119,16 +119,17 @@ def test_each_value_is_dropped_apart_from_the_others_and_anew_at_each_step() -> 
 
 
 @given(n=st.integers(1, 300), seed=st.integers(0, 2**31))
-def test_random_words_are_splitmix64s(n: int, seed: int) -> None:
+def test_random_words_are_sfc64s(n: int, seed: int) -> None:
     torch.manual_seed(seed)
     words = torch.ops.mnist_lab.random_words(n).tolist()
     torch.manual_seed(seed)
-    start = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None))
-    for i, word in enumerate(words):
-        z = (start + i * 0x9E3779B97F4A7C15) % 2**64
-        z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) % 2**64
-        z = ((z ^ z >> 27) * 0x94D049BB133111EB) % 2**64
-        assert word % 2**64 == z ^ z >> 31
+    a, b, c, counter = torch.empty(4, dtype=torch.int64).random_(-(2**63), None).tolist()
+    for word in words:
+        b, c = b % 2**64, c % 2**64
+        drawn = (a + b + counter) % 2**64
+        a, b, c = b ^ b >> 11, c + (c << 3), (c << 24 | c >> 40) + drawn
+        counter += 1
+        assert word % 2**64 == drawn
 
 
 def test_dropout_takes_its_masks_from_the_seed_and_does_nothing_when_not_training() -> None:

@@ -60,12 +60,13 @@ class RMSprop(Optimizer):
             sums = [self._kept(p, "square_sum", eps / (1 - decay)) for p in weights]
             if not group["momentum"] and all(p.is_cpu for p in weights):
                 floor = _scalar(eps / (1 - decay), weights[0].dtype)
-                for kept in sums:
+                one = _scalar(1, torch.float32)
+                for weight, gradient, kept in zip(weights, gradients, sums, strict=True):  # while it is in the cache
                     kept.lerp_(floor, 1 - decay)
-                torch._fused_adagrad_(
-                    *(weights, gradients, sums, [_scalar(1, torch.float32)] * len(sums)),
-                    **{"lr": lr, "lr_decay": 0.0, "weight_decay": 0.0, "eps": 0.0, "maximize": False},
-                )
+                    torch._fused_adagrad_(
+                        *([weight], [gradient], [kept], [one]),
+                        **{"lr": lr, "lr_decay": 0.0, "weight_decay": 0.0, "eps": 0.0, "maximize": False},
+                    )
                 continue
             torch._foreach_mul_(sums, decay)
             torch._foreach_add_(sums, eps)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from mnist_lab.models.layers import OPERATIONS
+
 _STATELESS = ("torch.nn.modules.", "mnist_lab.models.")
 _LINEAR = "mkldnn._linear_pointwise.default"  # which not every PyTorch has
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -35,6 +37,7 @@ class Replay:
         self._step: GraphModule | None = None
         self._shape: torch.Size | None = None
         self._facts: list[Any] = []
+        self._parameters: list[nn.Parameter] = []
         self._holds = True
 
     def look(self) -> None:
@@ -55,12 +58,13 @@ class Replay:
         """
         if self._shape is None:  # the first shape is that of all mini-batches but an epoch's last
             self._shape, self._facts = images.shape, self._facts_now()
+            self._parameters = list(self._net.parameters())
             self._step = self._write_out(images, labels)
         if self._step is None or not self._holds or images.shape != self._shape:
             return None
         with torch.no_grad():
             logits, loss, gradients = self._step.forward(images, labels)
-        for weight, gradient in zip(self._net.parameters(), gradients, strict=True):
+        for weight, gradient in zip(self._parameters, gradients, strict=True):
             weight.grad = gradient
         return logits, loss
 
@@ -84,7 +88,7 @@ class Replay:
             return None
         if any(getattr(layer, hooks) for layer in layers for hooks in _HOOKS):
             return None
-        parameters, buffers = list(self._net.parameters()), list(self._net.buffers())
+        parameters, buffers = self._parameters, list(self._net.buffers())
         if any(parameter._backward_hooks or _hooks_after(parameter) for parameter in parameters):
             return None
         learning = [parameter for parameter in parameters if parameter.requires_grad]
@@ -102,26 +106,34 @@ class Replay:
             for buffer, value in zip(buffers, values, strict=True):
                 buffer.copy_(value)
 
+        outcomes = []
+
+        def take(way: Callable[[Tensor, Tensor], Any]) -> None:
+            as_before()
+            logits, loss, gradients = way(images, labels)
+            outcomes.append([logits, loss, *gradients, *(buffer.clone() for buffer in buffers)])
+            as_before()
+
+        take(step)  # before it is written out, so that what layers keep from then on is a constant there
         try:
             written = make_fx(step)(images, labels)
         except Exception:  # tracing meets whatever a layer does, and has no error of its own for what it can't follow
             as_before()
             return None
         for node in written.graph.nodes:
+            node.target = OPERATIONS.get(node.target, node.target)
             before: Any = node.args[0] if node.args else None
             if node.target is torch.ops.aten.relu.default and str(before.target) == _LINEAR and len(before.users) == 1:
                 before.update_arg(3, "relu")  # in the same pass over the values
+            elif node.target is torch.ops.aten.t.default and before.target is node.target:
+                before = before.args[0]
             elif node.target is not torch.ops.aten.alias.default:
                 continue
             node.replace_all_uses_with(before)
             written.graph.erase_node(node)
+        written.graph.eliminate_dead_code()
         written.recompile()
-        outcomes = []
-        for way in (step, written):
-            as_before()
-            logits, loss, gradients = way(images, labels)
-            outcomes.append([logits, loss, *gradients, *(buffer.clone() for buffer in buffers)])
-        as_before()
+        take(written)
         return written if all(map(_same, *outcomes)) else None
 
 
