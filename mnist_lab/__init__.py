@@ -54,11 +54,12 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
     from mnist_lab.folders import kept_or_nothing
     from mnist_lab.run import run
     from mnist_lab.terminal import logged
+    from mnist_lab.words import path_of
 
     composed = compose_config(list(overrides))
     cfg = plain(composed)
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    folder = Path(run_dir or Path("outputs") / cfg.name / now).expanduser().absolute()
+    folder = path_of(run_dir or Path("outputs") / cfg.name / now).absolute()
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"run_dir={folder} is not empty: each run needs a folder of its own")
     existing = next(path for path in folder.parents if path.exists())

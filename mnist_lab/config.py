@@ -30,6 +30,7 @@ from mnist_lab.errors import UserError, closest
 from mnist_lab.processes import is_helper_process
 from mnist_lab.sweep.space import axis
 from mnist_lab.sweep.study import is_sweep
+from mnist_lab.words import path_of
 
 _here = Path(__file__).resolve().parent
 CONF_DIR = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf"
@@ -55,7 +56,7 @@ def class_folders(folder: str) -> list[str]:
     Raises:
         UserError: `folder` does not exist or has fewer than two class folders.
     """
-    root = Path(folder).expanduser()
+    root = path_of(folder)
     if not root.is_dir():
         raise UserError(f"data.root={folder}: there is no such folder")
     inner = root / "train" if (root / "train").is_dir() else root

@@ -14,7 +14,7 @@ from mnist_lab.config import check, one_of, unknown_key_hint
 from mnist_lab.errors import UserError
 from mnist_lab.files import unchanged
 from mnist_lab.trust import check_origin
-from mnist_lab.words import divide
+from mnist_lab.words import divide, path_of
 
 USAGE = "use: python -m mnist_lab test run=DIR [checkpoint=last|best] [key=value of the run's config ...]"
 
@@ -32,7 +32,7 @@ def test(words: list[str]) -> None:
     options, overrides = divide(words, {"run": "", "checkpoint": "last"}, USAGE)
     if not options["run"]:
         raise UserError(f"which run? {USAGE}")
-    run_dir = Path(options["run"]).expanduser()
+    run_dir = path_of(options["run"])
     cfg = load_config(run_dir, overrides)
     path = checkpoint_of(run_dir, options["checkpoint"])
 

@@ -6,7 +6,6 @@ import shlex
 import sys
 import time
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from mnist_lab.config import check_folder
@@ -16,7 +15,7 @@ from mnist_lab.folders import kept_or_nothing
 from mnist_lab.processes import helping, is_helper_process
 from mnist_lab.result import Result
 from mnist_lab.sweep.study import differences, held
-from mnist_lab.words import is_there, understood
+from mnist_lab.words import is_there, path_of, understood
 
 USAGE = "use: python -m mnist_lab rerun outputs/.../RUN [dir=FOLDER]"
 
@@ -35,10 +34,10 @@ def rerun(words: list[str]) -> None:
     started = time.perf_counter()
     if not words or ("=" in words[0] and not is_there(words[0])) or words[0].startswith("-"):
         raise UserError(USAGE)
-    folder = Path(words[0]).expanduser()
+    folder = path_of(words[0])
     cfg, before = load_config(folder, []), Result.load(folder)
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    new = Path(understood(words[1:], {"dir": f"outputs/{cfg.name}/{now}"}, USAGE)["dir"]).expanduser().absolute()
+    new = path_of(understood(words[1:], {"dir": f"outputs/{cfg.name}/{now}"}, USAGE)["dir"]).absolute()
     until = check_folder("dir", str(new), fresh=True)
 
     from mnist_lab.run import run

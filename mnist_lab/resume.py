@@ -13,7 +13,7 @@ from mnist_lab.evaluate import asked_of, load_config
 from mnist_lab.folders import kept_or_nothing
 from mnist_lab.processes import alone, helping, is_helper_process
 from mnist_lab.sweep.study import held, is_own, is_sweep, load_asked
-from mnist_lab.words import divide, is_there
+from mnist_lab.words import divide, is_there, path_of
 
 USAGE = (
     "use: python -m mnist_lab resume outputs/.../RUN [trainer.max_epochs=N] [trainer.devices=N], or "
@@ -39,7 +39,7 @@ def resume(words: list[str]) -> None:
     """
     if not words or ("=" in words[0] and not is_there(words[0])) or words[0].startswith("-"):
         raise UserError(USAGE)
-    folder = Path(words[0]).expanduser()
+    folder = path_of(words[0])
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
     if (folder / ".hydra").exists() and not (folder / "config.yaml").exists():

@@ -16,6 +16,7 @@ from mnist_lab.build import brief, build, load_weights, read_checkpoint
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import checkpoint_of, load_config
 from mnist_lab.result import Result
+from mnist_lab.words import path_of
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def load_run(
     Raises:
         UserError: there is no such run, device or checkpoint, or they don't belong together.
     """
-    run_dir = Path(run_dir).expanduser()
+    run_dir = path_of(run_dir)
     cfg = load_config(run_dir, list(overrides))
     checkpoint = checkpoint or cfg.test_checkpoint
     path = checkpoint_of(run_dir, checkpoint)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mnist_lab.errors import UserError, closest
 
 
+def path_of(word: str | Path) -> Path:
+    """The path that a word means: `~` is the user's home; `~name` stays as it is where there is no such user."""
+    return Path(os.path.expanduser(word))  # noqa: PTH111 (pathlib's raises RuntimeError for a user that isn't there)
+
+
 def is_there(word: str) -> bool:
     """Whether a word, though it may look like an option or a list, is the path of something that is there."""
     try:
-        return Path(word).expanduser().exists()
+        return path_of(word).exists()
     except OSError:  # longer than a path may be
         return False
 

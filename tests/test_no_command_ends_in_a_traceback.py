@@ -174,6 +174,24 @@ def test_whoever_reads_the_answer_may_stop_reading(words: str, run: Path, tmp_pa
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "resume ~nosuch/x",
+        "rerun ~nosuch/x",
+        "report ~nosuch/x",
+        "compare ~nosuch/x",
+        "ensemble ~nosuch/x",
+        "test run=~nosuch/x",
+        "export run=~nosuch/x",
+        "predict run=run images=~nosuch/x",
+        "data=image_folder data.root=~nosuch/x model=mlp",
+    ],
+)
+def test_a_home_of_nobody_is_not_there(words: str, run: Path) -> None:
+    assert (fault := answers(words.split(), run)) is None, fault
+
+
 ANYHOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 
 

@@ -85,7 +85,7 @@ def bench(words: list[str]) -> None:
         UserError: a word is not understood, a peer or the data set is missing, or a contender failed.
     """
     from mnist_lab.config import compose_config, plain
-    from mnist_lab.words import understood
+    from mnist_lab.words import path_of, understood
 
     defaults = {"rounds": "3", "epochs": "3", "networks": "", "contenders": "", "dir": "outputs/bench"}
     own = understood(words, defaults, USAGE)
@@ -101,7 +101,7 @@ def bench(words: list[str]) -> None:
     )
     if missing:
         raise UserError(f"{' and '.join(missing)} not installed: pip install -e '.[bench]', or choose contenders=...")
-    root = Path(plain(compose_config([])).data.root).expanduser()
+    root = path_of(plain(compose_config([])).data.root)
     if not (root / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
         raise UserError(f"data.root={root}: MNIST is not there. Any run downloads it: python -m mnist_lab model=mlp")
 

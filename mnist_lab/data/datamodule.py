@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -16,6 +15,7 @@ from mnist_lab.data.download import DataUnavailableError
 from mnist_lab.data.sources import DatasetImages, ImageSet, Source, mnist_5k, stratified_part
 from mnist_lab.errors import UserError
 from mnist_lab.seeds import seed_of
+from mnist_lab.words import path_of
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -70,7 +70,7 @@ class ImageDataModule(L.LightningDataModule):
         super().__init__()
         self.data_name = name
         self.source = source
-        self.root = Path(root).expanduser()
+        self.root = path_of(root)
         self.shape = tuple(shape)
         self.num_classes = num_classes
         self.batch_size = batch_size

@@ -10,12 +10,11 @@ import sys
 import time
 import webbrowser
 from contextlib import redirect_stderr
-from pathlib import Path
 from types import ModuleType
 
 from mnist_lab.config import one_of
 from mnist_lab.errors import UserError
-from mnist_lab.words import understood
+from mnist_lab.words import path_of, understood
 
 USAGE = "use: python -m mnist_lab dashboard [dir=outputs] [port=6006] [host=127.0.0.1] [open=true|false]"
 
@@ -32,7 +31,7 @@ def dashboard(words: list[str]) -> None:
     """
     defaults = {"dir": "outputs", "port": "6006", "host": "127.0.0.1", "open": "true"}
     options = understood(words, defaults, USAGE)
-    folder, port, host = Path(options["dir"]).expanduser(), options["port"], options["host"]
+    folder, port, host = path_of(options["dir"]), options["port"], options["host"]
     if not (port.isdecimal() and port.isascii() and int(port) < 2**16):
         raise UserError(f"port={port} is not allowed: it must be a whole number from 0 to 65535")
     if not (rule := one_of("true", "false")).holds(options["open"]):

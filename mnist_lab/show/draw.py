@@ -11,13 +11,12 @@ import sys
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_lab.config import one_of
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import checkpoint_of, load_config
-from mnist_lab.words import understood
+from mnist_lab.words import path_of, understood
 
 if TYPE_CHECKING:
     from mnist_lab.trained import TrainedRun
@@ -50,7 +49,7 @@ def draw(words: list[str]) -> None:
         raise UserError(f"port={port} is not allowed: it must be a whole number from 0 to 65535")
     if not (rule := one_of("auto", "digit", "resize")).holds(options["prepare"]):
         raise UserError(f"prepare={options['prepare']} is not allowed: it must be {rule.allowed}")
-    run_dir = Path(options["run"]).expanduser()
+    run_dir = path_of(options["run"])
     cfg = load_config(run_dir, [])
     checkpoint_of(run_dir, options["checkpoint"] or cfg.test_checkpoint)
     server = Server(options["host"], int(port))

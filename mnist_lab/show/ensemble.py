@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from statistics import fmean, stdev
 
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import load_config
 from mnist_lab.result import Result
-from mnist_lab.words import is_there
+from mnist_lab.words import is_there, path_of
 
 USAGE = "use: python -m mnist_lab ensemble DIR [DIR ...] [key=value of the runs' config, such as data.root=DIR ...]"
 
@@ -26,7 +25,7 @@ def ensemble(words: list[str]) -> None:
         UserError: there are not two finished runs of the same test set there, or a word is not understood.
     """
     overrides = [word for word in words if "=" in word and not is_there(word)]
-    folders = [Path(word).expanduser() for word in words if word not in overrides]
+    folders = [path_of(word) for word in words if word not in overrides]
     if not folders:
         raise UserError(USAGE)
     for folder in folders:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_lab.config import check_folder, compose_config, hydra_with, one_of, plain
 from mnist_lab.errors import UserError
 from mnist_lab.files import write_whole
-from mnist_lab.words import divide
+from mnist_lab.words import divide, path_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +53,7 @@ def explore(words: list[str]) -> None:
     if not (rule := one_of("files", "terminal")).holds(options["show"]):
         raise UserError(f"show={options['show']} is not allowed: it must be {rule.allowed}")
     if options["dir"]:
-        check_folder("dir", str(Path(options["dir"]).expanduser()), fresh=False)
+        check_folder("dir", str(path_of(options["dir"])), fresh=False)
     with hydra_with(args.config_dir, args.config_path) as hydra:
         cfg = plain(compose_config(overrides, args.config_name or "config", hydra))
 
@@ -73,7 +72,7 @@ def explore(words: list[str]) -> None:
     _tell(parts)
     if options["show"] == "terminal":
         _show_in_terminal(parts, index)
-    folder = Path(options["dir"] or f"outputs/explore/{parts.name}").expanduser()
+    folder = path_of(options["dir"] or f"outputs/explore/{parts.name}")
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in _figures(parts, index, cfg.seed).items():
         write_whole(folder / f"{name}.png", png(figure))

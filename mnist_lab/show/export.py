@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 from mnist_lab.config import one_of
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import checkpoint_of, load_config
-from mnist_lab.words import divide
+from mnist_lab.words import divide, path_of
 
 USAGE = (
     "use: python -m mnist_lab export run=DIR [format=onnx|torch_export|safetensors] [checkpoint=last|best] [to=FILE] "
@@ -36,14 +35,14 @@ def export(words: list[str]) -> None:
     kind = options["format"]
     if not (rule := one_of(*PACKAGES)).holds(kind):
         raise UserError(f"format={kind} is not allowed: it must be {rule.allowed}")
-    run_dir = Path(options["run"]).expanduser()
+    run_dir = path_of(options["run"])
     cfg = load_config(run_dir, overrides)
     checkpoint = options["checkpoint"] or cfg.test_checkpoint
     checkpoint_of(run_dir, checkpoint)
     missing = [name for name in PACKAGES[kind] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f'format={kind} needs {" and ".join(missing)}: pip install -e ".[export]"')
-    target = Path(options["to"]).expanduser() if options["to"] else None
+    target = path_of(options["to"]) if options["to"] else None
     if target is not None and target.is_dir():
         raise UserError(f"to={target} is a folder: a file's name is needed")
 

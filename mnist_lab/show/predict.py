@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mnist_lab.config import one_of
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import checkpoint_of, load_config
-from mnist_lab.words import is_there, understood
+from mnist_lab.words import is_there, path_of, understood
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,10 +83,10 @@ def predict(words: list[str]) -> None:
             raise UserError(f"which {key}? {USAGE}")
     if not (rule := one_of("auto", "digit", "resize")).holds(options["prepare"]):
         raise UserError(f"prepare={options['prepare']} is not allowed: it must be {rule.allowed}")
-    run_dir = Path(options["run"]).expanduser()
+    run_dir = path_of(options["run"])
     cfg = load_config(run_dir, [])
     checkpoint_of(run_dir, options["checkpoint"] or cfg.test_checkpoint)
-    target = Path(options["save"]).expanduser() if options["save"] else None
+    target = path_of(options["save"]) if options["save"] else None
     if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"save={target} is not allowed: the pictures need a new or an empty folder")
     files, mistakes = _files(options["images"])
@@ -187,7 +187,7 @@ def _files(words: str) -> tuple[dict[Path, Path], list[str]]:
     files: dict[Path, Path] = {}
     mistakes = []
     for word in [words] if is_there(words) else filter(None, words.split(",")):
-        path = Path(word).expanduser()
+        path = path_of(word)
         if not is_there(word):
             mistakes.append(f"{path}: there is no such file or folder")
         elif path.is_dir():

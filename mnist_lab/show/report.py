@@ -12,7 +12,7 @@ from mnist_lab.errors import UserError
 from mnist_lab.evaluate import load_config
 from mnist_lab.files import write_whole
 from mnist_lab.result import Result
-from mnist_lab.words import divide, is_there
+from mnist_lab.words import divide, is_there, path_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def report(words: list[str]) -> None:
     """
     options, overrides = divide(words, {"run": ""}, USAGE)
     names = [options["run"]] if is_there(options["run"]) else options["run"].split(",")
-    folders = [Path(name).expanduser() for name in names if name]
+    folders = [path_of(name) for name in names if name]
     if not folders:
         raise UserError(f"which run? {USAGE}")
     for folder in folders:
