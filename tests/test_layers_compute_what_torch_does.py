@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mnist_lab.models import layers
 from mnist_lab.models.layers import ConvPool2d, Dropout, Linear
@@ -156,6 +157,13 @@ def test_other_types_and_autocast_take_pytorchs_own_way(dtype: torch.dtype) -> N
         net.float(), own.float()
         with torch.autocast("cpu", dtype):
             assert torch.equal(net(images), own(images)) and net(images).dtype == dtype
+
+
+def test_tensors_without_values_leave_nothing_behind() -> None:
+    layers = nn.Sequential(Dropout(0.25), Linear(1024, 1024))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert layers(torch.ones(7, 1024)).shape == (7, 1024)
+    assert type(layers(torch.ones(7, 1024)).sum().item()) is float
 
 
 def test_networks_can_be_exported_traced_and_copied() -> None:

@@ -54,7 +54,7 @@ def _max_pool(values: Tensor, side: int) -> Tensor:
 
 
 OPERATIONS = {torch.ops.mnist_lab.random_words.default: _random_words, torch.ops.mnist_lab.max_pool.default: _max_pool}
-"""What computes our operations. To call it oneself is 20 µs shorter than to have PyTorch find it."""
+"""What computes our operations: to call it oneself is 9 µs shorter than to have PyTorch find it."""
 for _operation, _function in OPERATIONS.items():
     _OPERATIONS.impl(_operation, _function, "CompositeExplicitAutograd")
 
@@ -238,7 +238,8 @@ def _expanded(value: float, shape: torch.Size) -> Tensor:
 def _may_replace(*tensors: Tensor) -> bool:
     """Whether a layer may take its own way: not where PyTorch reads the network to write it in another form."""
     return (
-        all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+        all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)  # other types stand in for tensors
+        and all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
         and all(tensor.numel() for tensor in tensors)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
