@@ -179,7 +179,7 @@ def test_whoever_reads_the_answer_may_stop_reading(words: str, run: Path, tmp_pa
     [
         "resume ~nosuch/x",
         "rerun ~nosuch/x",
-        "report ~nosuch/x",
+        "report run=~nosuch/x",
         "compare ~nosuch/x",
         "ensemble ~nosuch/x",
         "test run=~nosuch/x",
