@@ -108,11 +108,11 @@ def test_the_command_line_wins_over_the_model_and_the_experiment() -> None:
 @pytest.mark.parametrize(
     ("experiment", "optimizer", "lr", "batch_size", "epochs", "val"),
     [
-        ("a2_mlp_1000", "torch.optim.Adam", 0.001, 128, 5, "none"),
+        ("a2_mlp_1000", "mnist_lab.training.Adam", 0.001, 128, 5, "none"),
         ("a3_dropout_mlp", "mnist_lab.training.RMSprop", 0.001, 128, 4, "test"),
-        ("b_cnn", "torch.optim.Adam", 0.001, 128, 10, "none"),
+        ("b_cnn", "mnist_lab.training.Adam", 0.001, 128, 10, "none"),
         ("c_mlp_784_32", "torch.optim.SGD", 0.01, 500, 20, "last"),
-        ("d_mlp_512", "torch.optim.Adam", 0.001, 64, 5, "none"),
+        ("d_mlp_512", "mnist_lab.training.Adam", 0.001, 64, 5, "none"),
     ],
 )
 def test_an_experiment_is_its_article(

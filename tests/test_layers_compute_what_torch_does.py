@@ -120,9 +120,11 @@ def test_each_value_is_dropped_apart_from_the_others_and_anew_at_each_step() -> 
 
 
 @given(n=st.integers(1, 300), seed=st.integers(0, 2**31))
-def test_random_words_are_sfc64s(n: int, seed: int) -> None:
+def test_random_bits_are_sfc64s(n: int, seed: int) -> None:
     torch.manual_seed(seed)
-    words = torch.ops.mnist_lab.random_words(n).tolist()
+    bits = torch.ops.mnist_lab.random_bits([n, 2, 2])
+    assert bits.shape == (n, 2, 2) and bits.dtype == torch.int16
+    words = bits.flatten().view(torch.int64).tolist()
     torch.manual_seed(seed)
     a, b, c, counter = torch.empty(4, dtype=torch.int64).random_(-(2**63), None).tolist()
     for word in words:

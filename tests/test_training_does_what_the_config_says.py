@@ -20,7 +20,7 @@ from mnist_lab.config import compose_config, plain
 from mnist_lab.data import EpochOrder, ImageDataModule, mnist_5k
 from mnist_lab.models import MLP
 from mnist_lab.result import Result
-from mnist_lab.training import Classifier, RMSprop, schedules
+from mnist_lab.training import Adam, AdamW, Classifier, RMSprop, schedules
 
 
 def keras_rmsprop(
@@ -60,6 +60,51 @@ def test_rmsprop_shrinks_weights_apart_from_the_gradient() -> None:
     weight.grad = torch.zeros(1)
     RMSprop([weight], lr=0.1, weight_decay=0.5).step()
     assert weight.item() == pytest.approx(2.0 * (1 - 0.05))
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    pair=st.sampled_from([(Adam, torch.optim.Adam), (AdamW, torch.optim.AdamW)]),
+    settings=st.fixed_dictionaries(
+        {"weight_decay": st.sampled_from([0.0, 0.1]), "betas": st.tuples(st.floats(0, 0.99), st.floats(0, 0.99))},
+        optional={"fused": st.just(True), "amsgrad": st.booleans(), "maximize": st.booleans()},
+    ),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_adam_is_pytorchs_bit_for_bit_and_their_checkpoints_are_exchangeable(
+    seed: int, pair: tuple[Any, Any], settings: dict[str, Any], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(seed)
+    start = [torch.randn(3, 4, dtype=dtype), torch.randn(4, dtype=dtype), torch.randn(2, dtype=dtype)]
+    gradients = [[torch.randn_like(tensor) for tensor in start] for _ in range(6)]
+    ends = []
+    for first, second in (pair, pair[::-1]):  # the first takes some steps, the second goes on from its checkpoint
+        weights = [nn.Parameter(tensor.clone()) for tensor in start]
+        groups = [{"params": weights[:2], "lr": 0.01}, {"params": weights[2:], "lr": 0.1}]
+        optimizer = first(groups, **settings)
+        for number, found in enumerate(gradients):
+            if number == 3:
+                kept, optimizer = optimizer.state_dict(), second(groups, **settings)
+                optimizer.load_state_dict(kept)
+            for weight, gradient in zip(weights, found, strict=True):
+                weight.grad = gradient.clone() if number != 1 or weight is not weights[1] else None
+            optimizer.param_groups[0]["lr"] *= 0.9
+            optimizer.step()
+        ends.append([*weights, *(number for state in optimizer.state.values() for number in state.values())])
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+def test_adam_gives_what_its_closure_gave() -> None:
+    weight = nn.Parameter(torch.ones(2))
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        (loss := (weight**2).sum()).backward()
+        return loss
+
+    optimizer = Adam([weight], lr=0.1, fused=True)
+    losses = [optimizer.step(closure).item() for _ in range(3)]
+    assert losses[0] == 2.0 and losses == sorted(losses, reverse=True)
 
 
 @pytest.mark.parametrize(

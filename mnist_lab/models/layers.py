@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import platform
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -28,19 +30,20 @@ _AVX512 = _ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX512"
 # One operation each for whoever lists a step's: in PyTorch they are several, some of which can't be listed.
 _OPERATIONS = torch.library.Library("mnist_lab", "DEF")
 _OPERATIONS.define("max_pool(Tensor values, int side) -> Tensor")
-_OPERATIONS.define("random_words(int n) -> Tensor", tags=torch.Tag.nondeterministic_seeded)
+_OPERATIONS.define("random_bits(int[] shape) -> Tensor", tags=torch.Tag.nondeterministic_seeded)
 _SFC64 = np.random.SFC64(0)
 
 
-def _random_words(n: int) -> Tensor:
-    """int64 (n,), each of its 64 bits random: SFC64 (Doty-Humphrey 2014), begun at 256 random bits of PyTorch's own.
+def _random_bits(shape: Sequence[int]) -> Tensor:
+    """int16 of this shape, each bit random: words of SFC64 (Doty-Humphrey 2014), begun at 256 random bits of PyTorch's.
 
     PyTorch's own generator takes half as long again for a small mask, and up to twice as long for a large one.
     """
     # From the lowest int64 up: by default the highest bit is never set.
     state = torch.empty(4, dtype=torch.int64).random_(-(2**63), None).numpy().view(np.uint64)
     _SFC64.state = {"bit_generator": "SFC64", "state": {"state": state}, "has_uint32": 0, "uinteger": 0}
-    return torch.from_numpy(_SFC64.random_raw(n).view(np.int64))
+    n = math.prod(shape)
+    return torch.from_numpy(_SFC64.random_raw(-(-n // 4)).view(np.int16)[:n].reshape(shape))
 
 
 def _max_pool(values: Tensor, side: int) -> Tensor:
@@ -53,7 +56,7 @@ def _max_pool(values: Tensor, side: int) -> Tensor:
     return pooled.detach()
 
 
-OPERATIONS = {torch.ops.mnist_lab.random_words.default: _random_words, torch.ops.mnist_lab.max_pool.default: _max_pool}
+OPERATIONS = {torch.ops.mnist_lab.random_bits.default: _random_bits, torch.ops.mnist_lab.max_pool.default: _max_pool}
 """What computes our operations: to call it oneself is 9 µs shorter than to have PyTorch find it."""
 for _operation, _function in OPERATIONS.items():
     _OPERATIONS.impl(_operation, _function, "CompositeExplicitAutograd")
@@ -216,13 +219,10 @@ class Dropout(nn.Dropout):
         dropped = round(self.p * 2**16)
         if not self.training or dropped in (0, 2**16) or not _may_replace(inputs):
             return super().forward(inputs)
-        bits = torch.ops.mnist_lab.random_words(-(-inputs.numel() // 4)).view(torch.int16)
-        if inputs.numel() % 4:
-            bits = bits[: inputs.numel()]
         if inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
-            bits = bits.as_strided(inputs.shape, inputs.stride())
+            bits = torch.ops.mnist_lab.random_bits(inputs.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
         else:
-            inputs, bits = inputs.contiguous(), bits.view(inputs.shape)
+            inputs, bits = inputs.contiguous(), torch.ops.mnist_lab.random_bits(inputs.shape)
         # ReLU's gradient passes a value on where another is above a threshold: here the scale, where it is kept.
         scale = _expanded(2**16 / (2**16 - dropped), inputs.shape)
         mask: Tensor = torch.ops.aten.threshold_backward(scale, bits, dropped - 2**15 - 1)

@@ -1,4 +1,4 @@
-"""Optimisers that PyTorch has only in a form of its own."""
+"""Optimisers that PyTorch has not, or with so much around them that a small network waits for it."""
 
 from __future__ import annotations
 
@@ -90,6 +90,49 @@ class RMSprop(Optimizer):
             state[name] = torch.full_like(weight, first)
         kept: Tensor = state[name]
         return kept
+
+
+class Adam(torch.optim.Adam):
+    """`torch.optim.Adam`; with fused=True, on a CPU, straight to the one operation that PyTorch's comes to.
+
+    What PyTorch does around it takes 150 µs a step, an eighth of D's.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step. Args: closure: computes the loss again, with its gradients. Returns: what the closure gave."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        learning = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        if not all(map(self._is_one_operation, self.param_groups, learning)):
+            super().step()
+            return loss
+        for group, weights in zip(self.param_groups, learning, strict=True):
+            states = [self.state[p] for p in weights]
+            means, squares, steps = ([state[k] for state in states] for k in ("exp_avg", "exp_avg_sq", "step"))
+            torch._foreach_add_(steps, 1)
+            (torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_)(
+                weights, [p.grad for p in weights], means, squares, [], steps,
+                lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
+                weight_decay=group["weight_decay"], amsgrad=False, maximize=group["maximize"],
+            )  # fmt: skip
+        return loss
+
+    def _is_one_operation(self, group: dict[str, Any], weights: list[nn.Parameter]) -> bool:
+        """Whether the step of these weights is a single operation, and has been before: the first makes the state."""
+        return (
+            bool(group["fused"] and not group["amsgrad"])
+            and not any(isinstance(number, Tensor) for number in (group["lr"], *group["betas"]))
+            and getattr(self, "grad_scale", None) is None
+            and getattr(self, "found_inf", None) is None
+            and all(p.is_cpu and p.dtype is weights[0].dtype and self.state[p] for p in weights)
+        )
+
+
+class AdamW(Adam, torch.optim.AdamW):
+    """`torch.optim.AdamW`, in the same way."""
 
 
 @lru_cache(maxsize=8)
