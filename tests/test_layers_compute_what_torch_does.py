@@ -1,6 +1,7 @@
 """The layers that are faster than `torch.nn`'s compute the same: values, gradients, gradients of gradients."""
 
 from collections.abc import Callable
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mnist_lab.models import layers
-from mnist_lab.models.layers import ConvPool2d, Dropout, Linear
+from mnist_lab.models.layers import ConvPool2d, Dropout, Layers, Linear
 from mnist_lab.training import RMSprop
 
 
@@ -117,6 +118,37 @@ def test_each_value_is_dropped_apart_from_the_others_and_anew_at_each_step() -> 
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 0.01
     for quarter in range(4):
         assert abs(float(first[quarter::4].mean()) - 0.3) < 0.01, quarter
+
+
+@given(
+    sizes=st.lists(st.sampled_from([3, 40, 600]), min_size=2, max_size=4),
+    batch=st.integers(1, 300),
+    relus=st.lists(st.booleans(), min_size=3, max_size=3),
+    seed=st.integers(0, 2**31),
+)
+@settings(deadline=None, max_examples=30)
+def test_without_gradients_layers_give_what_they_give_with_them(
+    sizes: list[int], batch: int, relus: list[bool], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    parts = [
+        [Linear(*pair), *([nn.ReLU()] if relu else [])] for pair, relu in zip(pairwise(sizes), relus, strict=False)
+    ]
+    net, inputs = Layers(*chain(*parts), Dropout(0.5)).eval(), torch.randn(batch, sizes[0])
+    expected = net(inputs.requires_grad_()).detach()
+    with torch.no_grad():
+        close(net(inputs), expected)
+
+
+def test_hooks_see_each_layers_own_output_without_gradients_too() -> None:
+    net, inputs, seen = Layers(Linear(784, 512), nn.ReLU(), Linear(512, 512), nn.ReLU()), torch.randn(64, 784), {}
+    expected = net[:3](inputs).detach()
+    for number in (1, 2):
+        net[number].register_forward_hook(lambda _layer, _inputs, output, n=number: seen.update({n: output}))
+    with torch.no_grad():
+        close(net(inputs), expected.relu())
+    close(seen[2], expected)
+    assert float(seen[1].min()) == 0
 
 
 @given(n=st.integers(1, 300), seed=st.integers(0, 2**31))

@@ -11,6 +11,7 @@ from mnist_lab.models.layers import (
     ACTIVATIONS,
     MONOTONIC,
     ConvPool2d,
+    Layers,
     Linear,
     dropout_layer,
     flat_size,
@@ -69,7 +70,7 @@ class CNN(nn.Module):
         dense: list[nn.Module] = []
         for inputs, outputs in pairwise(sizes):
             dense += [Linear(inputs, outputs), ACTIVATIONS[activation]()]
-        self.layers = nn.Sequential(*features, *dense, Linear(sizes[-1], num_classes))
+        self.layers = Layers(*features, *dense, Linear(sizes[-1], num_classes))
         init_weights(self, init)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -73,13 +73,22 @@ class Linear(nn.Linear):
     carries for convolutions, does not.
     """
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Float (..., in_features) → (..., out_features)."""
+    def forward(self, inputs: Tensor, relu: bool = False) -> Tensor:
+        """Float (..., in_features) → (..., out_features); what is below 0 is 0 with `relu`."""
         replaces = _ONEDNN and _may_replace(inputs, self.weight)
         if not replaces or inputs.dim() != 2 or len(inputs) * self.weight.numel() < _ONEDNN_CALL:
-            return super().forward(inputs)
-        output: Tensor = _OneDNNLinear.apply(inputs, self.weight, self.bias)
-        return output
+            output = super().forward(inputs)
+        elif torch.is_grad_enabled():
+            output = _OneDNNLinear.apply(inputs, self.weight, self.bias)
+        else:  # both in one pass
+            return _linear(inputs, self.weight, self.bias, "relu" if relu else "none")
+        return torch.relu(output) if relu else output
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    """activation(inputs · weightᵀ + bias): (B, I), (O, I), (O,) or None → (B, O)."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, activation, [], "")
+    return product
 
 
 class _OneDNNLinear(torch.autograd.Function):
@@ -88,8 +97,7 @@ class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(inputs, weight)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
-        return product
+        return _linear(inputs, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -101,6 +109,27 @@ class _OneDNNLinear(torch.autograd.Function):
             product(_transposed(gradient), inputs.t(), None) if of_weight else None,
             gradient.sum(0) if of_bias else None,
         )
+
+
+class Layers(nn.Sequential):
+    """`torch.nn.Sequential`; where no gradient is wanted, a `Linear` and the ReLU after it are computed as one."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """What the last layer gives."""
+        if torch.is_grad_enabled():
+            output: Tensor = super().forward(values)  # type: ignore[no-untyped-call]
+            return output
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            following = layers[:1]
+            relu = type(layer) is Linear and [*map(type, following)] == [nn.ReLU]
+            if relu and not any(x._forward_hooks or x._forward_pre_hooks for x in (layer, *following)):
+                values = layer(values, relu=True)
+                layers.pop(0)
+            else:
+                values = layer(values)
+        return values
 
 
 def _transposed(values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from mnist_lab.models.layers import ACTIVATIONS, Linear, dropout_layer, init_weights
+from mnist_lab.models.layers import ACTIVATIONS, Layers, Linear, dropout_layer, init_weights
 
 
 class MLP(nn.Module):
@@ -37,7 +37,7 @@ class MLP(nn.Module):
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(sizes):
             layers += [Linear(inputs, outputs), ACTIVATIONS[activation](), *dropout_layer(dropout)]
-        self.layers = nn.Sequential(*layers, Linear(sizes[-1], num_classes))
+        self.layers = Layers(*layers, Linear(sizes[-1], num_classes))
         init_weights(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
