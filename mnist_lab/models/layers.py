@@ -116,7 +116,7 @@ class Layers(nn.Sequential):
 
     def forward(self, values: Tensor) -> Tensor:
         """What the last layer gives."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not _may_replace(values):
             output: Tensor = super().forward(values)  # type: ignore[no-untyped-call]
             return output
         layers = list(self)
