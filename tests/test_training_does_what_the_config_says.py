@@ -81,13 +81,14 @@ def test_adam_is_pytorchs_bit_for_bit_and_their_checkpoints_are_exchangeable(
     for first, second in (pair, pair[::-1]):  # the first takes some steps, the second goes on from its checkpoint
         weights = [nn.Parameter(tensor.clone()) for tensor in start]
         groups = [{"params": weights[:2], "lr": 0.01}, {"params": weights[2:], "lr": 0.1}]
+        without = {1: weights[1], 2: weights[2]}  # of a group a part, and a whole one
         optimizer = first(groups, **settings)
         for number, found in enumerate(gradients):
             if number == 3:
                 kept, optimizer = optimizer.state_dict(), second(groups, **settings)
                 optimizer.load_state_dict(kept)
             for weight, gradient in zip(weights, found, strict=True):
-                weight.grad = gradient.clone() if number != 1 or weight is not weights[1] else None
+                weight.grad = gradient.clone() if weight is not without.get(number) else None
             optimizer.param_groups[0]["lr"] *= 0.9
             optimizer.step()
         ends.append([*weights, *(number for state in optimizer.state.values() for number in state.values())])

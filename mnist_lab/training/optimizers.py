@@ -110,6 +110,8 @@ class Adam(torch.optim.Adam):
             super().step()
             return loss
         for group, weights in zip(self.param_groups, learning, strict=True):
+            if not weights:
+                continue
             states = [self.state[p] for p in weights]
             means, squares, steps = ([state[k] for state in states] for k in ("exp_avg", "exp_avg_sq", "step"))
             torch._foreach_add_(steps, 1)
