@@ -95,6 +95,20 @@ def test_adam_is_pytorchs_bit_for_bit_and_their_checkpoints_are_exchangeable(
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
+@pytest.mark.parametrize("one", [Adam, AdamW])
+def test_adams_hooks_run_once_a_step(one: Any) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    torch.optim.Adam([weight]), torch.optim.AdamW([weight])  # which wrap their step in the hooks
+    for fused in (True, False):
+        steps: list[int] = []
+        optimizer = one([weight], fused=fused)
+        optimizer.register_step_post_hook(lambda *_, steps=steps: steps.append(1))
+        for number in (1, 2):
+            weight.grad = torch.ones(2)
+            optimizer.step()
+            assert len(steps) == number
+
+
 def test_adam_gives_what_its_closure_gave() -> None:
     weight = nn.Parameter(torch.ones(2))
 

@@ -95,7 +95,7 @@ class RMSprop(Optimizer):
 class Adam(torch.optim.Adam):
     """`torch.optim.Adam`; with fused=True, on a CPU, straight to the one operation that PyTorch's comes to.
 
-    What PyTorch does around it takes 150 µs a step, an eighth of D's.
+    What PyTorch does around it takes 150 µs a step; one of D, with it, some 1,200.
     """
 
     @torch.no_grad()
@@ -107,7 +107,9 @@ class Adam(torch.optim.Adam):
                 loss = closure()
         learning = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         if not all(map(self._is_one_operation, self.param_groups, learning)):
-            super().step()
+            step: Any = torch.optim.Adam.step
+            # Where PyTorch has wrapped its step in the optimiser's hooks, as it has wrapped this one: they run once.
+            (step.__wrapped__ if hasattr(step, "hooked") else step)(self)
             return loss
         for group, weights in zip(self.param_groups, learning, strict=True):
             if not weights:
