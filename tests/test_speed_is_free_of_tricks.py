@@ -10,6 +10,7 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+import torch
 from conftest import ROOT, Command, needs_mnist, result_in
 from lightning.pytorch.callbacks import LambdaCallback
 
@@ -46,6 +47,16 @@ def test_many_mini_batches_a_step_give_the_numbers_of_one_a_step(lab: Command, t
             assert accuracy == same_accuracy
             assert loss == pytest.approx(same_loss, rel=1e-6), "sums in another order"
     assert numbers(tmp_path / "many")[0] != numbers(tmp_path / "accumulated")[0]
+
+
+def test_gradients_that_have_ended_leave_no_numbers_that_processors_are_slow_with(lab: Command, tmp_path: Path) -> None:
+    # Near the border a pixel is lit in one mini-batch of hundreds, and dark in the next thousand.
+    words = ["model=mlp_512", "model.hidden=8", *SHORT, "trainer.max_epochs=5", "data.val=none", "data.batch_size=4"]
+    assert lab(*words, f"hydra.run.dir={tmp_path / 'run'}").returncode == 0
+    states = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    means = states[0]["exp_avg"]
+    assert (means == 0).any(), "some have ended"
+    assert not ((means != 0) & (means.abs() < torch.finfo(torch.float32).tiny)).any()
 
 
 def test_a_callback_that_follows_batches_sees_each_of_them(lab: Command, tmp_path: Path) -> None:
