@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import CrossEntropyLoss
 
-from mnist_lab.models import CNN, MLP, Dropout, Linear
+from mnist_lab.models import CNN, MLP, ConvPool2d, Dropout, Linear, layers
 from mnist_lab.training import Replay
 
 SHAPE = (1, 12, 12)
@@ -39,7 +39,7 @@ def mini_batches(sizes: list[int]) -> list[tuple[Tensor, Tensor]]:
 def train(net: nn.Module, repeats: bool, sizes: list[int]) -> tuple[list[Tensor], int]:
     """Losses, last weights and buffers after training; how many steps were repeated."""
     torch.manual_seed(3)
-    optimizer, loss = torch.optim.SGD(net.parameters(), lr=0.1), CrossEntropyLoss()
+    optimizer, loss = torch.optim.SGD(net.parameters(), lr=0.1, fused=True), CrossEntropyLoss()
     replay, found, count = Replay(net, loss), [], 0
     for images, labels in mini_batches(sizes):
         outcome = replay(images, labels) if repeats else None
@@ -63,6 +63,15 @@ def test_losses_weights_buffers_and_random_numbers_are_the_same_bit_for_bit(name
     repeated, count = train(net, True, sizes)
     assert all(map(torch.equal, ordinary, repeated))
     assert count == 9
+
+
+def test_gradients_lie_in_memory_as_their_weights_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "_AVX512", False)  # convolutions then have channels last, and so have their gradients
+    net = nn.Sequential(ConvPool2d(1, 4, 3, 2), ConvPool2d(4, 8, 3, 2), nn.Flatten(), nn.Linear(8, 10))
+    ordinary, _ = train(copy.deepcopy(net), False, [128] * 4)
+    repeated, count = train(net, True, [128] * 4)
+    assert count == 4
+    assert all(map(torch.equal, ordinary, repeated))
 
 
 CHANGES: dict[str, Callable[[Any], object]] = {

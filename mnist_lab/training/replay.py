@@ -109,8 +109,9 @@ class Replay:
         def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor | None]]:
             logits = self._net(images)
             loss = self._loss(logits, labels)
-            gradients = iter(torch.autograd.grad(loss, learning, one, allow_unused=True))
-            return logits, loss, [next(gradients) if parameter.requires_grad else None for parameter in parameters]
+            found = iter(torch.autograd.grad(loss, learning, one, allow_unused=True))
+            gradients = [next(found) if parameter.requires_grad else None for parameter in parameters]
+            return logits, loss, [*map(_as_laid_out, gradients, parameters)]
 
         random, values = torch.get_rng_state(), [buffer.clone() for buffer in buffers]
 
@@ -152,6 +153,13 @@ class Replay:
         repeated = partial(type(written).forward, SimpleNamespace(**tensors))
         take(repeated)
         return repeated if all(map(_same, *outcomes)) else None
+
+
+def _as_laid_out(gradient: Tensor | None, weight: Tensor) -> Tensor | None:
+    """The gradient in the order in which the weight lies in memory: fused optimisers go through both side by side."""
+    if gradient is None or gradient.stride() == weight.stride():
+        return gradient
+    return torch.empty_like(weight).copy_(gradient)
 
 
 def _hooks_after(parameter: nn.Parameter) -> Any:
