@@ -60,6 +60,28 @@ def test_an_epoch_visits_each_image_once_over_all_processes(
     assert sorted(seen) == list(range(n))
 
 
+@given(
+    index=st.lists(st.integers(0, 59), max_size=60)
+    | st.builds(lambda a, n: [*range(a, a + n)], *[st.integers(0, 30)] * 2),
+    batch_size=st.integers(1, 80),
+    steps=st.integers(1, 5),
+    given=st.integers(0, 3),
+)
+def test_images_come_in_the_order_asked_for_and_uncopied_if_they_lie_in_a_row(
+    index: list[int], batch_size: int, steps: int, given: int
+) -> None:
+    images, labels = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(60)
+    order, zero = EpochOrder(torch.tensor(index, dtype=torch.int64), None), torch.zeros(1, 1, 1)
+    batches = Batches(images, labels, order, batch_size, zero, zero + 1, steps=steps)
+    batches.load_state_dict({"given": given})
+    found = list(batches)
+    left = index[given * steps * batch_size :]
+    assert [int(i) for batch in found for i in batch.labels] == left
+    assert [int(i) for mini_batches in unpacked(found) for i in mini_batches[0]] == left
+    if left and left == [*range(left[0], left[0] + len(left))] and len(left) == len(index):
+        assert found[0].pixels.data_ptr() == images[left[0]].data_ptr()
+
+
 def test_the_order_depends_on_the_seed_and_the_epoch_alone() -> None:
     def order(seed: int, epoch: int, noise: int) -> Tensor:
         torch.manual_seed(noise)

@@ -138,12 +138,20 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         start = self._start()
         index, sizes = [], []
-        for several in self.sampler().to(self.images.device).split(self.batch_size * self.steps):
+        order, size = self.sampler(), self.batch_size * self.steps
+        for several in order.to(self.images.device).split(size):
             mine = [batch[self.rank :: self.world_size] for batch in several.split(self.batch_size)]
             index.append(several if self.world_size == 1 else torch.cat(mine))
             sizes.append([len(part) for part in mine])
-        # index_select copies an image at a time, where indexing by a tensor goes value by value.
-        pairs = ((self.images.index_select(0, i), self.labels.index_select(0, i)) for i in index[start:])
+        pairs: Iterable[tuple[Tensor, Tensor]]
+        if (
+            self.world_size == 1 and len(order) > 0 and bool((order.diff() == 1).all())
+        ):  # in a row: nothing has to be copied
+            part = slice(int(order[0]), int(order[-1]) + 1)
+            pairs = zip(self.images[part].split(size)[start:], self.labels[part].split(size)[start:], strict=True)
+        else:
+            # index_select copies an image at a time, where indexing by a tensor goes value by value.
+            pairs = ((self.images.index_select(0, i), self.labels.index_select(0, i)) for i in index[start:])
         streams = self.device != self.images.device
         found: Iterable[tuple[Tensor, Tensor]] = _streamed(pairs, self.device) if streams else pairs
         for (images, labels), parts in zip(found, sizes[start:], strict=True):

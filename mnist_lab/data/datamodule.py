@@ -221,7 +221,6 @@ class ImageDataModule(L.LightningDataModule):
     def _batches(
         self, part: Literal["train", "test"], order: EpochOrder, batch_size: int, whole: bool = False
     ) -> Batches:
-        steps = max(1, self.images_at_once // batch_size)
         device, rank, world_size = torch.device("cpu"), 0, 1
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
@@ -235,7 +234,10 @@ class ImageDataModule(L.LightningDataModule):
         if by_workers or isinstance(images, DatasetImages):
             transform = self.transform if training else None
             return WorkerBatches(images, labels, *how, 1, rank, world_size, transform=transform, workers=self.workers)
-        return Batches(images, labels, *how, steps, rank, world_size)
+        at_once = self.images_at_once
+        if at_once > 1 and part == "test" and world_size == 1 and images.device == device:  # they lie in a row there
+            at_once = 16384
+        return Batches(images, labels, *how, max(1, at_once // batch_size), rank, world_size)
 
     def _place(self, part: Literal["train", "test"], device: torch.device) -> tuple[Tensor | DatasetImages, Tensor]:
         """Images and labels of a part on a device, moved there once however many loaders ask for them.
