@@ -11,7 +11,8 @@ import platform
 import shlex
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,25 @@ warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not emp
 warnings.filterwarnings("ignore", "The `srun` command is available")  # where to start what is for the user to say
 
 
+@contextmanager
+def flush_denormals() -> Iterator[None]:
+    """Has float32 numbers below 1.2e-38 be 0 meanwhile, as TensorFlow and XLA do.
+
+    Adam's mean of a gradient that is 0 from some step on, as those of a pixel that stays dark, falls below it 830 steps
+    later, for ever. Processors take long over such numbers: D's optimiser 300 µs a step instead of 170. Threads do as
+    the one that began them, so this comes before the first parallel operation.
+    """
+    for dtype in (np.float32, np.float64):
+        np.finfo(dtype)  # older NumPy warns if the first look at it finds no such numbers
+    before = float(torch.tensor(1e-30) * 1e-10) == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+@flush_denormals()
 def run(
     cfg: DictConfig,
     run_dir: Path,
@@ -99,7 +119,6 @@ def run(
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     keep_memory()
-    flush_denormals()
 
     data = build(cfg, "data")
     torch.manual_seed(cfg.seeds.weights)
@@ -306,18 +325,6 @@ def keep_memory() -> None:
         mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # names of malloc.h
         mallopt(mmap_threshold, 2**25)  # bytes; glibc allows no more
         mallopt(trim_threshold, 2**29)
-
-
-def flush_denormals() -> None:
-    """Has float32 numbers below 1.2e-38 be 0, as TensorFlow and XLA do.
-
-    Adam's mean of a gradient that is 0 from some step on, as those of a pixel that stays dark, falls below it 830 steps
-    later, for ever. Processors take long over such numbers: D's optimiser 300 µs a step instead of 170. Threads do as
-    the one that began them, so this comes before the first parallel operation.
-    """
-    for dtype in (np.float32, np.float64):
-        np.finfo(dtype)  # older NumPy warns if the first look at it finds no such numbers
-    torch.set_flush_denormal(True)
 
 
 def announce(cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: L.Trainer, run_dir: Path) -> None:

@@ -18,6 +18,7 @@ from mnist_lab import build
 from mnist_lab.config import compose_config
 from mnist_lab.config import plain as resolved
 from mnist_lab.errors import UserError
+from mnist_lab.run import flush_denormals
 from mnist_lab.training import Classifier
 
 SHORT = ["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.max_epochs=2"]
@@ -57,6 +58,16 @@ def test_gradients_that_have_ended_leave_no_numbers_that_processors_are_slow_wit
     means = states[0]["exp_avg"]
     assert (means == 0).any(), "some have ended"
     assert not ((means != 0) & (means.abs() < torch.finfo(torch.float32).tiny)).any()
+
+
+def test_a_program_that_trains_has_small_numbers_again_afterwards() -> None:
+    def small() -> float:
+        return float(torch.tensor(1e-30) * 1e-10)
+
+    before = small()
+    with flush_denormals():
+        assert small() == 0
+    assert small() == before > 0
 
 
 def test_a_callback_that_follows_batches_sees_each_of_them(lab: Command, tmp_path: Path) -> None:
