@@ -71,8 +71,8 @@ def flush_denormals() -> Iterator[None]:
     """Has float32 numbers below 1.2e-38 be 0 meanwhile, as TensorFlow and XLA do.
 
     Adam's mean of a gradient that is 0 from some step on, as those of a pixel that stays dark, falls below it 830 steps
-    later, for ever. Processors take long over such numbers: D's optimiser 300 µs a step instead of 170. Threads do as
-    the one that began them, so this comes before the first parallel operation.
+    later, for ever. Processors take long over such numbers: D's optimiser 250 µs a step, and later 300, instead of 180.
+    Threads do as the one that began them, so this comes before the first parallel operation.
     """
     for dtype in (np.float32, np.float64):
         np.finfo(dtype)  # older NumPy warns if the first look at it finds no such numbers

@@ -144,9 +144,8 @@ class Batches:
             index.append(several if self.world_size == 1 else torch.cat(mine))
             sizes.append([len(part) for part in mine])
         pairs: Iterable[tuple[Tensor, Tensor]]
-        if (
-            self.world_size == 1 and len(order) > 0 and bool((order.diff() == 1).all())
-        ):  # in a row: nothing has to be copied
+        in_a_row = len(order) > 0 and bool((order.diff() == 1).all())
+        if in_a_row and self.world_size == 1:  # nothing has to be copied
             part = slice(int(order[0]), int(order[-1]) + 1)
             pairs = zip(self.images[part].split(size)[start:], self.labels[part].split(size)[start:], strict=True)
         else:

@@ -235,8 +235,8 @@ class ImageDataModule(L.LightningDataModule):
             transform = self.transform if training else None
             return WorkerBatches(images, labels, *how, 1, rank, world_size, transform=transform, workers=self.workers)
         at_once = self.images_at_once
-        if at_once > 1 and part == "test" and world_size == 1 and images.device == device:  # they lie in a row there
-            at_once = 16384
+        if at_once > 1 and part == "test" and world_size == 1 and images.device == device:
+            at_once = 16384  # they lie there in a row, and so aren't copied
         return Batches(images, labels, *how, max(1, at_once // batch_size), rank, world_size)
 
     def _place(self, part: Literal["train", "test"], device: torch.device) -> tuple[Tensor | DatasetImages, Tensor]:
