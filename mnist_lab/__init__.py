@@ -40,7 +40,7 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
 
     Args:
         overrides: as for `compose`.
-        run_dir: the run's folder, new or empty; None: a new one below outputs/.
+        run_dir: the run's folder, new or empty; None: what hydra.run.dir says, a new one below outputs/.
 
     Returns:
         The trained network; its `result` has the numbers.
@@ -48,24 +48,15 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
     Raises:
         UserError: what is asked for can't be done. Nothing is left in `run_dir` then.
     """
-    from datetime import datetime
-
-    from mnist_lab.config import compose_config, plain
-    from mnist_lab.folders import kept_or_nothing
+    from mnist_lab.config import check_folder, compose_config, plain
+    from mnist_lab.folders import at_work
     from mnist_lab.run import run
-    from mnist_lab.terminal import logged
     from mnist_lab.words import path_of
 
     composed = compose_config(list(overrides))
-    cfg = plain(composed)
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    folder = path_of(run_dir or Path("outputs") / cfg.name / now).absolute()
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"run_dir={folder} is not empty: each run needs a folder of its own")
-    existing = next(path for path in folder.parents if path.exists())
-    folder.mkdir(parents=True, exist_ok=True)
-    with kept_or_nothing(folder, until=existing), logged(folder / "run.log"):
-        run(cfg, folder, list(overrides), command=list(overrides), report=composed.report)
+    folder = path_of(run_dir or composed.hydra.run.dir).absolute()
+    with at_work(folder, until=check_folder("run_dir", str(folder), fresh=True)):
+        run(plain(composed), folder, list(overrides), command=list(overrides), report=composed.report)
     return load_run(folder)
 
 

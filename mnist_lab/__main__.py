@@ -97,7 +97,7 @@ def train(argv: list[str], fresh: bool = True) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from mnist_lab.config import CONF_DIR, check_command, one_line, quoted
+    from mnist_lab.config import CONF_DIR, check_command, one_line, plain, quoted
     from mnist_lab.errors import Lost, UserError
     from mnist_lab.folders import kept_or_nothing
     from mnist_lab.processes import alone, helping, is_helper_process
@@ -109,8 +109,6 @@ def train(argv: list[str], fresh: bool = True) -> None:
     def job(cfg: DictConfig) -> None:
         """One run in the folder that Hydra has made for it."""
         from hydra.core.hydra_config import HydraConfig
-
-        from mnist_lab.config import plain
 
         nonlocal began
         began = True
@@ -128,28 +126,24 @@ def train(argv: list[str], fresh: bool = True) -> None:
                 if not gc.isenabled():
                     gc.freeze()
                     gc.enable()
+                words = typed
+                started: float | None = STARTED
+                report = cfg.get("report", True)  # a primary config of the user's own may not have it
                 if multirun:
                     flags = [("--config-path", args.config_path), ("--config-dir", args.config_dir)]
                     flags += [("--config-name", args.config_name)]
                     searched = [word for flag, value in flags if value is not None for word in (flag, value)]
-                    words = [*searched, *overrides]
-                    if not sweep:
-                        with held(run_dir, str(run_dir)):
-                            run(plain(cfg), run_dir, overrides, command=words)
-                        return
+                    words, started, report = [*searched, *overrides], None, False
+                if sweep:
                     from mnist_lab.sweep.trial import run_trial
 
                     def trial(callbacks: list[Callback], remarks: list[str]) -> Result | None:
                         return run(plain(cfg), run_dir, overrides, words, callbacks=callbacks, remarks=remarks)
 
                     run_trial(run_dir, trial)
-                elif is_helper_process():
-                    with helping():
-                        run(plain(cfg), run_dir, overrides, command=typed, started=STARTED)
-                else:
-                    report = cfg.get("report", True)  # a primary config of the user's own may not have it
-                    with held(run_dir, str(run_dir)):
-                        run(plain(cfg), run_dir, overrides, command=typed, started=STARTED, report=report)
+                    return
+                with helping() if is_helper_process() else held(run_dir, str(run_dir)):
+                    run(plain(cfg), run_dir, overrides, words, started, report=report)
         except (Lost, UserError) as error:
             fail(error)
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from mnist_lab.config import CONF_DIR, compose_config, plain, quoted
-from mnist_lab.errors import UserError, closest
+from omegaconf import OmegaConf
+
+from mnist_lab.config import CONF_DIR, compose_config, plain, quoted, whole_number
+from mnist_lab.errors import UserError, no_such
 from mnist_lab.evaluate import load_config
 from mnist_lab.files import write_whole
 from mnist_lab.result import Result
 from mnist_lab.resume import resume
 from mnist_lab.sweep.compare import is_seed, matters
 from mnist_lab.sweep.study import differences
-from mnist_lab.words import divide
+from mnist_lab.words import divide, path_of
 
 USAGE = "use: python -m mnist_lab articles [seeds=5] [experiments=NAME,NAME] [dir=outputs/articles] [overrides ...]"
 
@@ -31,8 +32,6 @@ def articles(words: list[str]) -> None:
     Raises:
         UserError: there is no such experiment, a word is not understood, or there are runs of another config.
     """
-    from omegaconf import OmegaConf
-
     from mnist_lab.__main__ import train
 
     own, overrides = divide(words, {"seeds": "5", "experiments": "", "dir": "outputs/articles"}, USAGE)
@@ -45,13 +44,8 @@ def articles(words: list[str]) -> None:
     chosen = [name for name in own["experiments"].split(",") if name] or of_articles
     for name in chosen:
         if name not in known:
-            raise UserError(
-                f"experiments={name}: there is no such experiment.{closest(name, known)}\nThey are: {', '.join(known)}"
-            )
-    if not own["seeds"].isdecimal() or int(own["seeds"]) < 1:
-        raise UserError(f"seeds={own['seeds']} is not allowed: it must be a whole number, 1 or more")
-
-    folder, seeds = Path(own["dir"]), range(int(own["seeds"]))
+            raise no_such("experiments", name, "experiment", known)
+    folder, seeds = path_of(own["dir"]), range(whole_number("seeds", own["seeds"], 1))
     wanted = {
         (name, seed): plain(compose_config([*overrides, f"experiment={name}", f"seed={seed}"]))
         for name in chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +37,15 @@ CONF_DIR = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf
 """The configs: inside the installed package (a wheel carries them there), beside it in a checkout."""
 
 SECTIONS = ("data", "model", "loss", "optimizer", "trainer")
+"""Sections that are a class or a function and its arguments."""
 MAY_BE_EMPTY = ("schedule", "callbacks", "logger")
-NEEDED = ("name", "seed", "test_checkpoint", "compile")
-NEEDED_OF = {
-    "data": ("name", "val", "num_classes"),
-    "trainer": ("accelerator", "max_epochs", "precision", "gradient_clip_val", "accumulate_grad_batches"),
-}
-"""Keys of sections that the program itself reads."""
+NEEDED = (
+    *("name", "seed", "seeds.weights", "seeds.dropout", "test_checkpoint", "compile"),
+    *("data.name", "data.val", "data.num_classes"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.precision"),
+    *("trainer.max_epochs", "trainer.gradient_clip_val", "trainer.accumulate_grad_batches"),
+)
+"""Keys that the program itself reads."""
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid")
 INITS = ("glorot_uniform", "pytorch")
 EMNIST_CLASSES = {"balanced": 47, "byclass": 62, "bymerge": 47, "letters": 26, "digits": 10, "mnist": 10}
@@ -87,7 +89,16 @@ class Rule:
         return Rule(
             f"{self.allowed}, or a list of them",
             lambda v: all(map(self.holds, v)) if isinstance(v, list) else self.holds(v),
+            self.choices,
         )
+
+    def check(self, key: str, value: Any) -> None:
+        """Raises UserError, which names the key and what is allowed, where the rule doesn't hold for the value."""
+        if self.holds(value):
+            return
+        if value is None:
+            raise UserError(f"{key} must be given: {key}=..., {self.allowed}")
+        raise UserError(f"{key}={value} is not allowed: it must be {self.allowed}.{closest(str(value), self.choices)}")
 
 
 def _is_number(v: Any) -> bool:
@@ -108,9 +119,20 @@ def one_of(*choices: str) -> Rule:
     return Rule("one of " + ", ".join(choices), lambda v: v in choices, choices)
 
 
-def _amount(of: str, fraction: Rule, words: str) -> Rule:
+def whole_number(key: str, word: str, low: int, high: int | None = None) -> int:
+    """The number that a verb's own option was given, from `low` to `high`.
+
+    Raises:
+        UserError: it is no such number.
+    """
+    value = int(word) if word.isascii() and word.isdecimal() else word
+    _integer(low, high).check(key, value)
+    return int(value)
+
+
+def _amount(of: str, fraction: Rule) -> Rule:
     return Rule(
-        f"a number of {of}, 1 or more, or {words}",
+        f"a number of {of}, 1 or more, or {fraction.allowed.replace('number', 'fraction')}",
         lambda v: (_is_integer(v) and v >= 1) or (isinstance(v, float) and fraction.holds(v)),
     )
 
@@ -123,9 +145,9 @@ up_to_one = Rule("a number above 0, at most 1", lambda v: _is_number(v) and 0 < 
 zero_to_one = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 boolean = Rule("true or false", lambda v: isinstance(v, bool))
 text = Rule("a text", lambda v: isinstance(v, str) and v != "")
-part = _amount("images", inside_one, "a fraction above 0 and below 1")
-share = _amount("images", up_to_one, "a fraction above 0, at most 1")
-batches = _amount("batches", up_to_one, "a fraction above 0, at most 1")
+part = _amount("images", inside_one)
+share = _amount("images", up_to_one)
+batches = _amount("batches", up_to_one)
 function = Rule(
     "a section of its own that names a class or a function, _target_",
     lambda v: isinstance(v, dict) and isinstance(v.get("_target_"), str),
@@ -378,9 +400,6 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UserError: naming the first key whose value is not allowed, and what is.
     """
-    for key in NEEDED:
-        if key not in cfg:
-            raise UserError(f"without {key} is not allowed: give it a value, or leave the one that it has")
     for section in (*SECTIONS, *MAY_BE_EMPTY):
         try:
             node = OmegaConf.select(cfg, section)
@@ -391,9 +410,7 @@ def check(cfg: DictConfig) -> None:
             raise UserError(f"{what} is not allowed: {section} must be one of its options, see --help")
         if section in SECTIONS and not isinstance(node.get("_target_"), str):
             raise UserError(f"{section}: its config names no class or function, {section}._target_")
-        for key in NEEDED_OF.get(section, ()):
-            if key not in node:
-                raise UserError(f"without {section}.{key} is not allowed: give it a value, or leave the one it has")
+    _check_there(cfg, NEEDED)
     keys = [k for k in _keys(cfg) if k.partition(".")[0] != "hydra"]
     for key in sorted(keys, key=lambda k: k.count(".")):
         try:
@@ -409,17 +426,17 @@ def check(cfg: DictConfig) -> None:
         if key not in RULES or not _is_known(cfg, key):
             continue
         value = OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
-        _check_value(key, value)
+        RULES[key].check(key, value)
     _check_together(cfg)
 
 
-def _check_value(key: str, value: Any) -> None:
-    rule = RULES[key]
-    if rule.holds(value):
-        return
-    if value is None:
-        raise UserError(f"{key} must be given: {key}=..., {rule.allowed}")
-    raise UserError(f"{key}={value} is not allowed: it must be {rule.allowed}.{closest(str(value), rule.choices)}")
+def _check_there(cfg: DictConfig, keys: Iterable[str]) -> None:
+    """Raises UserError for the first of these keys that the config doesn't have."""
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        node = OmegaConf.select(cfg, section) if section else cfg
+        if not isinstance(node, DictConfig) or name not in node:
+            raise UserError(f"{key} can't be left out: set it, {key}=VALUE")
 
 
 def _is_known(cfg: DictConfig, key: str) -> bool:
@@ -492,7 +509,8 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> tuple[
             parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
         except OverrideParseException as error:
             raise UserError(f"{error.override}: not understood, {one_line(error)}") from error
-        axes = [_axis(override) for override in parsed]
+        # Of each override what shows whether it is allowed: all values of a sweep's, or both ends of an interval.
+        axes = [axis(o).extremes() if o.is_sweep_override() else [str(o.input_line)] for o in parsed]
         first = [values[0] for values in axes]
         folder = compose_config(first, name, hydra).hydra.sweep.dir
         existing = check_folder("hydra.sweep.dir", folder, fresh)
@@ -503,14 +521,9 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> tuple[
                     compose_config([*first[:n], value, *first[n + 1 :]], name, hydra)
             elif key in RULES:
                 for other in OverridesParser.create().parse_overrides(values[1:]):
-                    _check_value(key, other.value())
+                    RULES[key].check(key, other.value())
         _check_sweep(parsed, compose_config(first, name, hydra))
         return Path(folder).absolute(), existing
-
-
-def _axis(override: Override) -> list[str]:
-    """Overrides that show what one override of a sweep stands for: each value, or both ends of an interval."""
-    return axis(override).extremes() if override.is_sweep_override() else [str(override.input_line)]
 
 
 def _check_sweep(overrides: list[Override], cfg: DictConfig) -> None:
@@ -519,6 +532,7 @@ def _check_sweep(overrides: list[Override], cfg: DictConfig) -> None:
     Raises:
         UserError: they don't.
     """
+    _check_there(cfg, ("sweep.sampler", "sweep.objective", "sweep.direction", "sweep.pruner", "sweep.space"))
     sweep = cfg.sweep
     objectives, directions = (
         value if isinstance(value, ListConfig) else [value] for value in (sweep.objective, sweep.direction)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -18,8 +18,9 @@ class Diverged(UserError):
     """A training whose loss is infinite or no number: what comes after it means nothing."""
 
 
-class DiskError(UserError):
-    """A disk that is full, read-only, failing or gone. What was whole on it before is whole still."""
+def no_such(key: str, word: str, what: str, known: Sequence[str]) -> UserError:
+    """The mistake that `key=word` names a `what` that isn't among those known."""
+    return UserError(f"{key}={word}: there is no such {what}.{closest(word, known)}\nThey are: {', '.join(known)}")
 
 
 def closest(word: str, candidates: Iterable[str]) -> str:

@@ -29,9 +29,7 @@ def test(words: list[str]) -> None:
     Raises:
         UserError: there is no such run or checkpoint, or a word is not understood.
     """
-    options, overrides = divide(words, {"run": "", "checkpoint": "last"}, USAGE)
-    if not options["run"]:
-        raise UserError(f"which run? {USAGE}")
+    options, overrides = divide(words, {"run": "", "checkpoint": "last"}, USAGE, needed=("run",))
     run_dir = path_of(options["run"])
     cfg = load_config(run_dir, overrides)
     path = checkpoint_of(run_dir, options["checkpoint"])
@@ -47,8 +45,7 @@ def checkpoint_of(run_dir: Path, name: str) -> Path:
     Raises:
         UserError: there is none of that name.
     """
-    if not (rule := one_of("last", "best")).holds(name):
-        raise UserError(f"checkpoint={name} is not allowed: it must be {rule.allowed}")
+    one_of("last", "best").check("checkpoint", name)
     path = run_dir / "checkpoints" / f"{name}.ckpt"
     if not path.exists():
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.ckpt"))) or "none"
@@ -57,7 +54,7 @@ def checkpoint_of(run_dir: Path, name: str) -> Path:
 
 
 def asked_of(run_dir: Path) -> dict[str, Any]:
-    """What a run was asked for with: `command`, `overrides`, and the `seal` of its config. Empty where that is lost."""
+    """A run's `command`, `overrides`, `report`, and the `seal` of its config. Empty where that is lost."""
     try:
         asked = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

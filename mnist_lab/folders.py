@@ -10,14 +10,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 
-from mnist_lab.errors import DiskError, UserError
+from mnist_lab.errors import UserError
 from mnist_lab.files import disk_fault
-from mnist_lab.sweep.study import is_sweep
+from mnist_lab.processes import helping, is_helper_process
+from mnist_lab.sweep.study import held, is_sweep
 
 
 def begun(folder: Path) -> bool:
     """Whether a folder is that of a sweep, or has a run that has finished an epoch or has a checkpoint."""
     return is_sweep(folder) or any(path for name in ("history.csv", "last.ckpt") for path in folder.rglob(name))
+
+
+@contextmanager
+def at_work(folder: Path, until: Path | None) -> Iterator[None]:
+    """What a run has around it: its folder made, held and kept, its log written; of a helper process its silence.
+
+    Args:
+        folder: of the run, absolute.
+        until: as for `kept_or_nothing`.
+
+    Raises:
+        UserError: another process is at work on the folder, or its disk is full, read-only, failing or gone.
+    """
+    from mnist_lab.terminal import logged
+
+    if is_helper_process():  # started beside the first by torchrun or SLURM: that one has the folder
+        with helping():
+            yield
+        return
+    with kept_or_nothing(folder, until), held(folder, str(folder)), logged(folder / "run.log"):
+        yield
 
 
 @contextmanager
@@ -29,7 +51,7 @@ def kept_or_nothing(folder: Path, until: Path | None) -> Iterator[None]:
         until: what existed before the command, and stays; None: all of it did, and nothing is taken away.
 
     Raises:
-        DiskError: the disk was the cause. It says what to do.
+        UserError: the disk was the cause. It says what to do.
     """
     from mnist_lab.terminal import relative
 
@@ -46,13 +68,13 @@ def kept_or_nothing(folder: Path, until: Path | None) -> Iterator[None]:
         if fault is None:
             raise
         if gone:
-            raise DiskError(f"{relative(folder)} has been taken away: there is nothing left to go on with") from error
+            raise UserError(f"{relative(folder)} has been taken away: there is nothing left to go on with") from error
         go_on = (
             "run the command again" if again is None else f"python -m mnist_lab resume {quote(str(relative(again)))}"
         )
         mend = "free some space" if fault.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
         where = relative(Path(os.fsdecode(fault.filename))) if fault.filename else relative(folder)
-        raise DiskError(f"{where}: {fault.strerror}. To go on, {mend}, then: {go_on}") from error
+        raise UserError(f"{where}: {fault.strerror}. To go on, {mend}, then: {go_on}") from error
 
 
 def leave_nothing(folder: Path, until: Path) -> None:

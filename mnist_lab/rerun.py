@@ -9,13 +9,11 @@ from datetime import datetime
 from typing import Any
 
 from mnist_lab.config import check_folder
-from mnist_lab.errors import UserError
 from mnist_lab.evaluate import load_config
-from mnist_lab.folders import kept_or_nothing
-from mnist_lab.processes import helping, is_helper_process
+from mnist_lab.folders import at_work
 from mnist_lab.result import Result
-from mnist_lab.sweep.study import differences, held
-from mnist_lab.words import is_there, path_of, understood
+from mnist_lab.sweep.study import differences
+from mnist_lab.words import folder_of, path_of, understood
 
 USAGE = "use: python -m mnist_lab rerun outputs/.../RUN [dir=FOLDER]"
 
@@ -32,24 +30,18 @@ def rerun(words: list[str]) -> None:
         UserError: there is no such finished run, or it can't be run.
     """
     started = time.perf_counter()
-    if not words or ("=" in words[0] and not is_there(words[0])) or words[0].startswith("-"):
-        raise UserError(USAGE)
-    folder = path_of(words[0])
+    folder = folder_of(words, USAGE)
     cfg, before = load_config(folder, []), Result.load(folder)
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     new = path_of(understood(words[1:], {"dir": f"outputs/{cfg.name}/{now}"}, USAGE)["dir"]).absolute()
     until = check_folder("dir", str(new), fresh=True)
 
     from mnist_lab.run import run
-    from mnist_lab.terminal import logged
 
-    if is_helper_process():  # started beside the first by torchrun or SLURM: that one has the folder
-        with helping():
-            run(cfg, new, before.overrides, [], started)
-        return
-    with kept_or_nothing(new, until), held(new, str(new)), logged(new / "run.log"):
+    with at_work(new, until):
         found = run(cfg, new, before.overrides, shlex.split(before.command)[3:], started)
-    assert found is not None
+    if found is None:  # of a helper process
+        return
     numbers = differences(_numbers(before), _numbers(found))
     others = differences(_circumstances(before), _circumstances(found))
     if not numbers:

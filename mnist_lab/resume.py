@@ -10,10 +10,10 @@ from pathlib import Path
 from mnist_lab.config import quoted
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import asked_of, load_config
-from mnist_lab.folders import kept_or_nothing
-from mnist_lab.processes import alone, helping, is_helper_process
-from mnist_lab.sweep.study import held, is_own, is_sweep, load_asked
-from mnist_lab.words import divide, is_there, path_of
+from mnist_lab.folders import at_work
+from mnist_lab.processes import alone, is_helper_process
+from mnist_lab.sweep.study import is_own, is_sweep, load_asked
+from mnist_lab.words import divide, folder_of
 
 USAGE = (
     "use: python -m mnist_lab resume outputs/.../RUN [trainer.max_epochs=N] [trainer.devices=N], or "
@@ -37,9 +37,7 @@ def resume(words: list[str]) -> None:
     Raises:
         UserError: it is neither's folder, another process is at work on it, or what it is made of has changed.
     """
-    if not words or ("=" in words[0] and not is_there(words[0])) or words[0].startswith("-"):
-        raise UserError(USAGE)
-    folder = path_of(words[0])
+    folder = folder_of(words, USAGE)
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
     if (folder / ".hydra").exists() and not (folder / "config.yaml").exists():
@@ -94,11 +92,6 @@ def _run(folder: Path, words: list[str]) -> None:
             print(f"{folder} is finished, after {epochs} epochs. To train it longer: trainer.max_epochs={epochs + 1}")
             return
     from mnist_lab.run import run
-    from mnist_lab.terminal import logged
 
-    if is_helper_process():
-        with helping():
-            run(cfg, folder, overrides + more, command + more, started)
-        return
-    with kept_or_nothing(folder, until=None), held(folder, str(folder)), logged(folder / "run.log"):
-        run(cfg, folder, overrides + more, command + more, started, report=True)
+    with at_work(folder, until=None):
+        run(cfg, folder, overrides + more, command + more, started, report=asked.get("report", True))

@@ -56,7 +56,6 @@ log = logging.getLogger(__name__)
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
-warnings.filterwarnings("ignore", ".*`srun` command is available.*")
 warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # scalars are logged by epoch
 warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist.*")  # sums are over all processes
@@ -101,7 +100,8 @@ def run(
 
     Args:
         cfg: a checked and resolved config, without Hydra's own part.
-        run_dir: the run's folder: config.yaml, result.json, history.csv, checkpoints/, tensorboard/, report.html.
+        run_dir: the run's folder: config.yaml, run.json, history.csv, checkpoints/, tensorboard/, result.json,
+            report.html.
         overrides: what was asked for in Hydra's grammar.
         command: the words after `python -m mnist_lab` that repeat the run.
         started: `time.perf_counter()` when the program started; None: now.
@@ -154,7 +154,7 @@ def run(
 
     if trainer.is_global_zero:
         text = marked(OmegaConf.to_yaml(cfg))
-        asked = {"command": command, "overrides": overrides, "seal": seal(text)}
+        asked = {"command": command, "overrides": overrides, "report": report, "seal": seal(text)}
         write_whole(run_dir / "config.yaml", text)
         write_whole(run_dir / "run.json", json.dumps(asked) + "\n")
         announce(cfg, net, data, trainer, run_dir)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from rich import get_console
 from rich.console import RenderableType
@@ -80,8 +81,8 @@ def metrics_table(title: str, rows: list[tuple[str, float | None, float]]) -> Ta
         title: its title.
         rows: (what it is about, loss or None, accuracy in [0, 1]).
     """
-    right = {"justify": "right"}
-    table = Table("", Column("loss", **right), Column("accuracy", **right), title=title, title_justify="left")  # type: ignore[arg-type]
+    right: Any = {"justify": "right"}
+    table = Table("", Column("loss", **right), Column("accuracy", **right), title=title, title_justify="left")
     for name, loss, acc in rows:
         table.add_row(name, "not finite" if loss is None else f"{loss:.4f}", f"{acc:.2%}")
     return table

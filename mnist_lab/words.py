@@ -22,19 +22,33 @@ def is_there(word: str) -> bool:
         return False
 
 
-def divide(words: Sequence[str], own: Mapping[str, str], usage: str) -> tuple[dict[str, str], list[str]]:
+def folder_of(words: Sequence[str], usage: str) -> Path:
+    """The folder that a verb's first word names.
+
+    Raises:
+        UserError: it names none, but an option, or there is no word.
+    """
+    if not words or ("=" in words[0] and not is_there(words[0])) or words[0].startswith("-"):
+        raise UserError(usage)
+    return path_of(words[0])
+
+
+def divide(
+    words: Sequence[str], own: Mapping[str, str], usage: str, needed: Sequence[str] = ()
+) -> tuple[dict[str, str], list[str]]:
     """Divides `key=value` words into a verb's own options and all others.
 
     Args:
         words: what the user typed.
         own: the verb's options with their defaults.
         usage: shown with a word that is not understood.
+        needed: options that must be given.
 
     Returns:
         The options' values, and the words that are none of them, in their order.
 
     Raises:
-        UserError: a word has no `=`.
+        UserError: a word has no `=`, or an option is missing.
     """
     options, others = dict(own), []
     for word in words:
@@ -45,21 +59,19 @@ def divide(words: Sequence[str], own: Mapping[str, str], usage: str) -> tuple[di
             options[key] = value
         else:
             others.append(word)
+    for key in needed:
+        if not options[key]:
+            raise UserError(f"which {key}? {usage}")
     return options, others
 
 
-def understood(words: Sequence[str], own: Mapping[str, str], usage: str) -> dict[str, str]:
-    """A verb's own options, of words that may be nothing else.
-
-    Args:
-        words: what the user typed.
-        own: the verb's options with their defaults.
-        usage: shown with a word that is not understood.
+def understood(words: Sequence[str], own: Mapping[str, str], usage: str, needed: Sequence[str] = ()) -> dict[str, str]:
+    """A verb's own options, of words that may be nothing else; it takes and raises what `divide` does.
 
     Raises:
         UserError: a word is none of the options.
     """
-    options, others = divide(words, own, usage)
+    options, others = divide(words, own, usage, needed)
     if others:
         raise UserError(f"{others[0]}: not understood.{closest(others[0].partition('=')[0], list(own))}\n{usage}")
     return options

@@ -118,6 +118,13 @@ def test_a_finished_run_can_be_trained_longer(lab: Command, tmp_path: Path) -> N
     assert Result.load(tmp_path / "two").config == Result.load(tmp_path / "four").config
 
 
+def test_a_run_that_was_to_leave_no_report_leaves_none_when_it_goes_on(lab: Command, tmp_path: Path) -> None:
+    assert lab(*MLP, "trainer.max_epochs=1", "report=false", "hydra.run.dir=run").returncode == 0
+    assert lab("resume", "run", "trainer.max_epochs=2").returncode == 0
+    assert len(Result.load(tmp_path / "run").history) == 2
+    assert not (tmp_path / "run/report.html").exists()
+
+
 def test_a_run_in_a_folder_that_is_named_like_an_option_goes_on_and_is_repeated(lab: Command, tmp_path: Path) -> None:
     assert lab(*MLP, "trainer.max_epochs=1", "hydra.run.dir='seed=0'").returncode == 0
     done = lab("resume", "seed=0", "trainer.max_epochs=2")

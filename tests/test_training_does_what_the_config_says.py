@@ -241,25 +241,27 @@ def test_a_limit_of_1_is_one_mini_batch_and_1_0_is_all_of_them(lab: Command, tmp
     assert found == {"1": (1, 400), "1.0": (29, 1000)}
 
 
-def test_gradients_are_clipped_by_their_norm(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("algorithm", "measure"), [("norm", 2), ("value", math.inf)])
+def test_gradients_are_clipped_by_their_norm_or_by_value(algorithm: str, measure: float, tmp_path: Path) -> None:
     class After(Recorder):
         def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-            squares = [float((p.grad**2).sum()) for p in module.parameters() if p.grad is not None]
-            self.norms.append(math.sqrt(sum(squares)))
+            gradients = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+            self.norms.append(float(gradients.norm(measure)))
 
         def on_before_optimizer_step(self, *_: Any) -> None:
             pass
 
     from mnist_lab.build import build_trainer
 
-    cfg = plain(compose_config(["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.max_epochs=1"]))
+    words = ["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.max_epochs=1"]
+    cfg = plain(compose_config([*words, f"+trainer.gradient_clip_algorithm={algorithm}"]))
     after = After()
     trainer = build_trainer(cfg, tmp_path, [after])
     net = instantiate(cfg.model, _convert_="all")
-    module = Classifier(net, instantiate(cfg.loss), instantiate(cfg.optimizer), clip=0.01)
+    module = Classifier(net, instantiate(cfg.loss), instantiate(cfg.optimizer), clip=0.001)
     module.example_input_array = torch.zeros(1, 1, 28, 28)
     trainer.fit(module, datamodule=instantiate(cfg.data, _convert_="all"))
-    assert 0 < max(after.norms) <= 0.01 + 1e-6
+    assert max(after.norms) == pytest.approx(0.001)
 
 
 def test_loss_and_accuracy_are_over_images_not_over_batches(tmp_path: Path) -> None:

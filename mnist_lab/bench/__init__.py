@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 
-from mnist_lab.errors import UserError, closest
+from mnist_lab.errors import UserError, no_such
 
 USAGE = (
     "use: python -m mnist_lab bench [rounds=3] [epochs=3 or articles] [networks=A3,B,C,D] [contenders=NAME,NAME] "
@@ -39,7 +39,6 @@ BEST_OF = ("pytorch", "keras_tensorflow", "keras_jax")
 NEEDS = {"keras_tensorflow": ("keras", "tensorflow"), "keras_jax": ("keras", "jax")}
 ARTICLES = {"A3": 4, "B": 10, "C": 20, "D": 5}
 """Epochs that the articles train."""
-TWO_EPOCHS = {("lightning", "*"), ("keras_jax", "B")}  # these take so long that one steady epoch a round must do
 # Floating-point operations of a training image: two a weight forward, two for its gradient and two for its inputs',
 # which the first layer doesn't need.
 _CONVOLVED, _DENSE = 24 * 24 * 30 * 25, 4320 * 128 + 128 * 10
@@ -84,7 +83,7 @@ def bench(words: list[str]) -> None:
     Raises:
         UserError: a word is not understood, a peer or the data set is missing, or a contender failed.
     """
-    from mnist_lab.config import compose_config, plain
+    from mnist_lab.config import compose_config, plain, whole_number
     from mnist_lab.words import path_of, understood
 
     defaults = {"rounds": "3", "epochs": "3", "networks": "", "contenders": "", "dir": "outputs/bench"}
@@ -93,9 +92,8 @@ def bench(words: list[str]) -> None:
     networks = [] if racing else _chosen("networks", own, NETWORKS)
     contenders = [] if racing else _chosen("contenders", own, tuple(CONTENDERS))
     whole = own["epochs"] == "articles"
-    for key, least in (("rounds", 1), *(() if whole else (("epochs", 2),))):
-        if not own[key].isdecimal() or int(own[key]) < least:
-            raise UserError(f"{key}={own[key]} is not allowed: it must be a whole number, {least} or more")
+    rounds = whole_number("rounds", own["rounds"], 1)
+    steady = 0 if whole else whole_number("epochs", own["epochs"], 2)
     missing = sorted(
         {need for name in contenders for need in NEEDS.get(name, ()) if not importlib.util.find_spec(need)}
     )
@@ -105,18 +103,19 @@ def bench(words: list[str]) -> None:
     if not (root / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
         raise UserError(f"data.root={root}: MNIST is not there. Any run downloads it: python -m mnist_lab model=mlp")
 
-    folder, rows = Path(own["dir"]), []
+    folder, rows = path_of(own["dir"]), []
     if racing:
         from mnist_lab.bench.race import race
 
-        race(int(own["rounds"]), folder, root)
+        race(rounds, folder, root)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(1, int(own["rounds"]) + 1):
+    for number in range(1, rounds + 1):
         for network in networks:
             for name in contenders:
-                short = bool({(name, "*"), (name, network)} & TWO_EPOCHS)
-                epochs = ARTICLES[network] if whole else 2 if short else int(own["epochs"])
+                # These take so long that one steady epoch a round must do.
+                short = name == "lightning" or (name, network) == ("keras_jax", "B")
+                epochs = ARTICLES[network] if whole else 2 if short else steady
                 row = measure(number, network, name, epochs, root)
                 rows.append(row)
                 print(
@@ -210,9 +209,7 @@ def _chosen(key: str, own: dict[str, str], known: tuple[str, ...]) -> list[str]:
     names = [name for name in own[key].split(",") if name] or list(known)
     for name in names:
         if name not in known:
-            raise UserError(
-                f"{key}={name}: there is no such one.{closest(name, list(known))}\nThey are: {', '.join(known)}"
-            )
+            raise no_such(key, name, key.removesuffix("s"), known)
     return names
 
 

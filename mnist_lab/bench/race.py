@@ -86,16 +86,17 @@ def _train(runner: str, seed: int, root: Path) -> Run:
 
 def table(runs: list[Run]) -> str:
     """The race as Markdown, with the ratio of the seconds round by round."""
+    times_of: dict[str, list[float]] = {}
     lines = ["| | test accuracy, mean ± std | seconds to train, median (range) | n |", "|---|---|---|---|"]
     for runner, what in RUNNERS.items():
         mine = [run for run in runs if run.contender == runner]
-        times, accs = [run.train_s for run in mine], [run.acc for run in mine]
+        times_of[runner] = times = [run.train_s for run in mine]
+        accs = [run.acc for run in mine]
         spread = f" ± {100 * stdev(accs):.2f}" if len(accs) > 1 else ""
         lines.append(
             f"| {what} | {100 * fmean(accs):.2f}{spread} % | {median(times):.2f} ({min(times):.2f}–{max(times):.2f}) "
             f"| {len(mine)} |"
         )
-    times_of = {runner: [run.train_s for run in runs if run.contender == runner] for runner in RUNNERS}
     ratios = [ours / record for ours, record in zip(times_of["ours"], times_of["record"], strict=True)]
     lines += [f"| ours ÷ record | | **{median(ratios):.2f}** ({min(ratios):.2f}–{max(ratios):.2f}) | {len(ratios)} |"]
     where = f"{processor()}, {cores()} cores, torch {package_versions()['torch']}, {datetime.now():%Y-%m-%d}"

@@ -98,9 +98,12 @@ class ImageDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Downloads what is missing and reads the images; `setup` reads them where Lightning doesn't call this."""
+        self._read(download=True)
+
+    def _read(self, download: bool) -> None:
         if self.images is None:
             try:
-                self.images = self.source(self.root, True)
+                self.images = self.source(self.root, download)
             except DataUnavailableError as error:
                 self._fall_back(error)
 
@@ -121,11 +124,7 @@ class ImageDataModule(L.LightningDataModule):
         """
         if self._ready:
             return
-        if self.images is None:
-            try:
-                self.images = self.source(self.root, False)
-            except DataUnavailableError as error:
-                self._fall_back(error)
+        self._read(download=False)
         images = self.images
         assert images is not None
         if self.loader == "memory":

@@ -12,7 +12,7 @@ import webbrowser
 from contextlib import redirect_stderr
 from types import ModuleType
 
-from mnist_lab.config import one_of
+from mnist_lab.config import one_of, whole_number
 from mnist_lab.errors import UserError
 from mnist_lab.words import path_of, understood
 
@@ -31,11 +31,9 @@ def dashboard(words: list[str]) -> None:
     """
     defaults = {"dir": "outputs", "port": "6006", "host": "127.0.0.1", "open": "true"}
     options = understood(words, defaults, USAGE)
-    folder, port, host = path_of(options["dir"]), options["port"], options["host"]
-    if not (port.isdecimal() and port.isascii() and int(port) < 2**16):
-        raise UserError(f"port={port} is not allowed: it must be a whole number from 0 to 65535")
-    if not (rule := one_of("true", "false")).holds(options["open"]):
-        raise UserError(f"open={options['open']} is not allowed: it must be {rule.allowed}")
+    folder, host = path_of(options["dir"]), options["host"]
+    port = whole_number("port", options["port"], 0, 65535)
+    one_of("true", "false").check("open", options["open"])
     if not folder.is_dir():
         raise UserError(f"dir={folder}: there is no such folder. A run makes it: python -m mnist_lab model=mlp")
     if next(folder.rglob("events.out.tfevents.*"), None) is None:
@@ -43,7 +41,7 @@ def dashboard(words: list[str]) -> None:
 
     try:  # TensorBoard's server would end the program in its own way
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, int(port)), family=family).close()
+        socket.create_server((host, port), family=family).close()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UserError(f"port={port} is in use: choose another one, or port=0 for any that is free") from None

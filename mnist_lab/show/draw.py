@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from mnist_lab.config import one_of
+from mnist_lab.config import one_of, whole_number
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import checkpoint_of, load_config
 from mnist_lab.words import path_of, understood
@@ -39,20 +39,14 @@ def draw(words: list[str]) -> None:
     Raises:
         UserError: there is no such run, a word is not understood, or the port can't be had.
     """
-    options = understood(
-        words, {"run": "", "checkpoint": "", "prepare": "auto", "port": "7860", "host": "127.0.0.1"}, USAGE
-    )
-    if not options["run"]:
-        raise UserError(f"which run? {USAGE}")
-    port = options["port"]
-    if not (port.isascii() and port.isdigit() and int(port) < 65536):
-        raise UserError(f"port={port} is not allowed: it must be a whole number from 0 to 65535")
-    if not (rule := one_of("auto", "digit", "resize")).holds(options["prepare"]):
-        raise UserError(f"prepare={options['prepare']} is not allowed: it must be {rule.allowed}")
+    defaults = {"run": "", "checkpoint": "", "prepare": "auto", "port": "7860", "host": "127.0.0.1"}
+    options = understood(words, defaults, USAGE, needed=("run",))
+    port = whole_number("port", options["port"], 0, 65535)
+    one_of("auto", "digit", "resize").check("prepare", options["prepare"])
     run_dir = path_of(options["run"])
     cfg = load_config(run_dir, [])
     checkpoint_of(run_dir, options["checkpoint"] or cfg.test_checkpoint)
-    server = Server(options["host"], int(port))
+    server = Server(options["host"], port)
     try:
         from mnist_lab.trained import load_run
 

@@ -45,33 +45,34 @@ def ensemble(words: list[str]) -> None:
         if result.test["n"] != results[0].test["n"]:
             raise UserError(f"{member} and {members[0]} were tested on different numbers of images")
 
-    from torch import Tensor, zeros
+    import torch
 
     from mnist_lab.build import build_tested
     from mnist_lab.show.report import answers_of
     from mnist_lab.terminal import metrics_table, relative, show, warn
     from mnist_lab.trained import load_run
 
-    def loss_of(probabilities: Tensor) -> float:
-        return float(-probabilities[range(len(probabilities)), answers.labels].log().mean())
+    def loss_of(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
+        return float(-probabilities[range(len(probabilities)), labels].log().mean())
 
-    mean, losses = zeros(0), []
+    found: list[torch.Tensor] = []
     rows: list[tuple[str, float | None, float]] = []
     for member, result in zip(members, results, strict=True):
         run = load_run(member, result.test["checkpoint"], overrides)
         answers = answers_of(run, result, build_tested(run.cfg, member))
-        mean = answers.probabilities.double() / len(members) + (mean if len(mean) else 0)
-        losses.append(loss_of(answers.probabilities.double()))
-        rows.append((str(relative(member)), losses[-1], result.test["acc"]))
-    correct = int((mean.argmax(1) == answers.labels).sum())
-    n = len(answers.labels)
+        found.append(answers.probabilities.double())
+        rows.append((str(relative(member)), loss_of(found[-1], answers.labels), result.test["acc"]))
+    mean, labels = torch.stack(found).mean(0), answers.labels
+    correct, n = int((mean.argmax(1) == labels).sum()), len(labels)
     title = f"{len(members)} runs, test, {n:,} images of {results[0].data['name']}"
     table = metrics_table(title, rows)
     table.add_section()
     accuracies = [row[2] for row in rows]
-    table.add_row("mean of one", f"{fmean(losses):.4f}", f"{fmean(accuracies):.2%}")
+    table.add_row(
+        "mean of one", f"{fmean(row[1] for row in rows if row[1] is not None):.4f}", f"{fmean(accuracies):.2%}"
+    )
     table.add_row("standard deviation", "", f"{100 * stdev(accuracies):.2f} points")
-    table.add_row("all together", f"{loss_of(mean):.4f}", f"{correct / n:.2%}", style="bold")
+    table.add_row("all together", f"{loss_of(mean, labels):.4f}", f"{correct / n:.2%}", style="bold")
     table.add_row("wrong, of all images", "", f"{n - correct:,}")
     show(table)
     warn(sorted({note for result in results for note in result.notes}))

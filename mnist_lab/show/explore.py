@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentParser
 from typing import TYPE_CHECKING, Any
 
-from mnist_lab.config import check_folder, compose_config, hydra_with, one_of, plain
+from mnist_lab.config import check_folder, compose_config, hydra_with, one_of, plain, whole_number
 from mnist_lab.errors import UserError
 from mnist_lab.files import write_whole
 from mnist_lab.words import divide, path_of
@@ -48,10 +49,8 @@ def explore(words: list[str]) -> None:
         key = word.partition("=")[0].lstrip("+~")
         if key.partition(".")[0] not in ("data", "seed"):
             raise UserError(f"{word}: not understood, explore is about data alone\n{USAGE}")
-    if not options["index"].isdecimal():
-        raise UserError(f"index={options['index']} is not allowed: it must be a whole number, 0 or more")
-    if not (rule := one_of("files", "terminal")).holds(options["show"]):
-        raise UserError(f"show={options['show']} is not allowed: it must be {rule.allowed}")
+    index = whole_number("index", options["index"], 0)
+    one_of("files", "terminal").check("show", options["show"])
     if options["dir"]:
         check_folder("dir", str(path_of(options["dir"])), fresh=False)
     with hydra_with(args.config_dir, args.config_path) as hydra:
@@ -65,7 +64,7 @@ def explore(words: list[str]) -> None:
     data.prepare_data()
     data.setup()
     parts = Parts(data)
-    index, total = int(options["index"]), len(parts.train_labels)
+    total = len(parts.train_labels)
     if index >= total:
         raise UserError(f"index={index} is not allowed: {parts.name} has the training images 0 to {total - 1:,}")
     warn([data.stand_in] if data.stand_in else [])
@@ -119,8 +118,6 @@ class Parts:
 
 def _tell(parts: Parts) -> None:
     """Prints the arrays before and after they are made ready for a network, and how many images each class has."""
-    import math
-
     import torch
     from rich import get_console
     from rich.box import SIMPLE_HEAD
@@ -171,6 +168,7 @@ def _title(parts: Parts, index: int) -> str:
 
 def _show_in_terminal(parts: Parts, index: int) -> None:
     """Shows an image in the terminal: two pixels a character, in colour; one in two characters where there are none."""
+    import numpy as np
     from PIL import Image
     from rich import get_console
     from rich.style import Style
@@ -187,19 +185,19 @@ def _show_in_terminal(parts: Parts, index: int) -> None:
     made = made.resize((width, round(made.height * width / made.width))) if width < made.width else made
     print(_title(parts, index))
     if not coloured:
-        shades = made.convert("L")
+        shades = np.asarray(made.convert("L"))
         for y in range(made.height):
-            marks = [SHADES[(255 - int(shades.getpixel((x, y)))) * (len(SHADES) - 1) // 255] for x in range(width)]  # type: ignore[arg-type]
+            marks = [SHADES[(255 - int(shade)) * (len(SHADES) - 1) // 255] for shade in shades[y]]
             print("".join(2 * mark for mark in marks).rstrip())
         print()
         return
-    colours = made.convert("RGB")
+    colours = np.asarray(made.convert("RGB"))
 
     def colour(x: int, y: int) -> str:
-        red, green, blue = colours.getpixel((x, y)) if y < colours.height else (255, 255, 255)  # type: ignore[misc]
+        red, green, blue = colours[y, x] if y < len(colours) else (255, 255, 255)
         return f"#{red:02x}{green:02x}{blue:02x}"
 
-    for y in range(0, colours.height, 2):
+    for y in range(0, len(colours), 2):
         line = Text()
         for x in range(width):
             line.append("▀", Style(color=colour(x, y), bgcolor=colour(x, y + 1)))

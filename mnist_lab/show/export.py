@@ -29,12 +29,10 @@ def export(words: list[str]) -> None:
         UserError: there is no such run, checkpoint or format, or a package is missing, or a word is not understood.
         SystemExit: the file didn't give what the run gives, and is gone; with exit status 1.
     """
-    options, overrides = divide(words, {"run": "", "format": "onnx", "checkpoint": "", "to": ""}, USAGE)
-    if not options["run"]:
-        raise UserError(f"which run? {USAGE}")
+    defaults = {"run": "", "format": "onnx", "checkpoint": "", "to": ""}
+    options, overrides = divide(words, defaults, USAGE, needed=("run",))
     kind = options["format"]
-    if not (rule := one_of(*PACKAGES)).holds(kind):
-        raise UserError(f"format={kind} is not allowed: it must be {rule.allowed}")
+    one_of(*PACKAGES).check("format", kind)
     run_dir = path_of(options["run"])
     cfg = load_config(run_dir, overrides)
     checkpoint = options["checkpoint"] or cfg.test_checkpoint

@@ -140,14 +140,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _most_confused(answers: Answers, count: int = 8) -> str:
-    """The pairs of classes that are mistaken most often."""
+def _most_confused(answers: Answers) -> str:
+    """The eight pairs of classes that are mistaken most often."""
     counts = answers.confusion()
     of = counts.sum(1)
     pairs = [(int(counts[a, b]), a, b) for a, b in counts.nonzero().tolist() if a != b]
     rows = [
         [answers.classes[label], answers.classes[taken], f"{times:,}", f"{100 * times / int(of[label]):.1f} %"]
-        for times, label, taken in sorted(pairs, key=lambda pair: -pair[0])[:count]
+        for times, label, taken in sorted(pairs, key=lambda pair: -pair[0])[:8]
     ]
     if not rows:
         return "<p>No mistake.</p>"

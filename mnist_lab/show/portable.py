@@ -83,14 +83,16 @@ def write_checked(run: TrainedRun, kind: str, target: Path | None) -> None:
     form = FORMATS[kind]
     target = target or run.run_dir / "export" / f"{Path(run.cfg.name).name}{form.suffix}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    logging.disable()  # of what a network can't do torch.export speaks in forty lines, here and on stderr
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
         file = Path(folder) / f"model{form.suffix}"
+        logging.disable()  # of what a network can't do torch.export speaks in forty lines, here and on stderr
         try:
             with redirect_stderr(io.StringIO()):
                 form.write(run, facts(run), file)
         except Exception as error:  # whatever a network of the user's own does that the format has no words for
             raise UserError(f"{run.cfg.model._target_} can't be written as {kind}: {brief(error)}") from error
+        finally:
+            logging.disable(logging.NOTSET)
         images, largest, same = compare(run, form.read(file))
         if not largest <= TOLERANCE:
             raise SystemExit(

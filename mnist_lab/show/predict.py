@@ -77,12 +77,9 @@ def predict(words: list[str]) -> None:
         [word for word in words if word != "--json"],
         {"run": "", "images": "", "checkpoint": "", "prepare": "auto", "save": ""},
         USAGE,
+        needed=("run", "images"),
     )
-    for key in ("run", "images"):
-        if not options[key]:
-            raise UserError(f"which {key}? {USAGE}")
-    if not (rule := one_of("auto", "digit", "resize")).holds(options["prepare"]):
-        raise UserError(f"prepare={options['prepare']} is not allowed: it must be {rule.allowed}")
+    one_of("auto", "digit", "resize").check("prepare", options["prepare"])
     run_dir = path_of(options["run"])
     cfg = load_config(run_dir, [])
     checkpoint_of(run_dir, options["checkpoint"] or cfg.test_checkpoint)

@@ -35,7 +35,7 @@ def report(words: list[str]) -> None:
     Raises:
         UserError: there is no such run, it isn't finished, its data can't be had, or a word is not understood.
     """
-    options, overrides = divide(words, {"run": ""}, USAGE)
+    options, overrides = divide(words, {"run": ""}, USAGE, needed=("run",))
     names = [options["run"]] if is_there(options["run"]) else options["run"].split(",")
     folders = [path_of(name) for name in names if name]
     if not folders:

@@ -123,11 +123,11 @@ def svg(figure: Figure) -> str:
     return content.getvalue()
 
 
-def png(figure: Figure, dpi: int = 160) -> bytes:
-    """A figure as PNG, with that many pixels an inch."""
+def png(figure: Figure) -> bytes:
+    """A figure as PNG, with 160 pixels an inch."""
     content = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):
-        figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})
+        figure.savefig(content, format="png", dpi=160, metadata={"Software": None})
     return content.getvalue()
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from mnist_lab.bench import MEASURED, PEERS
 from mnist_lab.config import METRICS, check_folder
-from mnist_lab.errors import UserError, closest
+from mnist_lab.errors import UserError, closest, no_such
 from mnist_lab.files import write_whole
 from mnist_lab.result import Result
-from mnist_lab.words import is_there
+from mnist_lab.words import is_there, path_of
 
 USAGE = "use: python -m mnist_lab compare DIR [DIR ...] [metric=test/acc] [dir=FOLDER for the files]"
 SIGNIFICANT = 0.05
@@ -126,15 +126,13 @@ def compare(words: list[str]) -> None:
         if equals and key == "metric":
             metric = value
         elif equals and key == "dir":
-            target = Path(value)
+            target = path_of(value)
         elif equals and not is_there(word):
             raise UserError(f"{word}: not understood.{closest(key, ['metric', 'dir'])}\n{USAGE}")
         else:
-            folders.append(Path(word))
+            folders.append(path_of(word))
     if metric not in METRICS:
-        raise UserError(
-            f"metric={metric}: there is no such metric.{closest(metric, METRICS)}\nThey are: {', '.join(METRICS)}"
-        )
+        raise no_such("metric", metric, "metric", METRICS)
     if not folders:
         raise UserError(USAGE)
     for folder in folders:

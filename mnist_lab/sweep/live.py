@@ -14,6 +14,7 @@ from rich.live import Live as RichLive
 from rich.table import Column, Table
 
 from mnist_lab.sweep.study import STATES, trials_of
+from mnist_lab.terminal import relative
 
 if TYPE_CHECKING:
     import optuna
@@ -33,7 +34,7 @@ class Live:
 
     def __init__(self, study: optuna.Study, options: dict[str, Any], folder: Path) -> None:
         self.study, self.options = study, options
-        self.folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        self.folder = relative(folder)
         self.log = folder / "sweep.log"
         self.console = Console()
         self.objective = self._list("objective")[0]

@@ -20,7 +20,7 @@ from rich import get_console
 from mnist_lab.errors import UserError
 from mnist_lab.files import disk_fault
 from mnist_lab.result import Result, cores
-from mnist_lab.sweep.compare import matters
+from mnist_lab.sweep.compare import matters, value_of
 from mnist_lab.sweep.study import held, load_asked, open_study, pruner_of, set_attr, set_state, trials_of
 from mnist_lab.training import Classifier
 
@@ -171,12 +171,7 @@ def objective_of(result: Result, name: str) -> float:
     Raises:
         ValueError: it was not measured, or is not a finite number.
     """
-    if name == "parameters":
-        return float(result.model["parameters"])
-    if name == "seconds":
-        return float(result.train_seconds)
-    stage, _, metric = name.partition("/")
-    value = result.test[metric] if stage == "test" else result.history[-1][name]
+    value = value_of(result, name)
     if value is None or not math.isfinite(value):
         raise ValueError(f"{name} is not a finite number: the training diverged, or had no such data")
-    return float(value)
+    return value

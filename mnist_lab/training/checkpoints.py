@@ -27,8 +27,9 @@ from mnist_lab.training.classifier import Classifier
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C, what `kill` and cluster schedulers send to end a job, and what SLURM's `--signal=USR1@60` announces it by."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+"""Ctrl-C, what `kill` and cluster schedulers send to end a job, and what SLURM's `--signal=USR1@60` announces it by,
+which Windows hasn't."""
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -82,7 +83,7 @@ class Checkpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from there."""
-        self.highest, self.over = state_dict["highest"], state_dict.get("over")
+        self.highest, self.over = state_dict["highest"], state_dict["over"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listens for signals from now on. A training that was stopped early isn't gone on with, but by more epochs."""

@@ -35,7 +35,7 @@ class Classifier(L.LightningModule):
         loss: (logits, labels int64 (B,)) → the mean loss over the batch, a scalar.
         optimizer: makes an optimiser of the network's parameters.
         schedule: makes its schedule, called as schedule(optimizer, total_steps=, epochs=); None for a constant rate.
-        clip: the largest norm of the gradients, above 0; None: they are not clipped.
+        clip: the largest norm of the gradients, or value where the Trainer clips by value, above 0; None: no clipping.
         accumulate: mini-batches a step of the optimiser, 1 or more.
     """
 
@@ -143,9 +143,9 @@ class Classifier(L.LightningModule):
         return logits.detach(), loss.detach()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clips the gradients, which mixed precision has scaled back by now."""
+        """Clips the gradients, which mixed precision has scaled back by now, in the way that the Trainer says."""
         if self.clip is not None:
-            self.clip_gradients(optimizer, self.clip, "norm")
+            self.clip_gradients(optimizer, self.clip)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Counts validation images."""
@@ -192,9 +192,9 @@ class Classifier(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Finds them again; the random numbers' state and the batches' are set when the training begins."""
-        self._random, self._position = checkpoint.get("random"), checkpoint.get("batches")
-        self.processes = list(checkpoint.get("processes", []))
-        counted = checkpoint.get("counted", {"sums": {}, "metrics": {}, "elapsed": 0.0})
+        self._random, self._position = checkpoint["random"], checkpoint["batches"]
+        self.processes = list(checkpoint["processes"])
+        counted = checkpoint["counted"]
         self._start = time.perf_counter() - counted["elapsed"]
         for stage, shares in counted["sums"].items():
             *found, n = shares[self.trainer.global_rank].tolist()

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from copy import deepcopy
+from itertools import islice
 from math import nan, prod
 from pathlib import Path
 from shlex import quote
@@ -30,13 +31,27 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_lab.__main__ import fail
-from mnist_lab.config import CONF_DIR
+from mnist_lab.config import CONF_DIR, check
 from mnist_lab.errors import UserError
+from mnist_lab.sweep.space import Axis, axis, grid
+from mnist_lab.sweep.study import (
+    code_digests,
+    differences,
+    held,
+    is_held,
+    is_own,
+    is_sweep,
+    load_asked,
+    open_study,
+    sampler_of,
+    save_asked,
+    set_attr,
+    set_state,
+    trials_of,
+)
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
-
-    from mnist_lab.sweep.space import Axis
 
 AT_ONCE = ("grid", "random", "qmc")
 """Samplers that learn nothing from earlier trials, so that all can be planned before the first runs."""
@@ -109,7 +124,6 @@ class StudySweeper(Sweeper):
 
     def _sweep(self, arguments: list[str]) -> list[list[JobReturn]]:
         from mnist_lab.sweep.live import Live
-        from mnist_lab.sweep.study import held, open_study, trials_of
 
         self.folder = folder = Path(self.base.hydra.sweep.dir).absolute()
         self.ours = "sweep" in self.base
@@ -157,8 +171,6 @@ class StudySweeper(Sweeper):
 
     def _divide(self, arguments: list[str]) -> list[str | Axis]:
         """The overrides that all trials share and the axes along which they differ, in their order."""
-        from mnist_lab.sweep.space import axis
-
         parser = OverridesParser.create(config_loader=self.loader)
         space = [f"{key}={value}" for key, value in (self.options["space"] or {}).items()]
         overrides = {o.get_key_element(): o for o in parser.parse_overrides([*space, *arguments])}
@@ -189,12 +201,7 @@ class StudySweeper(Sweeper):
 
     def _plan(self) -> None:
         """Adds the trials that can be planned now, waiting."""
-        from itertools import islice
-
         import optuna
-
-        from mnist_lab.sweep.space import grid
-        from mnist_lab.sweep.study import sampler_of, set_state, trials_of
 
         planned, total = len(trials_of(self.study)), self.options["trials"]
         distributions = {one.name: one.distribution() for one in self.axes}
@@ -219,7 +226,6 @@ class StudySweeper(Sweeper):
 
     def _run_all(self, found: list[list[JobReturn]]) -> None:
         """Adds what the launcher gives back to `found`, launch by launch."""
-        from mnist_lab.sweep.study import is_held, set_attr, set_state, trials_of
 
         def at_work(trial: FrozenTrial) -> bool:
             return is_held(self.folder / str(trial.number))
@@ -262,8 +268,6 @@ class StudySweeper(Sweeper):
 
     def _record_returned(self, trials: list[FrozenTrial], returned: list[JobReturn]) -> None:
         """Records trials that don't do so themselves: a number that a job returned is what it is judged by."""
-        from mnist_lab.sweep.study import set_attr, set_state
-
         for trial, job in zip(trials, returned, strict=True):
             if job.status == JobStatus.COMPLETED:
                 value = job.return_value
@@ -275,13 +279,9 @@ class StudySweeper(Sweeper):
                 set_state(self.study, trial, "FAIL")
 
     def _states(self) -> dict[int, str]:
-        from mnist_lab.sweep.study import trials_of
-
         return {trial.number: trial.state.name for trial in trials_of(self.study)}
 
     def _too_many_failures(self) -> bool:
-        from mnist_lab.sweep.study import trials_of
-
         limit = self.options["max_failures"]
         return limit is not None and sum(t.state.name == "FAIL" for t in trials_of(self.study)) >= limit
 
@@ -300,8 +300,6 @@ class StudySweeper(Sweeper):
         Raises:
             UserError: it doesn't.
         """
-        from mnist_lab.sweep.study import code_digests, differences, is_own, is_sweep, load_asked, save_asked
-
         base = self.loader.load_sweep_config(self.base, self._words([a.extremes()[0] for a in self.axes]))
         config: Any = OmegaConf.to_container(base, resolve=False)
         for key in ("hydra", "sweep"):
@@ -350,9 +348,6 @@ class StudySweeper(Sweeper):
         Of a search that learns from results only the first trials are known.
         """
         import optuna
-
-        from mnist_lab.config import check
-        from mnist_lab.sweep.study import trials_of
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(directions=self._list("direction"))
