@@ -121,7 +121,9 @@ def train(argv: list[str], fresh: bool = True) -> None:
             fail(UserError(f"{run_dir} has the files of another run: each job of a sweep needs a folder of its own"))
         try:
             with kept_or_nothing(run_dir, until=None if is_helper_process() else existing):
-                from mnist_lab.run import run
+                from mnist_lab.run import flush_denormals, run
+
+                flush_denormals()
 
                 if not gc.isenabled():
                     gc.freeze()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import platform
 import shutil
@@ -24,6 +25,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
@@ -31,6 +33,7 @@ from mnist_lab.processes import ANSWER_WITHIN, started_together
 from mnist_lab.result import Result
 from mnist_lab.training import Checkpoints, Classifier, EpochProgress, LayerTable, Replay, WholeFiles
 from mnist_lab.training.checkpoints import damage
+from mnist_lab.training.schedules import make_schedule
 
 OF_THE_CLASSIFIER = ("gradient_clip_val", "accumulate_grad_batches")
 """Arguments of Lightning's Trainer that our LightningModule sees to: it makes the optimiser's steps itself."""
@@ -239,11 +242,11 @@ def _is_all(share: float) -> bool:
 
 
 def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule) -> None:
-    """Sends two blank images through the network, and what it gives through the loss.
+    """Sends two blank images through the network, and what it gives through the loss; and through the augmentation.
 
     Raises:
-        UserError: the network can't take images of the data's shape, gives something else than one output a class, or
-            the loss can't use that.
+        UserError: the network can't take images of the data's shape, gives something else than one output a class, the
+            loss can't use that, or the augmentation can't be called as it is.
     """
     images = torch.zeros(2, *data.shape)
     classes = len(data.class_names)
@@ -267,6 +270,14 @@ def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule)
         raise UserError(f"loss: {cfg.loss._target_} can't be used on logits and labels: {brief(error)}") from error
     if not isinstance(value, torch.Tensor) or value.dim() != 0:
         raise UserError(f"loss: {cfg.loss._target_} doesn't give one number for a batch")
+    if data.augment is not None:
+        needed = "augment(images float32 (B, C, H, W), 0 to 255, torch.Generator) gives such images"
+        try:
+            changed = data.augment(images.clone(), torch.Generator())
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UserError(f"data.augment: {needed}, and {cfg.data.augment._target_} can't: {brief(error)}") from error
+        if not isinstance(changed, torch.Tensor) or changed.shape != images.shape:
+            raise UserError(f"data.augment: {needed}, and {cfg.data.augment._target_} doesn't")
 
 
 def check_batches(net: nn.Module, data: ImageDataModule, trainer: L.Trainer) -> None:
@@ -296,10 +307,14 @@ def check_optimizer(net: nn.Module, optimizer: Any, schedule: Any) -> None:
         raise UserError(f"schedule: {', '.join(schedule)} is set, but no _target_: schedule=none has no options")
     try:
         made = optimizer(net.parameters())
+        name = type(made).__name__
+        closure = inspect.signature(type(made).step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise UserError(f"optimizer: {name} computes the loss several times a step, which training here doesn't")
         section = "schedule"
-        if schedule is not None:
-            schedule(made, total_steps=100, epochs=1)
-    except (TypeError, ValueError) as error:
+        if schedule is not None and isinstance(make_schedule(schedule, made, 100, 1)[0], ReduceLROnPlateau):
+            raise UserError("schedule: ReduceLROnPlateau needs a metric at each step, which schedules here don't get")
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{section}: {brief(error)}") from error
 
 

@@ -39,6 +39,10 @@ CONF_DIR = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf
 SECTIONS = ("data", "model", "loss", "optimizer", "trainer")
 """Sections that are a class or a function and its arguments."""
 MAY_BE_EMPTY = ("schedule", "callbacks", "logger")
+PACKAGES = {"augment": "data", "experiment": "_global_", "space": "sweep.space"}
+"""Groups whose options are not a section of their own, with the package that each of their files must name."""
+INSTEAD = {"callbacks": "callbacks.NAME", "logger": "logger", "default_root_dir": "hydra.run.dir"}
+"""Arguments of Lightning's Trainer that are options of their own."""
 NEEDED = (
     *("name", "seed", "seeds.weights", "seeds.dropout", "test_checkpoint", "compile"),
     *("data.name", "data.val", "data.num_classes"),
@@ -98,7 +102,10 @@ class Rule:
             return
         if value is None:
             raise UserError(f"{key} must be given: {key}=..., {self.allowed}")
-        raise UserError(f"{key}={value} is not allowed: it must be {self.allowed}.{closest(str(value), self.choices)}")
+        hint = closest(str(value), self.choices)
+        if isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value):
+            hint = " As it stands it is a text: ${oc.decode:...} around what gives it makes a number of it."
+        raise UserError(f"{key}={value} is not allowed: it must be {self.allowed}.{hint}")
 
 
 def _is_number(v: Any) -> bool:
@@ -248,14 +255,14 @@ RULES: dict[str, Rule] = {
     "trainer.precision": one_of(*PRECISIONS),
     "trainer.gradient_clip_val": positive.or_null(),
     "trainer.accumulate_grad_batches": _integer(1),
-    "trainer.check_val_every_n_epoch": _integer(1),
+    "trainer.check_val_every_n_epoch": _integer(1).or_null(),
     "trainer.limit_train_batches": batches,
     "trainer.limit_val_batches": Rule(batches.allowed + ". For no validation: data.val=none", batches.holds),
     "trainer.limit_test_batches": batches,
     "trainer.deterministic": boolean,
     "trainer.detect_anomaly": boolean,
     "trainer.num_sanity_val_steps": _integer(-1),
-    "trainer.max_steps": _integer(-1),
+    "trainer.max_steps": Rule("a whole number, 1 or more, or -1", lambda v: _is_integer(v) and (v == -1 or v >= 1)),
     "sweep.sampler": one_of("grid", "random", "tpe", "cmaes", "qmc", "nsga2"),
     "sweep.trials": _integer(1).or_null(),
     "sweep.objective": one_of(*METRICS).or_list().or_null(),
@@ -387,11 +394,11 @@ def unknown_key_hint(key: str, cfg: DictConfig) -> str:
 
 
 def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    for name in map(str, cfg):
-        yield prefix + name
+    for name in cfg:
+        yield prefix + str(name)
         node = cfg._get_node(name)
         if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
-            yield from _keys(node, f"{prefix}{name}.")
+            yield from _keys(node, prefix + str(name) + ".")
 
 
 def check(cfg: DictConfig) -> None:
@@ -411,6 +418,10 @@ def check(cfg: DictConfig) -> None:
         if section in SECTIONS and not isinstance(node.get("_target_"), str):
             raise UserError(f"{section}: its config names no class or function, {section}._target_")
     _check_there(cfg, NEEDED)
+    for group, package in PACKAGES.items():
+        if cfg.get(group):
+            inside = ", and has all the rest below augment:" if group == "augment" else ""
+            raise UserError(f"{group}: a file of this group begins with the line `# @package {package}`{inside}")
     keys = [k for k in _keys(cfg) if k.partition(".")[0] != "hydra"]
     for key in sorted(keys, key=lambda k: k.count(".")):
         try:
@@ -468,6 +479,9 @@ def _check_together(cfg: DictConfig) -> None:
     monitor, mode = get("callbacks.early_stopping.monitor"), get("callbacks.early_stopping.mode")
     if monitor is not None and mode != (right := "max" if monitor.endswith("acc") else "min"):
         raise UserError(f"callbacks.early_stopping.mode={mode} is wrong for {monitor}: it must be {right}")
+    for key, instead in INSTEAD.items():
+        if key in cfg.trainer:
+            raise UserError(f"trainer.{key} is not allowed, it is {instead} here")
     clips, fused = get("trainer.gradient_clip_val") is not None, get("optimizer.fused")
     if clips and fused and str(get("trainer.precision")).endswith(("-mixed", "auto")):
         raise UserError("gradients can't be clipped in mixed precision by a fused optimiser: add optimizer.fused=false")

@@ -36,8 +36,9 @@ def rerun(words: list[str]) -> None:
     new = path_of(understood(words[1:], {"dir": f"outputs/{cfg.name}/{now}"}, USAGE)["dir"]).absolute()
     until = check_folder("dir", str(new), fresh=True)
 
-    from mnist_lab.run import run
+    from mnist_lab.run import flush_denormals, run
 
+    flush_denormals()
     with at_work(new, until):
         found = run(cfg, new, before.overrides, shlex.split(before.command)[3:], started)
     if found is None:  # of a helper process

@@ -91,7 +91,8 @@ def _run(folder: Path, words: list[str]) -> None:
         if not options["trainer.max_epochs"] or cfg.trainer.max_epochs <= epochs:
             print(f"{folder} is finished, after {epochs} epochs. To train it longer: trainer.max_epochs={epochs + 1}")
             return
-    from mnist_lab.run import run
+    from mnist_lab.run import flush_denormals, run
 
+    flush_denormals()
     with at_work(folder, until=None):
         run(cfg, folder, overrides + more, command + more, started, report=asked.get("report", True))

@@ -11,8 +11,7 @@ import platform
 import shlex
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -65,25 +65,20 @@ warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not emp
 warnings.filterwarnings("ignore", "The `srun` command is available")  # where to start what is for the user to say
 
 
-@contextmanager
-def flush_denormals() -> Iterator[None]:
-    """Has float32 numbers below 1.2e-38 be 0 meanwhile, as TensorFlow and XLA do.
+def flush_denormals() -> None:
+    """Has this process take float32 numbers below 1.2e-38 as 0, as TensorFlow and XLA do.
 
     Adam's mean of a gradient that is 0 from some step on, as those of a pixel that stays dark, falls below it 830 steps
     later, for ever. Processors take long over such numbers: D's optimiser 250 µs a step, and later 300, instead of 180.
-    Threads do as the one that began them, so this comes before the first parallel operation.
+
+    Threads do as the one that began them, for good: so this comes before the first parallel operation, and only in
+    processes that are ours, not in one that calls `mnist_lab.train`.
     """
     for dtype in (np.float32, np.float64):
         np.finfo(dtype)  # older NumPy warns if the first look at it finds no such numbers
-    before = float(torch.tensor(1e-30) * 1e-10) == 0
     torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
 
 
-@flush_denormals()
 def run(
     cfg: DictConfig,
     run_dir: Path,
@@ -129,6 +124,11 @@ def run(
     for key, callback in configured.items():
         if not isinstance(callback, L.Callback):
             raise UserError(f"callbacks.{key} is no Lightning callback: it needs a _target_ that is one")
+        if isinstance(callback, StochasticWeightAveraging):  # it counts on automatic optimisation
+            raise UserError(
+                f"callbacks.{key}: Lightning's StochasticWeightAveraging needs one training step a mini-batch. Its "
+                "EMAWeightAveraging averages weights here: _target_: lightning.pytorch.callbacks.EMAWeightAveraging"
+            )
     last = newest(run_dir / "checkpoints")
     saved = {} if last is None else read_checkpoint(last)
     states = saved.get("callbacks", {})
@@ -137,6 +137,8 @@ def run(
     check_processes(cfg, trainer)
     check_device(cfg, trainer)
     check_regrouped(saved, trainer.world_size, run_dir)
+    if last is not None:
+        load_weights(net, last, saved)
     data.prepare_data()
     data.setup()
     check_fit(cfg, net, loss, data)

@@ -87,15 +87,27 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_network_that_was_changed_takes_the_ordinary_way(change: str) -> None:
-    net = MLP(SHAPE, 10, [30], dropout=0.5)
-    replay = Replay(net, CrossEntropyLoss())
+    net, loss = MLP(SHAPE, 10, [30], dropout=0.5), CrossEntropyLoss()
+    replay = Replay(net, loss)
     ((images, labels),) = mini_batches([128])
     assert replay(images, labels) is not None
-    replay.look()
+    replay.look(net, loss)
     assert replay(images, labels) is not None
     CHANGES[change](net.layers)
-    replay.look()
+    replay.look(net, loss)
     assert replay(images, labels) is None
+
+
+def test_so_does_another_network_or_loss_in_its_place() -> None:
+    net, loss = MLP(SHAPE, 10, [30], dropout=0.5), CrossEntropyLoss()
+    replay = Replay(net, loss)
+    ((images, labels),) = mini_batches([128])
+    assert replay(images, labels) is not None
+    for other in ((copy.deepcopy(net), loss), (net, CrossEntropyLoss())):
+        replay.look(*other)
+        assert replay(images, labels) is None
+        replay.look(net, loss)
+        assert replay(images, labels) is not None
 
 
 def with_hook() -> nn.Module:

@@ -93,6 +93,44 @@ def test_in_the_middle_of_an_epoch_it_goes_on_there(lab: Command, tmp_path: Path
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
+CALLBACKS = """
+import os
+from lightning.pytorch.callbacks import BaseFinetuning, Callback
+
+class Killed(Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if os.environ.get("KILLED_AT") == f"{trainer.current_epoch} {batch_idx}":
+            os.kill(os.getpid(), 9)
+
+class Thaws(BaseFinetuning):
+    def freeze_before_training(self, module):
+        self.freeze(module.net.layers[1])
+
+    def finetune_function(self, module, epoch, optimizer):
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(module.net.layers[1], optimizer, lr=1e-2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "moment"),
+    [
+        (["trainer.accumulate_grad_batches=4", "+trainer.val_check_interval=5", "trainer.max_epochs=2"], "0 6"),
+        (["+callbacks.thaws._target_=own.Thaws", "trainer.max_epochs=4"], "2 1"),
+    ],
+    ids=["gradients that wait for more mini-batches", "layers that were frozen"],
+)
+def test_after_a_kill_it_has(words: list[str], moment: str, lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(CALLBACKS)
+    words = [*MLP, "data.train_size=800", "data.batch_size=100", *words, "+callbacks.killed._target_=own.Killed"]
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    assert lab(*words, "hydra.run.dir=whole", **path).returncode == 0
+    assert lab(*words, "hydra.run.dir=run", **path, KILLED_AT=moment).returncode == -9
+    done = lab("resume", "run", **path)
+    assert done.returncode == 0, done.stderr
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(lab: Command, tmp_path: Path) -> None:
     words = [*MLP, "trainer.max_epochs=3"]
     assert lab(*words, "hydra.run.dir=run").returncode == 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mnist_lab.models import layers
+from mnist_lab.models import CNN, MLP, layers
 from mnist_lab.models.layers import ConvPool2d, Dropout, Layers, Linear
 from mnist_lab.training import RMSprop
 
@@ -230,3 +230,22 @@ def test_rmsprop_in_one_pass_is_rmsprop_in_many(seed: int, decay: float) -> None
         ends.append(weights)
     for one, other in zip(*ends, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("net", [MLP((1, 28, 28), 10, [256]), CNN((1, 12, 12), 10)], ids=["mlp", "cnn"])
+def test_functional_transforms_go_through_the_layers(net: nn.Module) -> None:
+    images = torch.rand(64, 1, *((28, 28) if isinstance(net, MLP) else (12, 12)))
+    weights = {name: weight.detach() for name, weight in net.named_parameters()}
+    net.eval()
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = torch.func.functional_call(net, weights, (images,))
+        return logits.square().mean()
+
+    net.zero_grad()
+    net(images).square().mean().backward()
+    for name, gradient in torch.func.grad(loss)(weights).items():
+        torch.testing.assert_close(gradient, net.get_parameter(name).grad, rtol=1e-3, atol=1e-5)
+    *_, change = torch.func.jvp(loss, (weights,), ({name: torch.ones_like(w) for name, w in weights.items()},))
+    expected = sum(float(p.grad.sum()) for p in net.parameters() if p.grad is not None)
+    assert float(change) == pytest.approx(expected, rel=1e-3)

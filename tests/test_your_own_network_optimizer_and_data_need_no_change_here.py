@@ -2,10 +2,16 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import Command, result_in
+
+from mnist_lab.data import ImageSet
+from mnist_lab.errors import UserError
 
 PYTHON = '''
 import os
@@ -26,6 +32,21 @@ class Nudge(torch.optim.SGD):
     """A user's own optimiser; its dropout option has nothing to do with ours."""
     def __init__(self, params, lr, dropout):
         super().__init__(params, lr)
+
+class Focal(nn.Module):
+    def __init__(self, gamma):
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, logits, labels):
+        of_label = logits.softmax(1).gather(1, labels[:, None])
+        return (-(1 - of_label) ** self.gamma * of_label.log()).mean()
+
+class Flip(nn.Module):
+    """A training image in two is mirrored."""
+    def forward(self, images, generator):
+        mirrored = torch.rand(len(images), generator=generator) < 0.5
+        return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 def load(root, download, count):
     labels = torch.arange(count) % 2
@@ -56,6 +77,11 @@ class Photos(torch.utils.data.Dataset):
 CONFIGS = {
     "model/mine.yaml": {"_target_": "own.Net", "width": 8},
     "optimizer/nudge.yaml": {"_target_": "own.Nudge", "_partial_": True, "lr": 0.5, "dropout": 7},
+    "loss/focal.yaml": {"_target_": "own.Focal", "gamma": 2.0},
+    "schedule/halving.yaml": {"_target_": "torch.optim.lr_scheduler.ExponentialLR", "_partial_": True, "gamma": 0.5},
+    "optimizer/lbfgs.yaml": {"_target_": "torch.optim.LBFGS", "_partial_": True, "lr": 1.0},
+    "schedule/plateau.yaml": {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "_partial_": True},
+    "augment/flip.yaml": {"augment": {"_target_": "own.Flip"}},
     "data/stripes.yaml": {
         "name": "stripes",
         "source": {"_target_": "own.load", "_partial_": True, "count": 200},
@@ -86,7 +112,8 @@ def mine(tmp_path: Path) -> Path:
     for name, content in CONFIGS.items():
         path = tmp_path / "my_conf" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(content))
+        package = "# @package data\n" if name.startswith("augment") else ""
+        path.write_text(package + yaml.safe_dump(content))
     return tmp_path
 
 
@@ -101,6 +128,57 @@ def test_all_three_train_and_are_recorded(mine: Path, lab: Command) -> None:
     assert result.command.startswith("python -m mnist_lab --config-dir my_conf model=mine")
     (run,) = (mine / "outputs/mine-stripes").iterdir()
     assert lab("test", f"run={run}", PYTHONPATH=path).returncode == 0
+
+
+def test_so_are_a_loss_a_schedule_of_pytorchs_and_an_augmentation(mine: Path, lab: Command) -> None:
+    words = ["--config-dir", "my_conf", "model=mine", "data=stripes", "loss=focal", "schedule=halving", "augment=flip"]
+    done = lab(*words, "optimizer.lr=0.1", "trainer.max_epochs=3", PYTHONPATH=str(mine / "lib"))
+    assert done.returncode == 0, done.stderr
+    result = result_in(mine / "outputs")
+    assert result.config["loss"] == {"_target_": "own.Focal", "gamma": 2.0}
+    assert result.config["data"]["augment"] == {"_target_": "own.Flip"}
+    assert [row["lr"] for row in result.history] == pytest.approx([0.1, 0.05, 0.025]), "by epoch, as Lightning steps it"
+
+
+def test_what_has_another_form_is_refused_in_a_line(mine: Path, lab: Command) -> None:
+    words = ["--config-dir", "my_conf", "model=mine", "data=stripes"]
+    (mine / "my_conf/augment/bare.yaml").write_text("_target_: own.Flip\n")
+    for more, said in {
+        "data.augment={_target_: torch.nn.Identity}": "data.augment: augment(images float32 (B, C, H, W), 0 to 255",
+        "augment=bare": "augment: a file of this group begins with the line `# @package data`",
+        "optimizer=lbfgs": "LBFGS computes the loss several times a step",
+        "schedule=plateau": "ReduceLROnPlateau needs a metric",
+        "+callbacks.x._target_=lightning.pytorch.callbacks.StochasticWeightAveraging +callbacks.x.swa_lrs=0.1": "EMAW",
+        "+trainer.callbacks=[]": "trainer.callbacks is not allowed, it is callbacks.NAME here",
+    }.items():
+        done = lab(*words, *(more.split() if "callbacks.x" in more else [more]), PYTHONPATH=str(mine / "lib"))
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+IMAGES, LABELS = np.zeros((6, 1, 4, 4), np.uint8), np.array([0, 1, 0, 1, 0, 1])
+
+
+def test_arrays_and_lists_are_as_good_as_tensors() -> None:
+    found = ImageSet("own", IMAGES, LABELS, torch.from_numpy(IMAGES), list(LABELS), ["a", "b"])  # type: ignore[arg-type]
+    assert found.train_images.dtype == torch.uint8 and found.test_labels.dtype == torch.int64  # type: ignore[union-attr]
+    assert found.classes == ("a", "b") and found.files == {}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("train_images", IMAGES / 255, "train_images are float64, and must be uint8, 0 to 255"),
+        ("test_images", IMAGES.astype(np.float32), "test_images are float32"),
+        ("train_images", IMAGES[:, 0], r"have the shape \[6, 4, 4\], and must be \(N, channels, height, width\)"),
+        ("train_images", list(IMAGES), "train_images are list"),
+        ("test_labels", LABELS[:5], "test_images are 6, and their labels 5"),
+        ("train_labels", LABELS / 1, "train_labels are not whole numbers"),
+    ],
+)
+def test_images_and_labels_that_would_train_something_else_are_refused(part: str, value: Any, said: str) -> None:
+    parts = {"train_images": IMAGES, "train_labels": LABELS, "test_images": IMAGES, "test_labels": LABELS}
+    with pytest.raises(UserError, match=said):
+        ImageSet("own", classes=("a", "b"), **(parts | {part: value}))
 
 
 def test_a_network_for_another_shape_is_refused_in_a_line(mine: Path, lab: Command) -> None:

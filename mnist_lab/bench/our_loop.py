@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from mnist_lab.bench.work import Clock, overrides
 from mnist_lab.build import build
 from mnist_lab.config import compose_config, plain
-from mnist_lab.run import keep_memory
+from mnist_lab.run import flush_denormals, keep_memory
 from mnist_lab.training import Replay
 
 network, epochs = sys.argv[1], int(sys.argv[2])
 cfg = plain(compose_config(overrides(network)))
 keep_memory()
-torch.set_flush_denormal(True)  # as our command does, see mnist_lab/run.py
+flush_denormals()
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"  # as our command does, see mnist_lab/build.py
 torch.manual_seed(cfg.seeds.weights)
 data, net = build(cfg, "data"), build(cfg, "model")

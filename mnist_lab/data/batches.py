@@ -24,16 +24,18 @@ class EpochOrder:
     Args:
         index: int64 (N,), positions of the images to visit.
         seed: of the shuffling; None keeps the order of `index`.
+        fixed: whether all epochs are as the first.
     """
 
-    def __init__(self, index: Tensor, seed: int | None) -> None:
+    def __init__(self, index: Tensor, seed: int | None, fixed: bool = False) -> None:
         self.index = index
         self.seed = seed
+        self.fixed = fixed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of this epoch, counted from 0."""
-        self.epoch = epoch
+        self.epoch = 0 if self.fixed else epoch
 
     def __call__(self) -> Tensor:
         """The positions in the order of the epoch: int64 (N,)."""

@@ -106,6 +106,9 @@ class ImageDataModule(L.LightningDataModule):
                 self.images = self.source(self.root, download)
             except DataUnavailableError as error:
                 self._fall_back(error)
+            if not isinstance(self.images, ImageSet):
+                kind = type(self.images).__name__
+                raise UserError(f"data.source gives {kind}, where a mnist_lab.data.ImageSet is needed")
 
     def use_fallback(self, reason: str) -> None:
         """Takes the data that stands in, without looking for what was asked for.
@@ -177,8 +180,9 @@ class ImageDataModule(L.LightningDataModule):
         return len(self.images.test_labels) if self.val == "test" else len(self.val_index)
 
     def train_dataloader(self) -> Batches:
-        """Shuffled batches of the training part."""
-        order = EpochOrder(self.train_index, self.order_seed)
+        """Shuffled batches of the training part; the same ones each epoch where the Trainer is to overfit a few."""
+        fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        order = EpochOrder(self.train_index, self.order_seed, fixed)
         return self._batches("train", order, self.batch_size)
 
     def val_dataloader(self, whole: bool = False) -> Batches | list[Batches]:

@@ -9,7 +9,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from mnist_lab.pictures import eight_bits, read_image
 class ImageSet:
     """A data set in memory.
 
+    NumPy arrays, and lists of labels, become tensors.
+
     Attributes:
         name: how results call it.
         train_images: uint8 (N, C, H, W), 0 to 255; or images that are read anew whenever they are needed.
@@ -41,6 +43,9 @@ class ImageSet:
         test_labels: int64 (M,).
         classes: the classes' names, in the order of their labels.
         files: the files it was read from, each with its SHA-256.
+
+    Raises:
+        UserError: images that are not uint8 or not four-dimensional, labels that are no whole numbers, or not one each.
     """
 
     name: str
@@ -49,7 +54,27 @@ class ImageSet:
     test_images: Tensor | DatasetImages
     test_labels: Tensor
     classes: tuple[str, ...]
-    files: dict[str, str]
+    files: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
+        for part in ("train", "test"):
+            images, labels = getattr(self, f"{part}_images"), torch.as_tensor(getattr(self, f"{part}_labels"))
+            if isinstance(images, np.ndarray):
+                images = torch.from_numpy(images)
+            what, kind = f"{self.name}: {part}_images", str(getattr(images, "dtype", "")).removeprefix("torch.")
+            if not isinstance(images, Tensor | DatasetImages):
+                raise UserError(f"{what} are {type(images).__name__}, and must be a tensor or an array")
+            if isinstance(images, Tensor) and images.dtype != torch.uint8:
+                raise UserError(f"{what} are {kind}, and must be uint8, 0 to 255: data.scale says how to scale them")
+            if len(images.shape) != 4:
+                raise UserError(f"{what} have the shape {list(images.shape)}, and must be (N, channels, height, width)")
+            if labels.is_floating_point() or labels.dim() != 1:
+                raise UserError(f"{self.name}: {part}_labels are not whole numbers, one an image")
+            if len(images) != len(labels):
+                raise UserError(f"{what} are {len(images):,}, and their labels {len(labels):,}")
+            object.__setattr__(self, f"{part}_images", images)
+            object.__setattr__(self, f"{part}_labels", labels.long())
 
 
 class DatasetImages:

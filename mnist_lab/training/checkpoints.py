@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import re
 import shutil
 import signal
 import threading
@@ -35,13 +37,33 @@ which Windows hasn't."""
 class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint straight to its file, and returns when the disk has it."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._read_back = False
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Called by Lightning in the first process."""
-        Path(path).parent.mkdir(exist_ok=True)
-        with Path(path).open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        """Called by Lightning in the first process.
+
+        Raises:
+            UserError: what a callback has given can be written, but not be read without running code.
+        """
+        file = Path(path)
+        file.parent.mkdir(exist_ok=True)
+        file.unlink(missing_ok=True)  # it may be another checkpoint's second name
+        with file.open("wb") as stream:
+            torch.save(checkpoint, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if not self._read_back:
+            try:
+                torch.load(file, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as error:
+                kind = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
+                raise UserError(
+                    f"checkpoints could not be read again{f', for they would hold {kind[1]}' if kind else ''}: the "
+                    "state_dict of a callback may have numbers, texts, tensors, and lists and dicts of them"
+                ) from error
+            self._read_back = True
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Called by Lightning in each process.
@@ -149,7 +171,8 @@ class Checkpoints(Checkpoint):
             assert isinstance(pl_module, Classifier)
             if self._improved(pl_module):
                 pl_module.look_for_divergence_anywhere()
-                self._save(trainer, improved=True)
+                # Gradients that wait for more mini-batches are in no checkpoint: a run can't go on from there.
+                self._save(trainer, improved=True, last=not pl_module.accumulates(loop.batch_idx))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves where that is due, where the epoch is the best, the last, or was told to be."""
@@ -166,9 +189,14 @@ class Checkpoints(Checkpoint):
             self._leave(trainer, told)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listens no longer; and saves what an epoch that ended early has left."""
+        """Listens no longer; and saves what an epoch that ended early, or a callback of others at the end, has left."""
         self._deafen()
-        if trainer.global_step != self._step:
+        others = any(
+            type(callback).on_train_end is not L.Callback.on_train_end
+            and not type(callback).__module__.startswith("mnist_lab.")
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+        )
+        if others or trainer.global_step != self._step:
             self._save(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -194,9 +222,11 @@ class Checkpoints(Checkpoint):
         self.highest = found
         return True
 
-    def _save(self, trainer: L.Trainer, improved: bool = False) -> None:
-        self._step, self._time = trainer.global_step, time.monotonic()
-        part, last = self.folder / ".part", self.folder / "last.ckpt"
+    def _save(self, trainer: L.Trainer, improved: bool = False, last: bool = True) -> None:
+        """Saves as the last checkpoint, as the best where it has improved, or as both."""
+        part, newest = self.folder / ".part", self.folder / "last.ckpt"
+        if last:
+            self._step, self._time = trainer.global_step, time.monotonic()
         for logger in trainer.loggers:
             logger.save()  # what a resumed run won't write again
         try:
@@ -204,9 +234,11 @@ class Checkpoints(Checkpoint):
             if trainer.is_global_zero:
                 if improved:  # before the last one says that it is: whoever goes on from the one before finds it again
                     _same_file(part, self.folder / "best.ckpt")
-                if last.exists():
-                    _same_file(last, self.folder / "previous.ckpt")
-                part.replace(last)
+                if last and newest.exists():
+                    _same_file(newest, self.folder / "previous.ckpt")
+                if last:
+                    part.replace(newest)
+                part.unlink(missing_ok=True)
         except BaseException:
             part.unlink(missing_ok=True)  # of a disk that is full
             raise

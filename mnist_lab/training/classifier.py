@@ -19,6 +19,7 @@ from mnist_lab.data import Batch, Batches
 from mnist_lab.errors import Diverged
 from mnist_lab.seeds import seed_of
 from mnist_lab.training.replay import Replay
+from mnist_lab.training.schedules import make_schedule
 
 
 class Classifier(L.LightningModule):
@@ -34,7 +35,7 @@ class Classifier(L.LightningModule):
         net: float32 (B, C, H, W) → logits (B, num_classes).
         loss: (logits, labels int64 (B,)) → the mean loss over the batch, a scalar.
         optimizer: makes an optimiser of the network's parameters.
-        schedule: makes its schedule, called as schedule(optimizer, total_steps=, epochs=); None for a constant rate.
+        schedule: makes its schedule, as `make_schedule` calls it; None for a constant rate.
         clip: the largest norm of the gradients, or value where the Trainer clips by value, above 0; None: no clipping.
         accumulate: mini-batches a step of the optimiser, 1 or more.
     """
@@ -69,6 +70,8 @@ class Classifier(L.LightningModule):
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._random: dict[str, Any] | None = None
         self._position: dict[str, int] | None = None
+        self._frozen: set[str] | None = None
+        self._by_epoch = False
         self._start = self._end = 0.0
 
     def forward(self, images: Tensor) -> Tensor:
@@ -82,21 +85,23 @@ class Classifier(L.LightningModule):
         assert isinstance(optimizer, LightningOptimizer)
         number = batch_idx * self._steps
         end = self._mini_batches if batch_idx + 1 == self.trainer.num_training_batches else None
+        # Between training steps callbacks may have changed the network, its loss, or how steps are made.
+        direct = self.direct and self.clip is None
         if self.replay is not None:
-            self.replay.look()  # between training steps callbacks may have changed the network
+            self.replay.look(self.net, self.loss)
         outcomes = []
         for images, labels in batch.mini_batches():
             logits, loss = self._differentiate(images, labels, number)
             number += 1
             if number % self.accumulate == 0 or number == end:
                 self.metrics["lr"] = optimizer.param_groups[0]["lr"]
-                if self.direct:
+                if direct:
                     optimizer._on_before_step()  # counts the step, as `step` does
                     optimizer.optimizer.step()
                     optimizer._on_after_step()
                 else:
                     optimizer.step()
-                if schedule is not None:
+                if schedule is not None and not self._by_epoch:
                     schedule.step()  # type: ignore[union-attr]
             outcomes.append((logits, loss))
         self._count("train", outcomes, batch)
@@ -112,6 +117,7 @@ class Classifier(L.LightningModule):
         if "train" in self._sums:
             loss = float(self.trainer.strategy.reduce(self._sums["train"][0][0].clone(), reduce_op="sum"))
             self._require_finite(loss)
+            self._require_finite_weights()
 
     def accumulates(self, batch_idx: int) -> bool:
         """Whether gradients wait for more mini-batches when the training step of this number is over."""
@@ -129,7 +135,7 @@ class Classifier(L.LightningModule):
 
     def _differentiate(self, images: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Logits and mean loss of the mini-batch of this number, whose gradients are in the parameters afterwards."""
-        if self.replay is not None and (found := self.replay(images, labels)) is not None:
+        if self.replay is not None and self.accumulate == 1 and (found := self.replay(images, labels)) is not None:
             return found
         if number % self.accumulate == 0:
             self.optimizers().zero_grad()  # type: ignore[union-attr]
@@ -163,6 +169,9 @@ class Classifier(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Logs train/loss, train/acc, images a second of training alone, and the learning rate of the last step."""
         images = self._log_sums("train")
+        if self._by_epoch:
+            self.lr_schedulers().step()  # type: ignore[union-attr]
+        self._require_finite_weights()
         self._tell({"train/images_per_second": images / (self._end - self._start), "lr": self.metrics["lr"]})
 
     def on_validation_model_zero_grad(self) -> None:
@@ -179,6 +188,7 @@ class Classifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the random numbers' state and what has been counted of an epoch, so that a stopped run goes on."""
         checkpoint["processes"] = self.processes
+        checkpoint["frozen"] = [name for name, weight in self.named_parameters() if not weight.requires_grad]
         checkpoint["random"] = {"cpu": self._of_each(torch.get_rng_state())}
         if self.device.type == "cuda":
             checkpoint["random"]["cuda"] = self._of_each(torch.cuda.get_rng_state(self.device))
@@ -194,6 +204,7 @@ class Classifier(L.LightningModule):
         """Finds them again; the random numbers' state and the batches' are set when the training begins."""
         self._random, self._position = checkpoint["random"], checkpoint["batches"]
         self.processes = list(checkpoint["processes"])
+        self._frozen = set(checkpoint["frozen"])
         counted = checkpoint["counted"]
         self._start = time.perf_counter() - counted["elapsed"]
         for stage, shares in counted["sums"].items():
@@ -202,8 +213,11 @@ class Classifier(L.LightningModule):
         self.metrics = dict(counted["metrics"])
 
     def on_train_start(self) -> None:
-        """Goes on with the random numbers of the checkpoint, if there is one, and in the middle of its epoch."""
+        """Goes on with what the checkpoint has, if there is one: random numbers, frozen weights, place in the epoch."""
         batches = self.trainer.train_dataloader
+        if self._frozen is not None:
+            for name, weight in self.named_parameters():
+                weight.requires_grad_(name not in self._frozen)
         self._sums = {stage: (sums.to(self.device), n) for stage, (sums, n) in self._sums.items()}
         # Lightning does this itself, but not where a schedule has asked it for the number of steps before.
         if self._position is not None and isinstance(batches, Batches) and self.trainer.fit_loop.restarted_mid_epoch:
@@ -236,13 +250,13 @@ class Classifier(L.LightningModule):
                 torch.distributed.broadcast(buffer, 0)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser, and its schedule step by step."""
+        """The optimiser and its schedule."""
         optimizer = self.make_optimizer(self.net.parameters())
         if self.make_schedule is None:
             return optimizer
         total_steps = self._total_steps()
         epochs = total_steps / -(-self._mini_batches // self.accumulate)
-        schedule = self.make_schedule(optimizer, total_steps=total_steps, epochs=epochs)
+        schedule, self._by_epoch = make_schedule(self.make_schedule, optimizer, total_steps, epochs)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def _predict(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,6 +327,16 @@ class Classifier(L.LightningModule):
         if not math.isfinite(loss):
             epoch, lr = self.trainer.current_epoch + 1, self.metrics["lr"]
             raise Diverged(f"training diverged: in epoch {epoch} the loss is {loss}, at a learning rate of {lr:g}")
+
+    def _require_finite_weights(self) -> None:
+        """Raises Diverged if a weight is not finite: where a ReLU or a max-pool drops NaN the loss doesn't show it."""
+        names, weights = zip(*self.net.named_parameters(), strict=True)
+        if math.isfinite(float(torch.stack([weight.detach().sum().cpu() for weight in weights]).sum())):
+            return
+        for name, weight in zip(names, weights, strict=True):
+            if not bool(weight.isfinite().all()):
+                epoch = self.trainer.current_epoch + 1
+                raise Diverged(f"training diverged: in epoch {epoch} weights of {name} are infinite or not a number")
 
     def _tell(self, found: dict[str, float], curves: bool = True) -> None:
         """Gives metrics to callbacks, and to the loggers at once: a checkpoint of an epoch comes after its curves."""

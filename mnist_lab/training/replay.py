@@ -52,9 +52,15 @@ class Replay:
         self._parameters: list[nn.Parameter] = []
         self._holds = True
 
-    def look(self) -> None:
-        """Sees whether the layers are what they were at the first step; to be called when others may change them."""
-        if self._shape is not None:
+    def look(self, net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Sees whether network and loss are what they were at the first step; to be called when others may change them.
+
+        Args:
+            net: what is trained now.
+            loss: by which loss.
+        """
+        self._holds = net is self._net and loss is self._loss
+        if self._holds and self._shape is not None:
             facts = self._facts_now()
             self._holds = len(facts) == len(self._facts) and all(map(_unchanged, self._facts, facts))
 

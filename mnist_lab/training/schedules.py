@@ -1,15 +1,39 @@
-"""Learning rates over a run, one step of the schedule a step of the optimiser.
+"""Learning rates over a run.
 
-Each is a function `schedule(optimizer, total_steps, epochs, ...) -> LRScheduler`; a config names one under `schedule`,
-and any function of that form can take its place.
+Each is a function `schedule(optimizer, total_steps, epochs, ...) -> LRScheduler`, stepped after each step of the
+optimiser; a config names one under `schedule`. One of your own may take `total_steps` and `epochs` or not: one that
+doesn't take `total_steps`, as most of `torch.optim.lr_scheduler`, is stepped after each epoch.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
+from functools import partial
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, StepLR
+
+
+def make_schedule(
+    schedule: Callable[..., LRScheduler], optimizer: Optimizer, total_steps: int, epochs: float
+) -> tuple[LRScheduler, bool]:
+    """The schedule of an optimiser, and whether it is stepped by epoch rather than by step.
+
+    Args:
+        schedule: makes it, of the optimiser and, if it takes them, `total_steps` and `epochs`.
+        optimizer: whose rates are set.
+        total_steps: steps of the run, 1 or more.
+        epochs: epochs that these are, above 0; not whole where trainer.max_steps ends the last.
+    """
+    taken = inspect.signature(schedule).parameters
+    everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    about = {"total_steps": total_steps, "epochs": epochs}
+    # A value that the config gives stays: a partial function shows it as the default of a keyword.
+    given = schedule.keywords if isinstance(schedule, partial) else {}
+    passed = {key: value for key, value in about.items() if (everything or key in taken) and key not in given}
+    return schedule(optimizer, **passed), not (everything or "total_steps" in taken)
 
 
 def step(optimizer: Optimizer, total_steps: int, epochs: float, every: int, gamma: float) -> LRScheduler:
