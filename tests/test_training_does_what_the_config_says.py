@@ -450,6 +450,16 @@ class NaN(Callback):
         if trainer.current_epoch == 1:
             module.net.layers[0].weight.data.fill_(float("nan"))
 
+class Metrics(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.loss = float(outputs["loss"])
+
+    def on_validation_epoch_end(self, trainer, module):
+        print("validation", trainer.current_epoch, float(trainer.callback_metrics["val/acc"]))
+
+    def on_train_epoch_end(self, trainer, module):
+        print("training", trainer.current_epoch, float(trainer.callback_metrics["train/loss"]), self.loss)
+
 class Seen(Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         print("seen", batch.labels.tolist())
@@ -501,3 +511,17 @@ def test_overfitting_goes_through_the_same_mini_batches_again(with_callbacks: Co
     assert done.returncode == 0, done.stderr
     seen = [line for line in done.stdout.splitlines() if line.startswith("seen")]
     assert len(seen) == 6 and seen[:2] == seen[2:4] == seen[4:] and seen[0] != seen[1]
+
+
+def test_callbacks_have_an_epochs_metrics_when_lightning_says_it_is_over(
+    with_callbacks: Command, tmp_path: Path
+) -> None:
+    done = with_callbacks("Metrics", "model=mlp_784_32", "trainer.max_epochs=3", "data.batch_size=1000")
+    assert done.returncode == 0, done.stderr
+    found = {
+        tuple(line.split()[:2]): line.split()[2:] for line in done.stdout.splitlines() if line[:4] in ("trai", "vali")
+    }
+    for epoch, row in enumerate(Result.load(tmp_path / "run").history):
+        (accuracy,), losses = found["validation", str(epoch)], found["training", str(epoch)]
+        assert float(accuracy) == pytest.approx(row["val/acc"])
+        assert [float(loss) for loss in losses] == pytest.approx([row["train/loss"]] * 2), "of one mini-batch"

@@ -72,15 +72,15 @@ class Classifier(L.LightningModule):
         self._position: dict[str, int] | None = None
         self._frozen: set[str] | None = None
         self._by_epoch = False
-        self._start = self._end = 0.0
+        self._start = self._end = self._trained = 0.0
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (B, num_classes), of images, float32 (B, C, H, W)."""
         logits: Tensor = self.net(images)
         return logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Goes through the mini-batches, each a step down the gradient of its mean loss."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Goes through the mini-batches, each a step down the gradient of its mean loss; gives the last one's loss."""
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         number = batch_idx * self._steps
@@ -108,6 +108,9 @@ class Classifier(L.LightningModule):
         self._end = time.perf_counter()
         if self.device.type == "cpu" and self.trainer.world_size == 1:  # elsewhere to look would be to wait
             self._look_for_divergence(number - len(outcomes), [loss for _, loss in outcomes])
+        if end is not None:
+            self._trained = self._log_sums("train")
+        return outcomes[-1][1]
 
     def look_for_divergence_anywhere(self) -> None:
         """Raises Diverged, in all processes, if a loss of one of them in this epoch is not finite.
@@ -156,6 +159,8 @@ class Classifier(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Counts validation images."""
         self._count("val", [self._predict(*mini_batch) for mini_batch in batch.mini_batches()], batch)
+        if [batch_idx + 1] == self.trainer.num_val_batches and not self.trainer.sanity_checking:
+            self._log_sums("val")  # callbacks ask for them before the module's own hook is called
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Counts test images."""
@@ -168,7 +173,7 @@ class Classifier(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Logs train/loss, train/acc, images a second of training alone, and the learning rate of the last step."""
-        images = self._log_sums("train")
+        images = self._log_sums("train") or self._trained  # an epoch may have ended early
         if self._by_epoch:
             self.lr_schedulers().step()  # type: ignore[union-attr]
         self._require_finite_weights()
@@ -340,7 +345,7 @@ class Classifier(L.LightningModule):
 
     def _tell(self, found: dict[str, float], curves: bool = True) -> None:
         """Gives metrics to callbacks, and to the loggers at once: a checkpoint of an epoch comes after its curves."""
-        self.log_dict(found, logger=False)
+        self.log_dict(found, logger=False, on_step=False, on_epoch=True, batch_size=1)
         if curves and not self.trainer.sanity_checking:
             for logger in self.trainer.loggers:
                 logger.log_metrics(found, self.trainer.current_epoch + 1)
