@@ -1,4 +1,4 @@
-"""Files on disk: what they hold, and how to write them safely."""
+"""Files on disk: faults, digests, and writing them safely."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ FAULTS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM),
     errno.ENAMETOOLONG,
 )
-"""The system's errors that are the disk's and not the program's: full, read-only, failing, gone, not to be written, a
-name too long for it."""
+"""System errors that the disk causes and not the program: full, read-only, failing, gone, no permission to write, name
+too long."""
 
 
 def disk_fault(error: BaseException | None, folder: Path | None = None) -> OSError | None:
-    """What the system said of the disk, where that is the cause of an error; libraries add errors of their own.
+    """The disk fault that caused an error, found through the errors that libraries add; None if there is none.
 
     Args:
         error: what was raised.
-        folder: whose absence, or that of something in it, is a fault as well.
+        folder: a folder whose absence, or the absence of something in it, counts as a fault too.
     """
-    seen: set[int] = set()  # TensorBoard raises the same error again and again, until it is its own cause's cause
+    seen: set[int] = set()  # TensorBoard raises one error repeatedly, which makes a cycle of causes
     while error is not None and id(error) not in seen:
         if isinstance(error, OSError) and (error.errno in FAULTS or (folder is not None and _lost(error, folder))):
             return error
@@ -43,15 +43,18 @@ def _lost(error: OSError, folder: Path) -> bool:
 
 
 def cache_dir() -> Path:
-    """The user's folder for what can be made again."""
+    """The user's cache folder, for what can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist_lab"
 
 
 def digests(paths: Sequence[Path]) -> list[str]:
     """SHA-256 of each file, in hexadecimal.
 
-    A file is read once: its digest is kept in the user's cache folder, and used for as long as the file's path, size,
-    time of change and inode stay the same.
+    A file is read only once: its digest is cached in the user's cache folder and used as long as the file's path, size,
+    modification times and inode stay the same.
+
+    Raises:
+        OSError: a file can't be read.
     """
     cache = cache_dir() / "digests.json"
     try:
@@ -69,7 +72,7 @@ def digests(paths: Sequence[Path]) -> list[str]:
             news = True
         found.append(known[key])
     if news:
-        with suppress(OSError):  # a home that can't be written to costs time, nothing else
+        with suppress(OSError):  # a home folder that can't be written to costs only time
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_whole(cache, json.dumps(known, indent=0))
     return found
@@ -79,18 +82,22 @@ MARK = "# the SHA-256 of the lines above: "
 
 
 def marked(text: str) -> str:
-    """A text of lines, with a last one that shows whether it is still the same."""
+    """A text with a last line added that shows later whether the text has changed."""
     return f"{text}{MARK}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
 def unchanged(text: str) -> bool:
-    """Whether a text is as `marked` has given it, or has no mark."""
+    """Whether a text is still as `marked` returned it, or has no mark."""
     above, mark, _ = text.rpartition(MARK)
     return not mark or text == marked(above)
 
 
 def write_whole(path: Path, content: str | bytes | Iterable[bytes]) -> None:
-    """Writes a file whole or not at all: readers see the old content or the new, never a part. Text becomes UTF-8.
+    """Writes a file whole or not at all: readers see the old content or the new, never a part.
+
+    Args:
+        path: the file.
+        content: text, which is written as UTF-8; or bytes, whole or in parts.
 
     Raises:
         OSError: the disk is full, or the folder isn't there.

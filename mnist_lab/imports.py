@@ -1,4 +1,4 @@
-"""What every command would import and none needs."""
+"""Avoids imports that every command would make and none needs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 
 class TorchmetricsWithoutSciPy(MetaPathFinder, Loader):
-    """Imports torchmetrics, which Lightning imports, as it is where SciPy isn't installed.
+    """Imports torchmetrics, which Lightning imports, as if SciPy were not installed.
 
-    Only its metrics of sound and of outlines need SciPy, which takes half a second and 60 MB to import. Put into
-    `sys.meta_path` it sees to the first import of torchmetrics, and takes itself away.
+    Only its audio and contour metrics need SciPy, whose import takes half a second and 60 MB. Put into
+    `sys.meta_path`, this finder handles the first import of torchmetrics and then removes itself.
     """
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Called by Python for each module that is not imported yet."""
+        """Python calls this for each module that is not imported yet."""
         if fullname != "torchmetrics":
             return None
         sys.meta_path.remove(self)
@@ -30,8 +30,8 @@ class TorchmetricsWithoutSciPy(MetaPathFinder, Loader):
         return spec
 
     def exec_module(self, module: ModuleType) -> None:
-        """Imports it; in the usual way where it doesn't do without SciPy."""
-        requirements: Any = import_module("lightning_utilities.core.imports")  # by which torchmetrics looks for SciPy
+        """Imports torchmetrics without SciPy, or normally if that fails."""
+        requirements: Any = import_module("lightning_utilities.core.imports")  # where torchmetrics looks for SciPy
         version = requirements._version
 
         def version_but_scipys(package: str) -> str:

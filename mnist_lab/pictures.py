@@ -1,4 +1,4 @@
-"""Pictures of strangers: read in any format that Pillow knows, without trust in what they say of themselves."""
+"""Reads pictures from anywhere, in any format that Pillow knows, without trusting what their headers say."""
 
 from __future__ import annotations
 
@@ -14,38 +14,39 @@ from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 from mnist_lab.errors import UserError
 
-# Up to twice as many pixels as it allows Pillow only warns, and a file of a few kB becomes a GB in memory.
+# Up to twice its limit of pixels Pillow only warns, and a file of a few kB becomes a GB in memory.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
-EpsImagePlugin.gs_binary = False  # EPS, which any file may turn out to be, is a program for Ghostscript to run
+EpsImagePlugin.gs_binary = False  # any file may be EPS, a program that Ghostscript would run
 
 LONGEST = 4096
-"""Pixels of the longer side at most: more than any network here or any search for ink can use."""
+"""Largest longer side in pixels: more than any network here or any search for ink can use."""
 _large = threading.Lock()
 
 
 def read_image(file: Path | IO[bytes], draft: int | None = None) -> Image.Image:
-    """Reads a picture in any format that Pillow knows; of several frames the first.
+    """Reads a picture in any format that Pillow knows; if it has several frames, the first.
 
     Args:
         file: the file, or an open one.
-        draft: what both sides of a JPEG must keep in pixels, where it may be decoded smaller, which is faster.
+        draft: pixels that both sides of a JPEG must keep when it is decoded smaller, which is faster; None: full size.
 
     Returns:
-        In the file's own mode; where a side is longer than LONGEST, reduced by a whole factor and in a mode to match.
+        The picture in the file's own mode; if a side is longer than LONGEST, reduced by an integer factor, in a mode
+        that allows that.
 
     Raises:
-        UserError: there is none, it is no image, or one with more pixels than `Image.MAX_IMAGE_PIXELS`.
+        UserError: there is no such file, it is no image, or it has more pixels than `Image.MAX_IMAGE_PIXELS`.
     """
     if isinstance(file, Path) and not file.is_file():
         raise UserError("that is no file" if file.exists() else "there is no such file")
     try:
         with Image.open(file) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # wherever filters were set anew
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # if warning filters were reset
                 raise Image.DecompressionBombError
             if draft is not None:
                 image.draft("RGB", (draft, draft))
             factor = -(-max(image.size) // LONGEST)
-            with _large if factor > 1 else nullcontext():  # threads that read many at once would fill the memory
+            with _large if factor > 1 else nullcontext():  # reading many at once in threads would fill the memory
                 image.load()
                 return image if factor == 1 else _reduced(image, factor)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -65,9 +66,9 @@ def _reduced(image: Image.Image, factor: int) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """A picture of 16 or 32 bits a pixel made grey from 0 to 255, darkest to lightest; any other as it is.
+    """A picture of 16 or 32 bits per pixel as grey from 0, its darkest, to 255, its lightest; any other unchanged.
 
-    Pillow's own conversion would cut off what is lighter than 255.
+    Pillow's own conversion would clip values above 255.
     """
     if image.mode[0] not in "IF":
         return image

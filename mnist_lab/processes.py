@@ -1,4 +1,4 @@
-"""The processes of one run: who they are, and that they end together. Imports nothing heavy."""
+"""The processes of one run: what each one is, and how they end together. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ if TYPE_CHECKING:
     import lightning as L
 
 FIRST = "MNIST_LAB_FIRST_PROCESS"
-"""Environment variable of the processes that a run has started: the id of the one that did."""
+"""Environment variable of the processes that a run has started: the id of the process that started them."""
 PATIENCE = 5.0
-"""Seconds that are left to others to end in a better way, or to say it better."""
+"""Seconds that other processes get to end by themselves, or to report a clearer error."""
 CUT_OFF = 75
-"""Exit status of a further process that others have left alone, EX_TEMPFAIL of sysexits.h."""
+"""Exit status of a helper process that has lost its connection to the others: EX_TEMPFAIL of sysexits.h."""
 ANSWER_WITHIN = 5
-"""Minutes that a process waits for another's part of a computation. PyTorch's own 30 are half an hour's rent."""
+"""Minutes that a process waits for another's part of a computation. PyTorch's default, 30, would waste rented time."""
 
 
 def is_helper_process() -> bool:
-    """Whether this is one of the further processes of a distributed run, which share the first one's folder."""
+    """Whether this is a helper process of a distributed run: any but the first, whose folder they share."""
     ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return next((rank for rank in ranks if rank is not None), "0") != "0"
 
 
 def started_together() -> tuple[str, int]:
-    """What has started this process and others beside it, torchrun or srun, and how many. "" and 1: nothing has."""
+    """What started this process together with others, "torchrun" or "srun", and how many there are; else "" and 1."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "torchrun", int(os.environ["WORLD_SIZE"])
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))  # which a batch script doesn't have, what it sruns does
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))  # set by srun, not for the batch script
     return ("srun", tasks) if tasks > 1 else ("", 1)
 
 
 def alone(what: str) -> None:
-    """Refuses what torchrun and srun must not start.
+    """Makes sure that torchrun or srun has not started this command.
 
     Args:
-        what: can't be started by them, in words for the user.
+        what: what they can't start, in words for the user.
 
     Raises:
-        UserError: they have.
+        UserError: one of them has started it.
     """
     name, count = started_together()
     if count > 1:
@@ -66,22 +66,22 @@ def alone(what: str) -> None:
 
 @contextmanager
 def helping() -> Iterator[None]:
-    """What a further process does apart: it is silent, ends when the first does, and leaves the last word to that one.
+    """Runs a helper process: it prints nothing, ends with the first process and lets that one report errors.
 
     Raises:
-        Exception: what went wrong in this process alone, after a while. Where it went wrong in the first as well, that
-            has told it by then, and ended this one.
+        Exception: what went wrong in this process, after a few seconds. If it went wrong in the first process too, that
+            one has reported it by then and ended this one.
     """
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     if FIRST in os.environ:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, which the first gets too, and passes on
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the first as well, which passes it on
         threading.Thread(target=_end_with_the_first, args=(int(os.environ[FIRST]),), daemon=True).start()
     try:
         yield
     except Exception as error:
         time.sleep(PATIENCE)
-        if _is_cut_off(error):  # which is another's fault, and told by the first
+        if _is_cut_off(error):  # another process failed, and the first reports it
             os._exit(CUT_OFF)
         if isinstance(error, UserError):
             print(f"error: {error}", file=sys.stderr)
@@ -100,22 +100,22 @@ def _end_with_the_first(first: int) -> None:
 
 @contextmanager
 def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
-    """Starts the further processes of a distributed run, unless torchrun or SLURM has, and has all end together.
+    """Starts the helper processes of a distributed run, unless torchrun or SLURM has, and ends all of them together.
 
-    Each is a `resume` of the run's folder. Lightning would repeat the program's own command, which of a sweep is the
-    whole sweep; and where one is killed, it kills the others without a word.
+    Each is a `resume` of the run's folder. Lightning would repeat the program's own command, which for a sweep is the
+    whole sweep; and when one process is killed, Lightning kills the others without a message.
 
     Args:
-        trainer: the run's, which has not begun.
+        trainer: the run's, before training begins.
         run_dir: the run's folder, with its config.
 
     Raises:
-        Lost: a process has ended before its time, or doesn't answer.
+        Lost: a process has ended too early, or doesn't answer.
     """
     import torch
 
     if is_helper_process():
-        yield  # connections stay open if that fails, so that the others wait for `helping` to say why
+        yield  # if this fails, connections stay open, so that the others wait for `helping` to say why
         torch.distributed.destroy_process_group()
         return
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -124,7 +124,7 @@ def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
 
     names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
     before = {name: os.environ.get(name) for name in names}
-    environment: Any = getattr(trainer.strategy, "cluster_environment", None)  # which a strategy of one device lacks
+    environment: Any = getattr(trainer.strategy, "cluster_environment", None)  # strategies for one device have none
     helpers = None
     resume = f"To go on: python -m mnist_lab resume {quote(str(relative(run_dir)))}"
     try:
@@ -134,13 +134,13 @@ def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
             helpers = _Helpers(trainer.num_devices, run_dir, resume)
         yield
         if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # which NCCL does only when all do, so before any is waited for
+            torch.distributed.destroy_process_group()  # NCCL needs all for this, so it comes before any wait
         if helpers is not None:
             helpers.wait()
     except Exception as error:
         if not (_is_cut_off(error) or (helpers is not None and helpers.fate)):
             raise
-        fate = helpers.fate_soon() if helpers is not None else ""  # which comes a moment after its consequences
+        fate = helpers.fate_soon() if helpers is not None else ""  # known a moment after its consequences
         if not fate:
             silent = "imed out" in str(error) or "timeout" in str(error)
             fate = "another process of this run "
@@ -159,18 +159,18 @@ def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
 
 
 class _Helpers:
-    """The further processes of a run on this machine, watched from a thread until they are told to end.
+    """The helper processes of a run on this machine, watched by a thread until they are told to end.
 
     Args:
-        count: of all processes, the first among them.
+        count: number of processes, including the first.
         run_dir: the run's folder.
-        resume: what to say after the reason where one is lost.
+        resume: what to print after the reason if one is lost.
     """
 
     def __init__(self, count: int, run_dir: Path, resume: str) -> None:
         command = [sys.executable, "-m", "mnist_lab", "resume", str(run_dir.absolute())]
         self.fate = ""
-        """What happened to the process that ended first, in words for the user; empty where none has."""
+        """What happened to the process that failed first, in words for the user; empty if none has."""
         self._resume = resume
         self._over, self._found = threading.Event(), threading.Event()
         self._processes = [
@@ -180,18 +180,18 @@ class _Helpers:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def fate_soon(self) -> str:
-        """The fate, where it is known within a while."""
+        """The fate, after waiting up to PATIENCE seconds for it to become known."""
         self._found.wait(PATIENCE)
         return self.fate
 
     def wait(self) -> None:
-        """Waits a while for all to end by themselves."""
+        """Waits up to PATIENCE seconds for each process to end by itself."""
         for process in self._processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE)
 
     def end(self) -> None:
-        """Ends those that have not ended."""
+        """Kills the processes that have not ended."""
         self._over.set()
         for process in self._processes:
             process.kill()
@@ -203,7 +203,7 @@ class _Helpers:
             failed = [(status, rank) for status, rank in ended if status]
             if not failed:
                 continue
-            status, rank = min(failed)  # one that was killed before those that ended because of it
+            status, rank = min(failed)  # a killed process comes before those that failed because of it
             how = f"ended with exit status {status}, see above"
             if status == CUT_OFF:
                 how = f"has lost its connection to another, or has waited {ANSWER_WITHIN} minutes for it"
@@ -214,15 +214,15 @@ class _Helpers:
             self._found.set()
             for process in self._processes:
                 process.kill()
-            if not self._over.wait(PATIENCE):  # the main thread waits for an answer, where nothing can wake it
-                get_console().show_cursor()  # which a progress bar hides
+            if not self._over.wait(PATIENCE):  # the main thread waits for an answer and can't be woken
+                get_console().show_cursor()  # a progress bar hides it
                 print(f"error: {self.fate}; the others were ended. {self._resume}", file=sys.stderr, flush=True)
                 os._exit(1)
             return
 
 
 def _is_cut_off(error: Exception) -> bool:
-    """Whether an error is that of a connection between processes: gloo's and NCCL's have no class of their own."""
+    """Whether an error comes from a connection between processes: those of gloo and NCCL have no class of their own."""
     import torch
 
     words = ("gloo", "NCCL", "TCPStore", "pair closure")

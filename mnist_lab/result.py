@@ -1,4 +1,4 @@
-"""What a run found: `result.json`, written once, read by everything that compares or shows."""
+"""What a run found: `result.json`, written once and read by everything that compares or shows runs."""
 
 from __future__ import annotations
 
@@ -24,34 +24,36 @@ PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "num
 
 @dataclass(frozen=True)
 class Result:
-    """The content of result.json, schema version 1. Losses are means over images, accuracies fractions in
-    [0, 1]; null is what was not measured, or not a finite number.
+    """The content of result.json, schema version 1.
+
+    Losses are means over images and accuracies fractions in [0, 1]; null stands for what was not measured or is not a
+    finite number.
 
     Attributes:
-        schema_version: 1. A field may be added without a new version; none changes its meaning or goes away.
-        name: of the run, as its config gives it.
-        command: the line that repeats it.
-        overrides: Hydra overrides of that line.
-        config: everything it was run with, resolved.
-        seed: of all that is random.
+        schema_version: 1. A field may be added without a new version; none is removed or changes its meaning.
+        name: the run's name in its config.
+        command: the command line that repeats the run.
+        overrides: the Hydra overrides of that command.
+        config: the run's whole config, resolved.
+        seed: the seed of all randomness.
         started_at: ISO 8601 with time zone.
-        code: version of mnist_lab; commit of its git checkout and whether files differed from it, or null.
+        code: version of mnist_lab; commit of its git checkout and whether files were changed, or null.
         packages: versions of Python and of the packages that matter.
-        machine: system, processor, cores, torch threads, accelerator and its name, precision, processes, and the most
-            memory that the (first) process held until the test's end: memory_gb and accelerator_memory_gb, in 10⁹
-            bytes, or null.
+        machine: system, processor, cores, torch threads, accelerator and its name, precision, processes, and the peak
+            memory of the (first) process until the test's end: memory_gb and accelerator_memory_gb, in 10⁹ bytes, or
+            null.
         data: requested, name (the data really used), fallback (why another data set stands in, or null), digest
             (SHA-256 over the files' digests), files with their digests (up to 20 of them), classes, images in train,
             val and test, val_from.
         model: target, parameters, trainable_parameters.
-        history: a row an epoch: epoch, train/loss, train/acc, val/loss, val/acc, lr, seconds.
+        history: one row per epoch: epoch, train/loss, train/acc, val/loss, val/acc, lr, seconds.
         test: loss, acc, correct, n, and checkpoint ("last" or "best").
-        seconds: start (from the program's start to the first step), train, test; of a run that was
-            resumed those of the process that finished it.
-        notes: what a reader of the numbers must know: data that stands in, a test set used for validation.
+        seconds: start (from the program's start to the first step), train, test; for a resumed run, those of the
+            process that finished it.
+        notes: what readers of the numbers must know: substitute data, a test set used for validation.
         extras: what only some networks have: forward_pass of the neuron.
 
-    The file has one field more, sha256: of the others as `json.dumps(others, sort_keys=True)` gives them.
+    The file has one more field, sha256: that of `json.dumps(others, sort_keys=True)`, the others being those above.
     """
 
     schema_version: int
@@ -74,12 +76,16 @@ class Result:
 
     @property
     def train_seconds(self) -> float:
-        """Of training, by all processes of a run that was resumed: its epochs tell, which then took longer."""
+        """Seconds of training; for a resumed run, the sum over its epochs, as `seconds` has only its last process's."""
         return float(max(self.seconds["train"], sum(row["seconds"] for row in self.history)))
 
     def save(self, run_dir: Path) -> None:
-        """Writes RUN/result.json, whole or not at all."""
-        values = json.loads(json.dumps(_finite(asdict(self))))  # as whoever reads it will have them
+        """Writes RUN/result.json, whole or not at all.
+
+        Raises:
+            OSError: the disk is full, or the folder isn't there.
+        """
+        values = json.loads(json.dumps(_finite(asdict(self))))  # as readers of the file will get them
         text = json.dumps(values | {"sha256": _digest(values)}, indent=2, ensure_ascii=False)
         write_whole(run_dir / "result.json", text + "\n")
 
@@ -88,7 +94,7 @@ class Result:
         """Reads RUN/result.json.
 
         Raises:
-            UserError: there is none, or it isn't one of ours.
+            UserError: there is no such file, it is damaged, or it has another schema version.
         """
         path = run_dir / "result.json"
         try:
@@ -113,7 +119,7 @@ def _digest(values: dict[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The value with null in the place of what JSON has no number for."""
+    """The value, with None in place of NaN and infinities, which JSON doesn't have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -123,7 +129,7 @@ def _finite(value: Any) -> Any:
 
 @cache
 def code_state() -> dict[str, Any]:
-    """Version of this package, and the commit and cleanness of the checkout it runs from (null outside of one)."""
+    """This package's version, its checkout's commit and whether files were changed; None outside a checkout."""
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str | None:
@@ -135,7 +141,7 @@ def code_state() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
-    # A package installed into some other project's checkout is not part of that project.
+    # A package installed inside another project's checkout is not part of that project.
     tracked = git("ls-files", "--error-unmatch", str(here / "result.py")) is not None
     changes = git("status", "--porcelain", "--untracked-files=no") if tracked else None
     return {
@@ -162,7 +168,7 @@ def processor() -> str:
 
 
 def most_memory() -> float | None:
-    """The most memory that this process has held, in 10⁹ bytes; None where the system doesn't tell."""
+    """Peak memory of this process, in 10⁹ bytes; None where the system doesn't report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -172,5 +178,5 @@ def most_memory() -> float | None:
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Where random numbers start from."""
+"""Seeds for the different kinds of randomness."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from hashlib import blake2b
 
 
 def seed_of(kind: str, *numbers: int) -> int:
-    """A seed of one kind of chance, which shares nothing with another kind's or with other numbers'.
+    """A seed for one kind of randomness, independent of the seeds of other kinds and other numbers.
 
-    Without it, seed 0 would start the order of the batches and the dropout masks at the same number, and seed 1 in
-    epoch 2 could be seed 2 in epoch 1.
+    Without it, seed 0 would give the order of the batches and the dropout masks the same random numbers, and seed 1 in
+    epoch 2 could equal seed 2 in epoch 1.
 
     Args:
-        kind: what it is for: order, dropout, augment, split.
-        numbers: what else it depends on: the config's seed, an epoch, a process.
+        kind: what the seed is for: order, dropout, augment, split.
+        numbers: what else the seed depends on: the config's seed, an epoch, a process.
 
     Returns:
-        For `torch.Generator.manual_seed`: 0 to 2⁶⁴ - 1.
+        A seed for `torch.Generator.manual_seed`, 0 to 2⁶⁴ - 1.
     """
     facts = "/".join((kind, *map(str, numbers)))
     return int.from_bytes(blake2b(facts.encode(), digest_size=8).digest())

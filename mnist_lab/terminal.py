@@ -1,4 +1,4 @@
-"""What the terminal shows, and the run's log file with it."""
+"""What the terminal shows and the run's log file keeps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """Has messages shown and written to a run's log file, as Hydra's logging does for the command.
+    """Shows messages and writes them to a run's log file, as Hydra's logging does for a command.
 
     Args:
         path: the log file.
@@ -54,7 +54,7 @@ def show(renderable: RenderableType) -> None:
 
 
 def to_log_file(text: str) -> None:
-    """Writes to the run's log file what the terminal is not to show as well."""
+    """Writes text to the run's log file only, not to the terminal."""
     record = logging.LogRecord(log.name, logging.INFO, __file__, 0, "\n" + text, None, None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
@@ -62,7 +62,7 @@ def to_log_file(text: str) -> None:
 
 
 def warn(messages: list[str]) -> None:
-    """Shows messages where nobody can miss them."""
+    """Shows messages in a frame, so that nobody misses them."""
     if messages:
         show(
             Panel(
@@ -79,7 +79,7 @@ def metrics_table(title: str, rows: list[tuple[str, float | None, float]]) -> Ta
 
     Args:
         title: its title.
-        rows: (what it is about, loss or None, accuracy in [0, 1]).
+        rows: (name, loss or None where it is not finite, accuracy in [0, 1]).
     """
     right: Any = {"justify": "right"}
     table = Table("", Column("loss", **right), Column("accuracy", **right), title=title, title_justify="left")
@@ -89,7 +89,7 @@ def metrics_table(title: str, rows: list[tuple[str, float | None, float]]) -> Ta
 
 
 def show_result(result: Result) -> None:
-    """The small table at the end, and what nobody may miss about it."""
+    """Shows the small table at the end of a run, and the notes on its result."""
     rows: list[tuple[str, float | None, float]] = []
     last = result.history[-1]
     for stage, name in (("train", "train, last epoch"), ("val", "validation, last epoch")):
@@ -104,12 +104,12 @@ def show_result(result: Result) -> None:
 
 
 def show_where(result: Result, run_dir: Path, report: Path | None) -> None:
-    """The time that it took, and where to look next.
+    """Shows how long a run took, and where to look next.
 
     Args:
-        result: of the run.
+        result: the run's.
         run_dir: the run's folder.
-        report: its page, if there is one.
+        report: its report page; None if it has none.
     """
     folder = relative(run_dir)
     page = f"report       {relative(report)}\n" if report is not None else ""
@@ -122,5 +122,5 @@ def show_where(result: Result, run_dir: Path, report: Path | None) -> None:
 
 
 def relative(folder: Path) -> Path:
-    """The folder as seen from here, where it lies below."""
+    """The folder relative to the current one, if it lies below that; else unchanged."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

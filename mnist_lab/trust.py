@@ -1,4 +1,4 @@
-"""Which code the config of a run may name: any, where this user wrote it; nothing but layers and the like otherwise."""
+"""Which code a run's config may name: any if this user wrote it, otherwise only layers and the like."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ HARMLESS = re.compile(
     r"(torch\.nn|torch\.optim|torchvision\.transforms\.v2|mnist_lab\.(data|models|training|training\.schedules))\.\w+"
     r"|lightning\.Trainer|lightning\.pytorch\.(callbacks\.EarlyStopping|loggers\.(TensorBoardLogger|CSVLogger))"
 )
-"""Classes and functions that make networks, data and what trains them, and do nothing else."""
+"""Classes and functions that only build networks, data and their training."""
 
 
 def seal(content: str) -> str | None:
-    """What shows later that this user wrote a text: HMAC-SHA256 with a key that never leaves the user's cache folder.
+    """A seal that shows later that this user wrote a text: HMAC-SHA256 with a key kept in the user's cache folder.
+
+    Args:
+        content: the text.
 
     Returns:
-        In hexadecimal; None where no key can be kept.
+        The seal in hexadecimal; None if no key can be stored.
     """
     path = cache_dir() / "key"
     with suppress(OSError):
@@ -42,27 +45,27 @@ def seal(content: str) -> str | None:
 
 
 def is_sealed(content: str, sealed: Any) -> bool:
-    """Whether this user wrote a text, by the seal that came with it."""
+    """Whether the seal that came with a text shows that this user wrote it."""
     own = seal(content)
     return own is not None and isinstance(sealed, str) and hmac.compare_digest(own, sealed)
 
 
 def trusts(name: str) -> bool:
-    """Whether the user has named this package, or `sweep`, in MNIST_LAB_TRUST, which takes several with commas."""
+    """Whether MNIST_LAB_TRUST, a list with commas, names this package (or `sweep`)."""
     return name in os.environ.get("MNIST_LAB_TRUST", "").split(",")
 
 
 def check_origin(path: Path, config: Any, sealed: Any) -> None:
-    """Makes sure that a config from a file runs no code that whoever wrote it has chosen.
+    """Makes sure that a config from somebody else can't run code of their choice.
 
     Args:
         path: the file.
-        config: what it says, dictionaries and lists.
+        config: its content, as dictionaries and lists.
         sealed: the seal that came with it, if any.
 
     Raises:
-        UserError: the file is not as this user wrote it, and names something else than HARMLESS and the packages in
-            MNIST_LAB_TRUST, or has an interpolation.
+        UserError: the file is not as this user wrote it, and contains an interpolation or names code that is neither
+            HARMLESS nor from a package in MNIST_LAB_TRUST.
     """
     if is_sealed(path.read_text(encoding="utf-8"), sealed):
         return
@@ -93,7 +96,7 @@ def targets(config: Any) -> Iterator[Any]:
 
 
 def interpolations(config: Any) -> Iterator[str]:
-    """Every text in a config in whose place something else would be put when it is used."""
+    """Every string in a config that contains an interpolation, which is replaced when the config is used."""
     if isinstance(config, str) and "${" in config:
         yield config
     for value in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():

@@ -1,4 +1,4 @@
-"""The verb `bench`: our command and its peers at the same work, in turn, on this machine."""
+"""The verb `bench`: measures our command and its peers at the same work, in turn, on this machine."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ MEASURED = ("measurements.csv", "race.csv")
 BEST_OF = ("pytorch", "keras_tensorflow", "keras_jax")
 NEEDS = {"keras_tensorflow": ("keras", "tensorflow"), "keras_jax": ("keras", "jax")}
 ARTICLES = {"A3": 4, "B": 10, "C": 20, "D": 5}
-"""Epochs that the articles train."""
-# Floating-point operations of a training image: two a weight forward, two for its gradient and two for its inputs',
-# which the first layer doesn't need.
+"""Epochs for which the articles train."""
+# Floating-point operations per training image: for each weight two forward, two for its gradient and two for its
+# input's gradient, which the first layer doesn't need.
 _CONVOLVED, _DENSE = 24 * 24 * 30 * 25, 4320 * 128 + 128 * 10
 FLOP = {
     "A3": 4 * 784 * 512 + 6 * (512 * 512 + 512 * 10),
@@ -52,33 +52,33 @@ FLOP = {
 
 @dataclass
 class Row:
-    """What one contender took for one network in one round."""
+    """The measurements of one contender with one network in one round."""
 
     round: int
     network: str
     contender: str
     epoch_s: float
-    """The median steady epoch, validation on the 10,000 test images included: all but the first."""
+    """Median of the epochs after the first, including validation on the 10,000 test images."""
     evaluation_s: float
-    """The median evaluation of the 10,000 test images, without the first."""
+    """Median of the evaluations of the 10,000 test images after the first."""
     command_s: float
-    """The whole process, start to exit."""
+    """The whole process, from start to exit."""
     memory_gb: float
-    """The most it held, 10⁹ bytes."""
+    """Peak memory, in 10⁹ bytes."""
     train_s: float
-    """All epochs, validation included."""
+    """All epochs, including validation."""
     acc: float
-    """On the 10,000 test images after the last epoch, in [0, 1]."""
+    """Accuracy on the 10,000 test images after the last epoch, in [0, 1]."""
 
 
 def bench(words: list[str]) -> None:
-    """Measures, prints a table, and leaves DIR/table.md, DIR/chart.png and DIR/measurements.csv.
+    """Measures, prints a table, and writes DIR/table.md, DIR/chart.png and DIR/measurements.csv.
 
     Args:
-        words: `rounds=N` (3), `epochs=N` an epoch more than are steady (3) or `epochs=articles` as many as the
-            articles', `networks=NAME,NAME` and `contenders=NAME,NAME` (all), `dir=DIR` (outputs/bench).
-            `networks=fast99` races that recipe against the public record instead, and leaves DIR/race.md
-            and DIR/race.csv. `compare` draws the peers of such a folder beside runs of ours.
+        words: `rounds=N` (3); `epochs=N` (3): epochs to train, of which the first is not counted, or `epochs=articles`:
+            as many as in the articles; `networks=NAME,NAME` and `contenders=NAME,NAME` (all); `dir=DIR`
+            (outputs/bench). `networks=fast99` compares that recipe with the public record instead, and writes
+            DIR/race.md and DIR/race.csv. `compare` draws the peers of such a folder beside our own runs.
 
     Raises:
         UserError: a word is not understood, a peer or the data set is missing, or a contender failed.
@@ -113,7 +113,7 @@ def bench(words: list[str]) -> None:
     for number in range(1, rounds + 1):
         for network in networks:
             for name in contenders:
-                # These take so long that one steady epoch a round must do.
+                # These take so long that one steady epoch per round must do.
                 short = name == "lightning" or (name, network) == ("keras_jax", "B")
                 epochs = ARTICLES[network] if whole else 2 if short else steady
                 row = measure(number, network, name, epochs, root)
@@ -131,12 +131,19 @@ def bench(words: list[str]) -> None:
 def measure(number: int, network: str, name: str, epochs: int, root: Path) -> Row:
     """Runs one contender in a process of its own.
 
+    Args:
+        number: the round, from 1.
+        network: one of NETWORKS.
+        name: one of CONTENDERS.
+        epochs: epochs to train, 2 or more.
+        root: the folder of the data sets, as data.root.
+
     Raises:
         UserError: it failed.
     """
     with tempfile.TemporaryDirectory() as scratch:
         environment = {**os.environ, "BENCH_DATA": str(root), "BENCH_DIR": scratch, "MNIST_LAB_DATA": str(root)}
-        environment |= {"FORCE_COLOR": "1", "COLUMNS": "100", "TF_CPP_MIN_LOG_LEVEL": "3"}  # the bar is shown
+        environment |= {"FORCE_COLOR": "1", "COLUMNS": "100", "TF_CPP_MIN_LOG_LEVEL": "3"}  # shows the progress bar
         module = {"our_loop": "our_loop", "pytorch": "pytorch_loop", "lightning": "lightning_template"}
         words = [f"mnist_lab.bench.{module.get(name, 'keras_fit')}", network, str(epochs)]
         clock = Path(scratch) / "clock.json"
@@ -174,7 +181,7 @@ def _report(printed: str) -> str:
 
 
 def _most_memory(process: int) -> int:
-    """Bytes that a running process has held at the most; 0 where the system doesn't tell."""
+    """Peak memory of a running process so far, in bytes; 0 where the system doesn't report it."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
@@ -183,13 +190,13 @@ def _most_memory(process: int) -> int:
 
 
 def floor(network: str, flops: float) -> float:
-    """Seconds an epoch that the arithmetic of 60,000 images takes at `flops` operations a second, at the least."""
+    """Least seconds that the arithmetic of an epoch of 60,000 images takes, at `flops` operations per second."""
     return FLOP[network] * 60_000 / flops
 
 
 @cache
 def peak() -> float:
-    """Floating-point operations a second of this machine's best matrix product: three sizes, the best of many."""
+    """Floating-point operations per second of this machine's fastest matrix product: the best of three sizes."""
     import torch
 
     from mnist_lab.models import Linear
@@ -214,7 +221,7 @@ def _chosen(key: str, own: dict[str, str], known: tuple[str, ...]) -> list[str]:
 
 
 def _medians(rows: list[Row]) -> dict[tuple[str, str], Row]:
-    """For each network and contender the medians over the rounds."""
+    """The medians over the rounds for each network and contender."""
     found = {}
     for key in dict.fromkeys((row.network, row.contender) for row in rows):
         of = [row for row in rows if (row.network, row.contender) == key]
@@ -227,7 +234,7 @@ def _medians(rows: list[Row]) -> dict[tuple[str, str], Row]:
 
 
 def _ratios(rows: list[Row], network: str, others: tuple[str, ...]) -> list[float]:
-    """Round by round: our epoch over the best of the others' in the same round."""
+    """For each round, our seconds per epoch divided by the best of the others' in the same round."""
     found = []
     for number in sorted({row.round for row in rows}):
         took = {row.contender: row.epoch_s for row in rows if (row.round, row.network) == (number, network)}
@@ -237,7 +244,12 @@ def _ratios(rows: list[Row], network: str, others: tuple[str, ...]) -> list[floa
 
 
 def table(rows: list[Row], flops: float) -> Iterator[str]:
-    """Lines of Markdown."""
+    """The measurements as lines of Markdown.
+
+    Args:
+        rows: all measurements.
+        flops: floating-point operations per second, from `peak`.
+    """
     found = _medians(rows)
     networks = list(dict.fromkeys(row.network for row in rows))
     contenders = [name for name in CONTENDERS if any(row.contender == name for row in rows)]
@@ -278,14 +290,21 @@ def table(rows: list[Row], flops: float) -> Iterator[str]:
 
 
 def chart(rows: list[Row], flops: float, path: Path, title: str) -> None:
-    """Bars by network, and the arithmetic floor as a line across them."""
+    """Draws bars by network, and the arithmetic floor as a line across them.
+
+    Args:
+        rows: all measurements.
+        flops: floating-point operations per second, from `peak`.
+        path: the PNG file to write.
+        title: the chart's title.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     found = _medians(rows)
     networks = list(dict.fromkeys(row.network for row in rows))
     contenders = [name for name in CONTENDERS if any(row.contender == name for row in rows)]
-    # Okabe and Ito's colours, told apart by the colour-blind, with hatches for print.
+    # Okabe and Ito's colours, which colour-blind readers can tell apart, with hatches for print.
     looks = {
         "ours": ("#0072B2", ""), "our_loop": ("#56B4E9", "//"), "pytorch": ("#E69F00", ""),
         "keras_tensorflow": ("#009E73", ".."), "keras_jax": ("#CC79A7", "xx"), "lightning": ("#999999", "--"),
@@ -317,7 +336,7 @@ def chart(rows: list[Row], flops: float, path: Path, title: str) -> None:
 
 
 def _write(folder: Path, rows: list[Row]) -> None:
-    """What is known so far, as a benchmark takes long enough to be stopped."""
+    """Writes the results so far, as a benchmark takes so long that it may be stopped."""
     from mnist_lab.files import write_whole
     from mnist_lab.result import cores, package_versions, processor
 

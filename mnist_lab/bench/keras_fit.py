@@ -1,4 +1,4 @@
-"""Keras, as its documentation writes it: Sequential, compile, fit. The backend is chosen by KERAS_BACKEND."""
+"""Keras as in its documentation: Sequential, compile, fit. KERAS_BACKEND chooses the backend."""
 
 import sys
 

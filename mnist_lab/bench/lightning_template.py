@@ -1,4 +1,4 @@
-"""Lightning as every template writes it: torchvision's data and transforms, a DataLoader, metrics logged by step."""
+"""Lightning as in its templates: torchvision's data and transforms, a DataLoader, and metrics logged at each step."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ network, epochs = sys.argv[1], int(sys.argv[2])
 
 
 class LitClassifier(L.LightningModule):
-    """The classifier of a template."""
+    """The classifier, as in a template."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class LitClassifier(L.LightningModule):
         self.val_acc = MulticlassAccuracy(10, average="micro")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """One step."""
+        """One training step."""
         images, labels = batch
         logits = self.net(images)
         loss: Tensor = self.loss(logits, labels)
@@ -63,7 +63,7 @@ class LitClassifier(L.LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """One step of validation."""
+        """One validation step."""
         images, labels = batch
         logits = self.net(images)
         self.val_acc(logits, labels)
@@ -83,14 +83,14 @@ clock = Clock()
 
 
 class Ticks(L.Callback):
-    """Tells the clock."""
+    """Tells the clock when epochs begin and training ends."""
 
     def on_train_epoch_start(self, *_: Any) -> None:
         """An epoch begins."""
         clock.tick()
 
     def on_train_end(self, *_: Any) -> None:
-        """The last has ended."""
+        """The last epoch has ended."""
         clock.tick()
 
 

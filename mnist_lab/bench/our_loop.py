@@ -1,4 +1,4 @@
-"""A loop written by hand around all our own parts: what our command takes longer than it is the Trainer."""
+"""A hand-written loop around our own parts: the difference to our command's time is the Trainer's overhead."""
 
 import os
 import sys

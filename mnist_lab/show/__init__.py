@@ -1,1 +1,1 @@
-"""What people look at: data, runs and their networks. Reads results, checkpoints and images, and never trains."""
+"""What people look at: data, runs and their networks. It reads results, checkpoints and images and never trains."""

@@ -20,11 +20,11 @@ USAGE = "use: python -m mnist_lab dashboard [dir=outputs] [port=6006] [host=127.
 
 
 def dashboard(words: list[str]) -> None:
-    """Serves TensorBoard until Ctrl-C, and opens a browser on it where there is a screen.
+    """Serves TensorBoard until Ctrl-C, and opens it in a browser if there is a screen.
 
     Args:
-        words: `dir=FOLDER` (outputs), `port=NUMBER` (6006; 0: any free one), `host=ADDRESS` (127.0.0.1, which nobody
-            else can reach) and `open=true` or `false`.
+        words: `dir=FOLDER` (outputs), `port=NUMBER` (6006; 0: any free one), `host=ADDRESS` (127.0.0.1, which only
+            this machine can reach) and `open=true` or `false`.
 
     Raises:
         UserError: a word is not understood, there is nothing to show, or the port is taken.
@@ -39,7 +39,7 @@ def dashboard(words: list[str]) -> None:
     if next(folder.rglob("events.out.tfevents.*"), None) is None:
         raise UserError(f"dir={folder}: no run in it has logged for TensorBoard. One that does: python -m mnist_lab")
 
-    try:  # TensorBoard's server would end the program in its own way
+    try:  # if the port is taken, TensorBoard's server would end the program
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()
     except OSError as error:
@@ -47,14 +47,14 @@ def dashboard(words: list[str]) -> None:
             raise UserError(f"port={port} is in use: choose another one, or port=0 for any that is free") from None
         raise UserError(f"host={host} port={port}: {error.strerror}") from None
 
-    # It would import TensorFlow where that is installed, as in mnist_lab/build.py.
+    # TensorBoard would import TensorFlow if it is installed, as in mnist_lab/build.py.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     from tensorboard.program import TensorBoard
 
     board = TensorBoard()
     of_every_epoch = "--samples_per_plugin=images=1000,pr_curves=1000"  # instead of ten and a hundred of them
     board.configure(("", f"--logdir={folder}", f"--port={port}", f"--host={host}", of_every_epoch))
-    with redirect_stderr(io.StringIO()):  # advice on flags that we don't have
+    with redirect_stderr(io.StringIO()):  # it prints advice on flags that this command doesn't have
         url = board.launch()
     print(f"TensorBoard on {folder} at {url}\nCtrl-C ends it", flush=True)
     # Without a screen Python would start a browser in the terminal.

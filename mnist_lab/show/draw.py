@@ -1,4 +1,4 @@
-"""The verb `draw`: a page on this machine where one draws, and watches a run's network."""
+"""The verb `draw`: a page on this machine to draw on while a run's network classifies the drawing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ USAGE = (
     "[host=127.0.0.1]"
 )
 LARGEST_BODY = 1_000_000
-"""Bytes of a request: the page's own pictures have a hundredth of that."""
+"""Most bytes of a request: the page's own pictures have a hundredth of that."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 
@@ -34,10 +34,10 @@ def draw(words: list[str]) -> None:
     """Serves the page until Ctrl-C.
 
     Args:
-        words: `run=DIR`, and `checkpoint=`, `prepare=`, `port=` (0: any that is free) and `host=`.
+        words: `run=DIR`, and `checkpoint=`, `prepare=`, `port=` (0: any free one) and `host=`.
 
     Raises:
-        UserError: there is no such run, a word is not understood, or the port can't be had.
+        UserError: there is no such run, a word is not understood, or the port can't be used.
     """
     defaults = {"run": "", "checkpoint": "", "prepare": "auto", "port": "7860", "host": "127.0.0.1"}
     options = understood(words, defaults, USAGE, needed=("run",))
@@ -58,14 +58,14 @@ def draw(words: list[str]) -> None:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers `GET /` with the page, and `POST /predict`, whose body is an image file, with what a network sees in it.
+    """Answers `GET /` with the page, and `POST /predict`, whose body is an image file, with a network's prediction.
 
     Args:
-        host: the address to listen at.
-        port: 0 to 65535; 0: any that is free.
+        host: the address to listen on.
+        port: 0 to 65535; 0: any free one.
 
     Raises:
-        UserError: another program listens there, or it is no address of this machine.
+        UserError: the port is taken, or the host is no address of this machine.
     """
 
     daemon_threads = True
@@ -83,7 +83,7 @@ class Server(ThreadingHTTPServer):
             ) from error
 
     def serve(self, trained: TrainedRun, prepare: str = "auto") -> None:
-        """Says where the page is, and answers until it is interrupted.
+        """Prints the page's address, and answers requests until interrupted.
 
         Args:
             trained: the run.
@@ -101,14 +101,14 @@ class Server(ThreadingHTTPServer):
         self.serve_forever()
 
     def see(self, picture: bytes) -> dict[str, Any]:
-        """What the network sees.
+        """What the network sees in a picture.
 
         Args:
-            picture: an image file.
+            picture: the content of an image file.
 
         Returns:
-            probabilities: of the classes, in their order; image: what the network saw, a PNG file as a data: URL;
-            inverted: whether it was dark on light.
+            "probabilities", those of the classes in their order; "image", what the network saw, a PNG file as a data:
+            URL; "inverted", whether the picture was dark on light.
 
         Raises:
             UserError: it is no image, or nothing is drawn in it.
@@ -128,13 +128,13 @@ class Server(ThreadingHTTPServer):
         }
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that goes away while it is answered is no error."""
+        """Ignores connections that the browser closes before it has the answer."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request."""
+    """Handles one connection's requests."""
 
     server: Server
     timeout = 30
@@ -142,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # an answer leaves in one piece: a second would wait 40 ms for the first to be acknowledged
 
     def do_GET(self) -> None:
-        """The page."""
+        """Sends the page."""
         if not self._is_meant():
             return
         if self.path.partition("?")[0] == "/":
@@ -153,7 +153,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        """What the network sees in the image file that is the body."""
+        """Sends what the network sees in the image file in the request's body."""
         if not self._is_meant():
             return
         length = self.headers.get("Content-Length", "")
@@ -172,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._answer(HTTPStatus.UNPROCESSABLE_ENTITY, reason, "application/json")
 
     def _is_meant(self) -> bool:
-        """Refuses what a page of another name sends: such a name can be made to point here (DNS rebinding)."""
+        """Refuses requests for another host name, which an attacker can make point here (DNS rebinding)."""
         name = self.headers.get("Host", "")
         name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
         try:
@@ -184,7 +184,7 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Refuses a request without reading the rest of it."""
+        """Refuses a request, without reading the rest of it."""
         self.close_connection = True
         reason = message or HTTPStatus(code).phrase
         self._answer(code, json.dumps({"error": reason}).encode(), "application/json")
@@ -203,4 +203,4 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing of each request."""
+        """Prints nothing."""

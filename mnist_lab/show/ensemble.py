@@ -1,4 +1,4 @@
-"""The verb `ensemble`: what several runs' networks see together, by the mean of their probabilities."""
+"""The verb `ensemble`: several runs' networks tested together, by the mean of their probabilities."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ USAGE = "use: python -m mnist_lab ensemble DIR [DIR ...] [key=value of the runs'
 
 
 def ensemble(words: list[str]) -> None:
-    """Tests the runs below some folders together: each image gets the class of the highest mean probability.
+    """Tests the runs below some folders together: each image gets the class with the highest mean probability.
 
-    Shows each run's test result, their mean, and the ensemble's. Losses are the mean of -ln of the probability that the
-    right class gets, whatever a run was trained with.
+    Shows each run's test result, their mean, and the ensemble's. Losses are the mean of -ln of the true class's
+    probability, whatever loss a run was trained with.
 
     Args:
-        words: folders of runs, of sweeps, or above them; and values of the runs' own configs to replace.
+        words: folders of runs or sweeps, or folders above them; and `key=value` to replace in the runs' configs.
 
     Raises:
-        UserError: there are not two finished runs of the same test set there, or a word is not understood.
+        UserError: there are fewer than two finished runs, they have different test sets, or a word is not understood.
     """
     overrides = [word for word in words if "=" in word and not is_there(word)]
     folders = [path_of(word) for word in words if word not in overrides]

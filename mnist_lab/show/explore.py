@@ -1,4 +1,4 @@
-"""The verb `explore`: a data set in numbers and pictures, as a run would get it."""
+"""The verb `explore`: a data set in numbers and pictures, as a run would use it."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ USAGE = (
     "[dir=outputs/explore/NAME]"
 )
 NUMBERS = 64 * 64
-"""Pixel values that can be printed over an image and read, at the most."""
+"""Most pixel values that can be printed over an image and still be read."""
 GRID = 10
-"""Lines and columns of the grid of random images, and columns of the images by class."""
+"""Rows and columns of the grid of random images, and columns of the images by class."""
 SHADES = " .:-=+*#%@"
-"""From white to black, where there are no colours."""
+"""From white to black, for terminals without colours."""
 
 
 def explore(words: list[str]) -> None:
-    """Prints what a data set is made of, and leaves pictures of it.
+    """Prints what a data set contains, and writes pictures of it.
 
     Args:
-        words: `data=NAME` and values of its config, `seed=N`, and `--config-dir DIR`, as a training takes them;
-            `index=N` chooses the training image that is shown, `show=terminal` shows it here as well, `dir=FOLDER`
-            gets the pictures.
+        words: `data=NAME` and values of its config, `seed=N`, and `--config-dir DIR`, as for training; `index=N`
+            chooses the training image that is shown, `show=terminal` also shows it in the terminal, and `dir=FOLDER`
+            says where to write the pictures.
 
     Raises:
-        UserError: a word is not understood, the data can't be had, or has no image of that index.
+        UserError: a word is not understood, the data can't be loaded, or it has no image of that index.
     """
     parser = ArgumentParser()
     for flag in ("--config-dir", "--config-path", "--config-name"):
@@ -79,10 +79,10 @@ def explore(words: list[str]) -> None:
 
 
 class Parts:
-    """The four arrays of a data set, and what a network gets of them.
+    """The four arrays of a data set, and how they are scaled for a network.
 
     Args:
-        data: set up.
+        data: a data module that has been set up.
     """
 
     def __init__(self, data: ImageDataModule) -> None:
@@ -107,17 +107,17 @@ class Parts:
         """int64 (N,)."""
 
     def scaled_range(self, images: Tensor) -> tuple[float, float]:
-        """The smallest and the largest value that a network gets of some images, (N, C, H, W)."""
+        """The smallest and largest value of some images, (N, C, H, W), after scaling."""
         if images.is_floating_point():
             return float(images.min()), float(images.max())
-        # A channel at a time: scaling keeps the order of its values. All as float32 would take four times the room.
+        # Per channel, whose order of values scaling keeps: converting all to float32 would take four times the memory.
         ends = [images.amin((0, 2, 3)), images.amax((0, 2, 3))]
         low, high = ((end.float() - self.shift.flatten()) / self.divisor.flatten() for end in ends)
         return float(low.min()), float(high.max())
 
 
 def _tell(parts: Parts) -> None:
-    """Prints the arrays before and after they are made ready for a network, and how many images each class has."""
+    """Prints the arrays before and after they are prepared for a network, and the number of images per class."""
     import torch
     from rich import get_console
     from rich.box import SIMPLE_HEAD
@@ -167,7 +167,7 @@ def _title(parts: Parts, index: int) -> str:
 
 
 def _show_in_terminal(parts: Parts, index: int) -> None:
-    """Shows an image in the terminal: two pixels a character, in colour; one in two characters where there are none."""
+    """Shows an image in the terminal: in colour two pixels per character, else two characters per pixel."""
     import numpy as np
     from PIL import Image
     from rich import get_console
@@ -206,7 +206,7 @@ def _show_in_terminal(parts: Parts, index: int) -> None:
 
 
 def _figures(parts: Parts, index: int, seed: int) -> dict[str, Figure]:
-    """The pictures, by the names of their files."""
+    """The pictures, by file name."""
     import torch
 
     from mnist_lab.show.style import canvas, draw, drawable, tiled, titled
@@ -234,7 +234,7 @@ def _figures(parts: Parts, index: int, seed: int) -> dict[str, Figure]:
 
 
 def _one(parts: Parts, index: int, values: bool = False) -> Figure:
-    """A training image under its title; with values, each pixel's own are printed over it, a line a channel."""
+    """A training image under its title; with values, each pixel has its own printed over it, one line per channel."""
     from mnist_lab.show.style import draw, drawable, subplots, tiled
 
     image = parts.train_images[index]
@@ -256,7 +256,7 @@ def _one(parts: Parts, index: int, values: bool = False) -> Figure:
 
 
 def _by_class(parts: Parts, names: list[str]) -> Figure:
-    """The first training images of each class, a row a class."""
+    """The first training images of each class, one row per class."""
     import torch
 
     from mnist_lab.show.style import canvas, draw, drawable, tiled

@@ -1,4 +1,4 @@
-"""The verb `export`: a run's network as a file that other programs can use."""
+"""The verb `export`: writes a run's network to a file that other programs can use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ USAGE = (
     "[key=value of the run's config ...]"
 )
 PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "torch_export": (), "safetensors": ("safetensors",)}
-"""The formats, each with the packages that it needs beside ours."""
+"""The formats, each with the further packages that it needs."""
 
 
 def export(words: list[str]) -> None:
@@ -26,8 +26,8 @@ def export(words: list[str]) -> None:
             run's own config to replace, such as `data.root=DIR`.
 
     Raises:
-        UserError: there is no such run, checkpoint or format, or a package is missing, or a word is not understood.
-        SystemExit: the file didn't give what the run gives, and is gone; with exit status 1.
+        UserError: there is no such run, checkpoint or format, a package is missing, or a word is not understood.
+        SystemExit: with status 1: the file's probabilities differ from the run's, and it was not kept.
     """
     defaults = {"run": "", "format": "onnx", "checkpoint": "", "to": ""}
     options, overrides = divide(words, defaults, USAGE, needed=("run",))

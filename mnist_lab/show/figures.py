@@ -1,4 +1,4 @@
-"""The figures of a run's report, each of which can stand alone in a paper."""
+"""The figures of a run's report, each fit to stand alone in a paper."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 15
-"""Of confidence, as in Guo et al. 2017."""
+"""Bins of confidence, as in Guo et al. 2017."""
 UNITS = 30
-"""Of a first layer whose weights are drawn, at the most."""
+"""Most units of a first layer whose weights are drawn."""
 MISTAKES = 15
-"""That are shown, at the most."""
+"""Most mistakes that are shown."""
 READABLE = 20
-"""Classes of a confusion matrix in whose cells numbers can be read, at the most."""
+"""Most classes of a confusion matrix whose cells can hold readable numbers."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network says about the test images.
+    """What a network predicts for the test images.
 
     Attributes:
         probabilities: float32 (N, classes); NaN where training diverged.
         labels: int64 (N,).
         images: uint8 or float32 (N, C, H, W).
-        classes: their names.
+        classes: the classes' names.
     """
 
     probabilities: Tensor
@@ -56,19 +56,19 @@ class Answers:
 
     @property
     def mistakes(self) -> Tensor:
-        """Where the prediction is not the label, the surest first: int64 (M,)."""
+        """Positions of the misclassified images, highest confidence first: int64 (M,)."""
         wrong = (self.predicted != self.labels).nonzero().flatten()
         sure = self.confidence[wrong].nan_to_num(0)
         return wrong[sure.argsort(descending=True, stable=True)]
 
     def confusion(self) -> Tensor:
-        """How many images of each label (row) were taken for each class (column): int64 (classes, classes)."""
+        """Number of images by label (row) and predicted class (column): int64 (classes, classes)."""
         k = len(self.classes)
         return torch.bincount(self.labels * k + self.predicted, minlength=k * k).reshape(k, k)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes' names as figures bear them: not too long, and a $ begins no formula."""
+        """The classes' names as figures show them: shortened, and with every $ escaped, which would begin a formula."""
         return tuple(name[:20].replace("$", r"\$") for name in self.classes)
 
     def shown(self, positions: Tensor) -> Tensor:
@@ -77,20 +77,20 @@ class Answers:
 
 
 def precision_recall(confusion: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each class: the share of the images taken for it that are of it, and the share of its images taken for it.
+    """Precision and recall of each class.
 
     Args:
-        confusion: int64 (classes, classes), a row a label.
+        confusion: int64 (classes, classes), one row per label.
 
     Returns:
-        float64 (classes,) each; NaN where no image was taken for a class, or none is of it.
+        float64 (classes,) each; precision is NaN for a class that was never predicted, recall for one without images.
     """
     correct = confusion.diagonal().double()
     return correct / confusion.sum(0), correct / confusion.sum(1)
 
 
 def interval(correct: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of `correct` in `n`, from the binomial distribution (Wilson 1927)."""
+    """The 95 % confidence interval of the proportion `correct` / `n` (Wilson 1927)."""
     from scipy.stats import binomtest
 
     found = binomtest(correct, n).proportion_ci(0.95, method="wilson")
@@ -99,12 +99,12 @@ def interval(correct: int, n: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Bin:
-    """Images of which the network is about equally sure.
+    """Images of about equal confidence.
 
     Attributes:
-        n: how many.
-        correct: how many of them were recognised.
-        confidence: the mean probability of the class predicted for them.
+        n: number of images.
+        correct: how many of them were classified correctly.
+        confidence: their mean probability of the predicted class.
     """
 
     n: int
@@ -113,7 +113,7 @@ class Bin:
 
 
 def calibration_bins(answers: Answers) -> list[Bin]:
-    """The images by confidence, in BINS equal parts of [0, 1]: those that have any. NaN is left out."""
+    """The test images by confidence, in BINS bins of equal width in [0, 1]. Empty bins and NaN are left out."""
     known = answers.confidence.isfinite()
     confidence, right = answers.confidence[known].double(), (answers.predicted == answers.labels)[known]
     number = (confidence * BINS).ceil().clamp(1, BINS).long() - 1
@@ -125,18 +125,18 @@ def calibration_bins(answers: Answers) -> list[Bin]:
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """The expected calibration error (Guo et al. 2017, eq. 3): the mean over images of |accuracy − confidence|."""
+    """The expected calibration error (Guo et al. 2017, eq. 3): the bins' mean |accuracy − confidence|, by images."""
     return sum(abs(b.correct - b.n * b.confidence) for b in bins) / sum(b.n for b in bins)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer, in the order in which an image goes through the network.
+    """One call of a layer, in the order in which an image passes through the network.
 
     Attributes:
-        kind: its class.
-        gives: shape of its output for one image.
-        parameters: how many; 0 where an earlier row has counted them.
+        kind: the name of its class.
+        gives: the shape of its output for one image.
+        parameters: number of parameters; 0 if an earlier entry has counted them.
     """
 
     kind: str
@@ -145,14 +145,14 @@ class Layer:
 
 
 def layers_of(net: nn.Module, image: Tensor) -> tuple[list[Layer], nn.Module | None]:
-    """What an image goes through.
+    """The layers that an image passes through.
 
     Args:
         net: in evaluation mode.
         image: float32 (1, C, H, W), on the network's device.
 
     Returns:
-        Its layers, and the first of them that has weights.
+        The layers, and the first module among them that has a weight matrix; None if there is none.
     """
     found: list[Layer] = []
     modules: list[nn.Module] = []
@@ -173,7 +173,7 @@ def layers_of(net: nn.Module, image: Tensor) -> tuple[list[Layer], nn.Module | N
 
 
 def curves(result: Result) -> Figure:
-    """Loss and accuracy by epoch, of training and validation, and the test's."""
+    """Training and validation loss and accuracy by epoch, and those of the test."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = subplots(2, height=3.4)
@@ -200,7 +200,7 @@ def curves(result: Result) -> Figure:
 
 
 def predictions(answers: Answers) -> Figure:
-    """The first nine test images, three a line, each with what was predicted and what it is."""
+    """The first nine test images, three per row, each with its predicted class and its label."""
     chosen = torch.arange(min(9, len(answers.labels)))
     pairs = [(answers.names[int(answers.predicted[n])], answers.names[int(answers.labels[n])]) for n in chosen]
     between = " " if max(len(name) for pair in pairs for name in pair) <= 3 else "\n"
@@ -210,7 +210,7 @@ def predictions(answers: Answers) -> Figure:
 
 
 def worst(answers: Answers) -> Figure:
-    """The mistakes of which the network was surest, five a line, with both probabilities."""
+    """The mistakes with the highest confidence, five per row, with both probabilities."""
     chosen = answers.mistakes[:MISTAKES]
     texts = []
     for n in chosen:
@@ -221,7 +221,7 @@ def worst(answers: Answers) -> Figure:
 
 
 def confusion_matrix(answers: Answers) -> Figure:
-    """Counts by label and prediction: recognised ones in blue, mistakes in orange, by their share of the label."""
+    """Counts by label and prediction: correct ones in blue and mistakes in orange, by their share of the label."""
     from matplotlib import colormaps
 
     counts = answers.confusion()
@@ -243,7 +243,7 @@ def confusion_matrix(answers: Answers) -> Figure:
                 column, row, f"{counts[row, column]:,}", ha="center", va="center",
                 fontsize=9 if k <= 12 else 7, color="white" if dark else "#222222",
             )  # fmt: skip
-    step = -(-k // 64)  # more names than that can't be read
+    step = -(-k // 64)  # more names can't be read
     names = answers.names[::step]
     size = min(9.0, 330 / (k / step))
     fits = 0.6 * size * max(map(len, names)) < 72 * 0.75 * side * step / k  # of a cell's width, in points
@@ -274,7 +274,7 @@ def class_scores(answers: Answers) -> Figure:
 
 
 def reliability(bins: Sequence[Bin]) -> Figure:
-    """Accuracy against confidence, with 95 % intervals, over how many images there are of each."""
+    """Accuracy against confidence, with 95 % intervals, above the number of images in each bin."""
     figure, (ax, below) = subplots(
         1, 2, width=5.2, height=2.5, sharex=True, gridspec_kw={"height_ratios": [3, 1], "hspace": 0.05}
     )
@@ -302,12 +302,12 @@ def reliability(bins: Sequence[Bin]) -> Figure:
 
 
 def drawing(layers: Sequence[Layer], shape: Sequence[int]) -> Figure:
-    """The network from left to right: what each stage gives, maps as stacked squares and vectors as bars.
+    """The network from left to right: the output of each stage, feature maps as stacked squares and vectors as bars.
 
-    Layers without weights and normalisations that leave the shape as it is are named with the one before them.
+    Layers without weights and normalisations that keep the shape are listed with the layer before them.
 
     Args:
-        layers: of the network.
+        layers: the network's layers.
         shape: (C, H, W) of an image.
     """
     from matplotlib.patches import FancyBboxPatch, Rectangle
@@ -363,11 +363,11 @@ def first_weights(layer: nn.Module | None, shape: Sequence[int]) -> tuple[Figure
     """What the first layer looks for: its filters, or its units' weights as images.
 
     Args:
-        layer: the network's first with weights.
+        layer: the network's first layer with weights.
         shape: (C, H, W) of an image.
 
     Returns:
-        The figure, and what it shows; None where the layer's weights are no images.
+        The figure and its caption; None if the layer's weights can't be shown as images.
     """
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
@@ -409,7 +409,7 @@ def first_weights(layer: nn.Module | None, shape: Sequence[int]) -> tuple[Figure
 
 
 def percent(share: float) -> str:
-    """`97.82 %`, of a fraction; what would be rounded to nothing is below it."""
+    """A fraction as text, such as `97.82 %`; `< 0.01 %` if it would be rounded to 0."""
     if math.isnan(share):
         return "not a number"
     return "< 0.01 %" if 0 < share < 0.00005 else f"{100 * share:.2f} %"

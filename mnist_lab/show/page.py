@@ -1,4 +1,4 @@
-"""The words and tables of a run's report, around its figures."""
+"""The text and tables of a run's report, around its figures."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def page(
 
     Args:
         result: what the run recorded.
-        answers: what its network says about the test images.
-        layers: of the network.
-        images: the figures by name, as elements of the page.
-        notes: what nobody may miss.
-        weights: what the figure of the weights shows.
+        answers: its network's predictions for the test images.
+        layers: the network's layers.
+        images: the figures by name, as HTML elements.
+        notes: warnings to show at the top.
+        weights: caption of the weights' figure; empty if there is none.
     """
     parts = [
         *_head(result, notes),
@@ -77,7 +77,7 @@ def _section(title: str, *content: str) -> str:
 
 
 def _head(result: Result, notes: list[str]) -> list[str]:
-    """What was run, what nobody may miss about it, the numbers, and the command."""
+    """What was run, its warnings, the main numbers and the command."""
     test, data, target = result.test, result.data, result.model["target"].rpartition(".")[2]
     low, high = interval(test["correct"], test["n"])
     gap = 100 * (result.history[-1]["train/acc"] - test["acc"])
@@ -89,7 +89,7 @@ def _head(result: Result, notes: list[str]) -> list[str]:
         "to train": f"{result.train_seconds:.1f} s",
     }
     shown = "".join(f"<div><b>{value}</b><span>{what}</span></div>" for what, value in numbers.items())
-    # The folder has files now, and would be refused.
+    # The run's folder is no longer empty and would be refused.
     command = shlex.join(word for word in shlex.split(result.command) if not word.startswith("hydra.run.dir="))
     return [
         f"<h1>{escape(result.name)}</h1>",
@@ -141,7 +141,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _most_confused(answers: Answers) -> str:
-    """The eight pairs of classes that are mistaken most often."""
+    """The eight most frequent confusions of a class with another."""
     counts = answers.confusion()
     of = counts.sum(1)
     pairs = [(int(counts[a, b]), a, b) for a, b in counts.nonzero().tolist() if a != b]
@@ -184,7 +184,7 @@ def _layer_table(layers: Sequence[Layer], model: dict[str, Any]) -> str:
 
 
 def _facts(result: Result) -> str:
-    """What is worth knowing about how the numbers came about."""
+    """How, when and where the numbers were measured."""
     machine, data, code = result.machine, result.data, result.code
     validation = f"{data['val']:,} validation ({data['val_from']}), " if data["val"] else ""
     epoch = median(row["seconds"] for row in result.history)

@@ -1,4 +1,4 @@
-"""A network as a file that other programs can use: written, read again, and compared with the run that it is of."""
+"""A run's network as a file for other programs: written, read again, and compared with the run."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from mnist_lab.terminal import relative
 from mnist_lab.trained import TrainedRun
 
 TOLERANCE = 1e-4
-"""The largest difference of a probability that rounding may make; a class that leads by twice as much stays ahead."""
+"""Largest difference of a probability that is accepted as rounding; a class that leads by twice as much stays ahead."""
 
 
 class Portable(nn.Module):
-    """A network that takes images as they are and gives probabilities.
+    """A network that takes unscaled images and returns probabilities.
 
     Args:
         net: float32 (N, C, H, W) → logits (N, classes).
         shift: float32 (C, 1, 1), subtracted from pixel values.
-        divisor: float32 (C, 1, 1), divides what remains.
+        divisor: float32 (C, 1, 1), divides the difference.
     """
 
     shift: Tensor
@@ -46,20 +46,20 @@ class Portable(nn.Module):
         self.register_buffer("divisor", divisor)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Probabilities, float32 (N, classes), of images, uint8 (N, C, H, W)."""
+        """Computes probabilities, float32 (N, classes), from images, uint8 (N, C, H, W)."""
         logits: Tensor = self.net((images.float() - self.shift) / self.divisor)
         return logits.float().softmax(1)
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file.
+    """A file format.
 
     Attributes:
-        suffix: of its name.
+        suffix: the ending of its files.
         write: writes a run's network and facts about it to a file.
-        read: gives what a file holds: uint8 (N, C, H, W) → float32 (N, classes).
-        usage: lines of Python that use it; {file} and {shape} stand for the file's name and the shape of one image.
+        read: reads a file's network: uint8 (N, C, H, W) → probabilities, float32 (N, classes).
+        usage: lines of Python that use a file; {file} and {shape} stand for its name and a batch's shape.
     """
 
     suffix: str
@@ -69,7 +69,7 @@ class Format:
 
 
 def write_checked(run: TrainedRun, kind: str, target: Path | None) -> None:
-    """Writes a run's network, compares it with the run on its whole test set, and prints the outcome and how to use it.
+    """Writes a run's network, compares it with the run on the whole test set, and prints the outcome and the usage.
 
     Args:
         run: the run, on the CPU.
@@ -77,19 +77,19 @@ def write_checked(run: TrainedRun, kind: str, target: Path | None) -> None:
         target: the file; None: one in RUN/export, named after the run.
 
     Raises:
-        UserError: the network can't be written in that format, or the test images can't be had.
-        SystemExit: the probabilities differ by more than TOLERANCE; nothing was left then.
+        UserError: the network can't be written in that format, or the test images can't be loaded.
+        SystemExit: the probabilities differ by more than TOLERANCE; no file is kept.
     """
     form = FORMATS[kind]
     target = target or run.run_dir / "export" / f"{Path(run.cfg.name).name}{form.suffix}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
         file = Path(folder) / f"model{form.suffix}"
-        logging.disable()  # of what a network can't do torch.export speaks in forty lines, here and on stderr
+        logging.disable()  # torch.export reports failures in forty lines, here and on stderr
         try:
             with redirect_stderr(io.StringIO()):
                 form.write(run, facts(run), file)
-        except Exception as error:  # whatever a network of the user's own does that the format has no words for
+        except Exception as error:  # the user's own network may do anything that the format can't express
             raise UserError(f"{run.cfg.model._target_} can't be written as {kind}: {brief(error)}") from error
         finally:
             logging.disable(logging.NOTSET)
@@ -110,7 +110,7 @@ def write_checked(run: TrainedRun, kind: str, target: Path | None) -> None:
 
 
 def facts(run: TrainedRun) -> dict[str, str]:
-    """What a file says of its network, each as JSON: classes, shape (C, H, W), shift and divisor a channel, model."""
+    """The facts that a file holds, each as JSON: classes, shape (C, H, W), shift and divisor per channel, and model."""
     return {
         "classes": json.dumps(run.class_names, ensure_ascii=False),
         "shape": json.dumps(run.shape),
@@ -121,13 +121,18 @@ def facts(run: TrainedRun) -> dict[str, str]:
 
 
 def compare(run: TrainedRun, predict: Callable[[Tensor], Tensor]) -> tuple[int, float, int]:
-    """Asks a run and a file about each image of the run's test set.
+    """Compares a run's predictions with a file's on every image of the run's test set.
+
+    Args:
+        run: the run.
+        predict: the file's network: uint8 (N, C, H, W) → float32 (N, classes).
 
     Returns:
-        Images; the largest difference of a probability, NaN where one is not a number; images that get the same class.
+        The number of images; the largest difference of a probability, NaN if one is not a number; and the number of
+        images that get the same class.
 
     Raises:
-        UserError: the images can't be had.
+        UserError: the test images can't be loaded.
     """
     count, largest, same = 0, torch.zeros(()), 0
     for batch in build_tested(run.cfg, run.run_dir).test_dataloader():
@@ -139,30 +144,30 @@ def compare(run: TrainedRun, predict: Callable[[Tensor], Tensor]) -> tuple[int, 
 
 
 def _exported(run: TrainedRun) -> ExportedProgram:
-    """The network as a list of PyTorch's own operations, for any number of images."""
+    """The network as a graph of PyTorch's own operations, for any number of images."""
     model = Portable(run.net, run.shift, run.divisor).eval()
     images = torch.zeros(2, *run.shape, dtype=torch.uint8)
     program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim("N")},))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # the names of folders here are nobody's business elsewhere
+        node.meta.pop("stack_trace", None)  # don't publish the names of folders here
     return program
 
 
 def write_torch_export(run: TrainedRun, facts: dict[str, str], path: Path) -> None:
-    """Writes what `torch.export.load` reads, the facts as extra files."""
+    """Writes a file for `torch.export.load`, with the facts as extra files."""
     torch.export.save(_exported(run), path, extra_files=dict(facts))
 
 
 def read_torch_export(path: Path) -> Callable[[Tensor], Tensor]:
-    """The module in such a file."""
-    with warnings.catch_warnings():  # of how PyTorch 2.11 reads its own file
+    """Reads the module in such a file."""
+    with warnings.catch_warnings():  # PyTorch 2.11 warns when it reads its own file
         warnings.filterwarnings("ignore", "The given buffer is not writable")
         module: nn.Module = torch.export.load(path).module()
     return module
 
 
 def write_onnx(run: TrainedRun, facts: dict[str, str], path: Path) -> None:
-    """Writes an ONNX model: `images` in, `probabilities` out, the facts as metadata."""
+    """Writes an ONNX model with input `images`, output `probabilities` and the facts as metadata."""
     program = torch.onnx.export(
         _exported(run),
         dynamo=True,
@@ -177,7 +182,7 @@ def write_onnx(run: TrainedRun, facts: dict[str, str], path: Path) -> None:
 
 
 def read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    """ONNX Runtime with such a file."""
+    """Opens such a file in ONNX Runtime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -185,7 +190,7 @@ def read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def write_safetensors(run: TrainedRun, facts: dict[str, str], path: Path) -> None:
-    """Writes the network's weights, under the names that its state dict has, the facts as metadata."""
+    """Writes the network's weights under their names in its state dict, with the facts as metadata."""
     from safetensors.torch import save_model
 
     save_model(run.net, str(path), metadata=facts)
@@ -194,10 +199,10 @@ def write_safetensors(run: TrainedRun, facts: dict[str, str], path: Path) -> Non
 def read_safetensors(path: str | Path) -> Portable:
     """Builds the network that a file describes, with its weights.
 
-    The file names the class that is built: read only files that come from where you would take code from.
+    The file names the class to build: read only files from sources whose code you would run.
 
     Args:
-        path: a file that `write_safetensors` has written.
+        path: a file written by `write_safetensors`.
 
     Returns:
         uint8 (N, C, H, W) → probabilities, float32 (N, classes), in evaluation mode, on the CPU.

@@ -34,11 +34,11 @@ BOXES = {
     "emnist": (24 / 28, False),
     "kmnist": (1.0, False),
 }
-"""Of the data sets of handwriting: the longer side of the ink as a fraction of the image, and whether its centre of
-mass is in the middle, or else that of its box (LeCun et al. 1998; Yadav, Bottou 2019; Cohen et al. 2017; Clanuwat et
-al. 2018)."""
+"""For the data sets of handwriting: the longer side of the ink as a fraction of the image, and what is in the middle of
+the image: the ink's centre of mass (True) or the middle of its bounding box (LeCun et al. 1998; Yadav, Bottou 2019;
+Cohen et al. 2017; Clanuwat et al. 2018)."""
 AT_ONCE = 500
-"""Files read before the network looks at them: it is quickest at many, and memory is bounded."""
+"""Files per batch of the network: many, for speed, but not all, to bound the memory."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Prediction:
     """What a network sees in a picture.
 
     Attributes:
-        name: of the likeliest class.
-        probability: of that class, in [0, 1].
-        runner_up: name of the next likeliest class.
-        runner_up_probability: of that class, in [0, 1].
-        inverted: whether the picture was dark on light, and was inverted.
+        name: name of the most probable class.
+        probability: its probability, in [0, 1].
+        runner_up: name of the second most probable class.
+        runner_up_probability: its probability, in [0, 1].
+        inverted: whether the picture was dark on light and has been inverted.
         pixels: what the network saw, uint8 (C, H, W).
     """
 
@@ -63,15 +63,15 @@ class Prediction:
 
 
 def predict(words: list[str]) -> None:
-    """Prints for each image file the class, its probability and the runner-up, as a table or as JSON lines.
+    """Prints the class, its probability and the runner-up for each image file, as a table or as JSON lines.
 
     Args:
-        words: `run=DIR`, `images=FILE,FOLDER,...`, and `checkpoint=`, `prepare=`, `save=FOLDER` for PNG files of what
-            the network saw, and `--json`.
+        words: `run=DIR`, `images=FILE,FOLDER,...`, and optionally `checkpoint=`, `prepare=`, `save=FOLDER` for PNG
+            files of what the network saw, and `--json`.
 
     Raises:
         UserError: there is no such run, a word is not understood, or no file can be read.
-        SystemExit: with status 1, some of the files could not be read.
+        SystemExit: with status 1 if some files could not be read, with 2 if none could.
     """
     options = understood(
         [word for word in words if word != "--json"],
@@ -95,7 +95,7 @@ def predict(words: list[str]) -> None:
     trained = load_run(run_dir, options["checkpoint"] or None)
     how = preparation(trained, options["prepare"])
     assert isinstance(sys.stdout, io.TextIOWrapper)
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold anything
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any characters
     for mistake in mistakes:
         _complain(mistake)
     seen = _print(files, predictions(trained, list(files), how), target, as_json="--json" in words)
@@ -112,7 +112,7 @@ def preparation(trained: TrainedRun, kind: str = "auto") -> Preparation:
         kind: "digit", "resize", or "auto": "digit" for data sets of handwriting.
 
     Raises:
-        UserError: the network takes neither grey nor colour images.
+        UserError: the network takes neither grey images (1 channel) nor colour images (3).
     """
     from mnist_lab.show.prepare import Preparation
 
@@ -132,15 +132,15 @@ def preparation(trained: TrainedRun, kind: str = "auto") -> Preparation:
 def predictions(
     trained: TrainedRun, files: Sequence[Path], how: Preparation | None = None
 ) -> Iterator[Prediction | UserError]:
-    """What a network sees in image files: one answer a file, in their order.
+    """What a network sees in image files: one answer per file, in their order.
 
     Args:
         trained: the run, from `load_run`.
         files: in any format that Pillow reads.
-        how: they are prepared; None: as `preparation` finds right.
+        how: the preparation to apply; None: `preparation(trained)`.
 
     Yields:
-        The prediction; or, where a file can't be used, the reason.
+        The prediction; or, if a file can't be used, the reason.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -176,7 +176,7 @@ def predictions(
 
 
 def _files(words: str) -> tuple[dict[Path, Path], list[str]]:
-    """The image files that `images=` names, each with its name for `save=`; and what is wrong with the others."""
+    """The image files that `images=` names, each with its name for `save=`; and error messages for the rest."""
     from PIL import Image
 
     Image.init()
@@ -198,7 +198,7 @@ def _files(words: str) -> tuple[dict[Path, Path], list[str]]:
 
 
 def _natural(path: Path) -> list[list[tuple[int, str]]]:
-    """Sorts 2.png before 10.png."""
+    """A sort key that puts 2.png before 10.png."""
     return [
         [(int(part), "") if n % 2 else (0, part) for n, part in enumerate(re.split("([0-9]+)", name))]
         for name in path.parts
@@ -213,7 +213,7 @@ def _complain(mistake: object) -> None:
 def _print(
     files: dict[Path, Path], answers: Iterator[Prediction | UserError], target: Path | None, as_json: bool
 ) -> int:
-    """Prints the answers as they come, saves the pictures, and returns of how many files there was one."""
+    """Prints the answers as they come and saves the pictures. Returns the number of files that were classified."""
     wide = max(len("file"), *(len(str(file)) for file in files))
     if not as_json:
         print(f"{'file':{wide}}  class        probability  runner-up    probability  inverted")
@@ -245,7 +245,7 @@ def _print(
 
 
 def _save(pixels: NDArray[np.uint8], path: Path, taken: set[Path]) -> Path:
-    """Writes what a network saw as PNG, beside pictures of the same name under another."""
+    """Writes what a network saw as PNG, under another name if a picture of the same name was written before."""
     from PIL import Image
 
     path, number = path.with_suffix(".png"), 1

@@ -1,4 +1,4 @@
-"""Pictures of any kind made into what a run's network takes: a photographed digit becomes one like those of MNIST."""
+"""Prepares any picture for a run's network: a photographed digit becomes one like those of MNIST."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Grey = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 WORKING_SIZE = 256
-"""Pixels of the longer side at which ink is told from paper."""
+"""Longer side, in pixels, of the reduced picture in which ink is separated from paper."""
 DRAFT = 4 * WORKING_SIZE
-"""Pixels that both sides of a large JPEG keep when it is read: ink that is small in it is looked at more nearly."""
+"""Pixels that both sides of a large JPEG keep when it is read, so that small ink can be enlarged."""
 WIDEST_STROKE = 0.3
-"""As a fraction of that side: what is dark and wider is a shadow."""
+"""As a fraction of WORKING_SIZE: anything dark and wider is a shadow."""
 FAINTEST_INK = 0.06
-"""What ink takes of the light at least."""
+"""Smallest share of the light that ink absorbs."""
 THINNEST_STROKE = 1.6 / 20
-"""As a fraction of the longer side of the ink: MNIST has hardly any that are thinner."""
+"""As a fraction of the longer side of the ink: hardly any in MNIST are thinner."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Preparation:
     Attributes:
         kind: "digit": ink is found, cut out and placed as in the data set; "resize": the whole picture is scaled.
         shape: (C, H, W) of the images, C being 1 or 3.
-        box: of "digit", the longer side of the ink as a fraction of H and W.
-        by_mass: of "digit", whether the ink's centre of mass is in the middle, or else the middle of its box.
-        squeeze: of "resize", whether pictures of another shape are squeezed to fit, as an image folder's are when they
-            are read; otherwise colour pictures are cut, and grey ones get a margin.
+        box: for "digit", the longer side of the ink as a fraction of H and W.
+        by_mass: for "digit", whether the ink's centre of mass is put in the middle, or else the middle of its box.
+        squeeze: for "resize", whether pictures of another aspect ratio are squeezed to fit, as those of an image folder
+            are; otherwise colour pictures are cropped and grey ones padded.
     """
 
     kind: str
@@ -48,17 +48,17 @@ class Preparation:
 
 
 def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.uint8], bool]:
-    """A picture as the network takes it.
+    """Prepares a picture for the network.
 
     Args:
-        image: of any size and mode.
-        preparation: what to make of it.
+        image: the picture, of any size and mode.
+        preparation: how to prepare it.
 
     Returns:
-        uint8 (C, H, W), 0 to 255, and whether it was inverted: ink that was darker than its paper is light in it.
+        uint8 (C, H, W), 0 to 255, and whether the picture was inverted because its ink was darker than its paper.
 
     Raises:
-        UserError: nothing is drawn in it; of the kind "digit" only.
+        UserError: nothing is drawn in it; only for the kind "digit".
     """
     channels, height, width = preparation.shape
     image = _flat(image)
@@ -76,7 +76,7 @@ def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.ui
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """The picture upright as its camera meant it, "L" or "RGB", on paper where it is transparent."""
+    """The picture in "L" or "RGB", upright as its EXIF data says, with paper behind transparent parts."""
     image = eight_bits(ImageOps.exif_transpose(image))
     if not image.has_transparency_data:
         return image if image.mode in ("L", "RGB") else image.convert("RGB")
@@ -100,7 +100,7 @@ def _resized(image: Image.Image, preparation: Preparation) -> Image.Image:
 
 
 def _is_of_the_data_set(pixels: NDArray[np.uint8], preparation: Preparation) -> bool:
-    """Whether (H, W) pixels are prepared already: light on black, of the data set's size, in its place."""
+    """Whether (H, W) pixels are already like the data set's: light on black, with ink of its size and position."""
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     if np.median(edge) > 0 or pixels.max() < 128:
         return False
@@ -113,27 +113,34 @@ def _is_of_the_data_set(pixels: NDArray[np.uint8], preparation: Preparation) -> 
 
 
 def _ink(image: Image.Image, nearer: bool = True) -> tuple[Grey, bool]:
-    """How much ink is where, 0 to 1, cut to the ink; and whether the ink is darker than the paper.
+    """The amount of ink at each pixel, 0 to 1, cropped to the ink; and whether the ink is darker than the paper.
 
-    Paper is what a morphological closing leaves, which fills all that is dark and narrower than WIDEST_STROKE, and
-    keeps the slopes and edges of shadows. A threshold by Otsu's method (1979) divides what lies below it.
+    A morphological closing estimates the paper: it fills everything that is dark and narrower than WIDEST_STROKE, and
+    keeps the slopes and edges of shadows. Otsu's threshold (1979) separates ink from what else is darker than that.
+
+    Args:
+        image: "L" or "RGB".
+        nearer: whether ink that is small in a large picture is enlarged first.
+
+    Raises:
+        UserError: there is no ink.
     """
     scale = WORKING_SIZE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     resample = Image.Resampling.BILINEAR if scale < 1 else Image.Resampling.BICUBIC
     small = image.convert("RGB").resize(size, resample, reducing_gap=2.0)
     grey = _along_ink(np.asarray(small, np.float32))
-    grey = ndimage.median_filter(ndimage.median_filter(grey, (3, 1)), (1, 3))  # much quicker than (3, 3)
+    grey = ndimage.median_filter(ndimage.median_filter(grey, (3, 1)), (1, 3))  # much faster than (3, 3)
     grey = ndimage.gaussian_filter(grey, 1.5)
     dark = not _is_light_on_dark(grey)
     if not dark:
         grey = 255 - grey
     window = round(WIDEST_STROKE * WORKING_SIZE)
-    # Shadows go on beyond the picture's edge.
+    # Shadows continue beyond the picture's edge.
     beyond = np.pad(ndimage.gaussian_filter(grey, 3), window, mode="edge")
     paper = ndimage.grey_closing(beyond, (window, window))[window:-window, window:-window]
     paper = ndimage.gaussian_filter(paper, 2)
-    # Light falls on ink and paper alike: what ink takes away is a share of it.
+    # Light falls on ink and paper alike, so ink absorbs a share of it.
     ink = (paper - grey) / np.maximum(paper, 32)
     mask = _strokes(ink > _otsu(ink))
     around = ndimage.binary_dilation(mask, iterations=5)
@@ -157,7 +164,7 @@ def _ink(image: Image.Image, nearer: bool = True) -> tuple[Grey, bool]:
 
 
 def _along_ink(colours: Grey) -> Grey:
-    """(H, W, 3) → (H, W): the mixture of the channels in which ink differs most from the paper around it."""
+    """(H, W, 3) → (H, W): the mixture of channels in which ink differs most from the paper around it."""
     local = colours - ndimage.uniform_filter(colours, (WORKING_SIZE // 4, WORKING_SIZE // 4, 1))
     values = local[::4, ::4].reshape(-1, 3)
     weights = np.linalg.eigh(values.T @ values)[1][:, -1]
@@ -166,10 +173,11 @@ def _along_ink(colours: Grey) -> Grey:
 
 
 def _is_light_on_dark(grey: Grey) -> bool:
-    """Whether ink is lighter than its paper, by two signs: ink is what is rare, and what is narrow.
+    """Whether ink is lighter than its paper, by two signs: ink is rare, and ink is narrow.
 
-    Each is a logarithm, of dark against light. Thin strokes are rare and leave narrow paper between them; thick strokes
-    in a picture that is cut to them are not rare. The weight was fitted to such pictures of MNIST's training digits.
+    Each sign is a log ratio of dark to light. Neither suffices: thin strokes are rare, but leave narrow paper between
+    them; thick strokes in a tightly cropped picture are not rare. The weight was fitted to such pictures of MNIST's
+    training digits.
     """
     grey = grey[::4, ::4]
     height, width = grey.shape
@@ -188,7 +196,7 @@ def _is_light_on_dark(grey: Grey) -> bool:
 
 
 def _otsu(values: Grey) -> float:
-    """The threshold that makes the variance between the two sides largest."""
+    """The threshold that maximises the variance between the two sides."""
     counts, edges = np.histogram(values, 256)
     middles = (edges[1:] + edges[:-1]) / 2
     below = counts.cumsum() / counts.sum()
@@ -198,7 +206,7 @@ def _otsu(values: Grey) -> float:
 
 
 def _strokes(mask: Mask) -> Mask:
-    """Without specks; and without what hangs on the picture's edge, unless that is most of it."""
+    """The mask without specks, and without what touches the picture's edge unless that is most of it."""
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     areas[0] = 0
@@ -210,11 +218,11 @@ def _strokes(mask: Mask) -> Mask:
 
 
 def _widened(mask: Mask, longer: int) -> Grey:
-    """Strokes as wide as MNIST's where they are thinner; else nothing.
+    """Strokes widened to MNIST's width if they are thinner; else all zeros.
 
     Args:
         mask: where ink is.
-        longer: the longer side of its box, pixels.
+        longer: the longer side of the ink's bounding box, in pixels.
     """
     width = 4 * ndimage.distance_transform_edt(mask)[mask].mean()  # across a line the mean distance is a quarter
     missing = THINNEST_STROKE * longer - width
@@ -224,7 +232,7 @@ def _widened(mask: Mask, longer: int) -> Grey:
 
 
 def _placed(ink: Grey, preparation: Preparation) -> NDArray[np.uint8]:
-    """(H, W): ink of any size scaled to the data set's and put where its ink is."""
+    """(H, W): the ink, scaled to the data set's size and put at its position."""
     _, height, width = preparation.shape
     scale = preparation.box * min(height / ink.shape[0], width / ink.shape[1])
     size = [max(1, round(n * scale)) for n in ink.shape]

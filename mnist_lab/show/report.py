@@ -1,4 +1,4 @@
-"""The verb `report`, and what a training leaves at its end: a run on one page that opens offline, and its figures."""
+"""The verb `report`, which also ends a training: a run on one page that opens offline, and its figures."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ def report(words: list[str]) -> None:
     """Makes the reports of finished runs, again or for the first time.
 
     Args:
-        words: `run=DIR`, several with commas, and values of the runs' own configs to replace, such as `data.root=DIR`.
+        words: `run=DIR`, or several with commas, and `key=value` to replace in the runs' configs, such as
+            `data.root=DIR`.
 
     Raises:
-        UserError: there is no such run, it isn't finished, its data can't be had, or a word is not understood.
+        UserError: there is no such run, it isn't finished, its data can't be loaded, or a word is not understood.
     """
     options, overrides = divide(words, {"run": ""}, USAGE, needed=("run",))
     names = [options["run"]] if is_there(options["run"]) else options["run"].split(",")
@@ -54,14 +55,14 @@ def report(words: list[str]) -> None:
 
 
 def leave_report(run_dir: Path, data: ImageDataModule) -> Path | None:
-    """The report of a run that has just ended. Where it can't be made run.log says why, and the run is as good.
+    """Writes the report of a run that has just ended. If that fails, run.log says why, and the run still counts.
 
     Args:
         run_dir: the run's folder.
         data: what it was trained and tested on.
 
     Returns:
-        The page; None where there is none.
+        The page; None if it could not be made.
     """
     from mnist_lab.terminal import relative, to_log_file
     from mnist_lab.trained import load_run
@@ -80,9 +81,9 @@ def write_report(run: TrainedRun, result: Result, data: ImageDataModule) -> Path
     """Writes RUN/report.html, and its figures to RUN/figures.
 
     Args:
-        run: the network.
+        run: the run's network.
         result: what the run recorded.
-        data: set up; its test images are predicted.
+        data: a data module that has been set up; its test images are predicted.
 
     Returns:
         The page.
@@ -126,12 +127,12 @@ def write_report(run: TrainedRun, result: Result, data: ImageDataModule) -> Path
 
 
 def answers_of(run: TrainedRun, result: Result, data: ImageDataModule) -> Answers:
-    """What the network says about the images that the run was tested on.
+    """The network's predictions for the images that the run was tested on.
 
     Args:
-        run: the network.
-        result: says how many images that were.
-        data: set up.
+        run: the run's network.
+        result: what the run recorded, for the number of those images.
+        data: a data module that has been set up.
     """
     import torch
 
@@ -152,5 +153,5 @@ def answers_of(run: TrainedRun, result: Result, data: ImageDataModule) -> Answer
 
 
 def _device(result: Result) -> str | None:
-    """Where to predict: a run of a CPU is repeated there, to the last digit."""
+    """The device to predict on: the CPU for a run on a CPU, to get the same digits; None: the default one."""
     return "cpu" if result.machine["accelerator"] == "cpu" else None

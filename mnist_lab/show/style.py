@@ -1,4 +1,4 @@
-"""How pages and figures look: one palette, one style sheet, one way from a figure to a file or a page."""
+"""The look of pages and figures: one palette, one style sheet, one way to save and embed figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLUE, VERMILION, ORANGE, GREY = "#0072b2", "#d55e00", "#e69f00", "#777777"
-"""Of the palette of Okabe and Ito (2008), which the colour-blind can tell apart."""
+"""From the palette of Okabe and Ito (2008), which colour-blind readers can tell apart."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em }
@@ -51,11 +51,11 @@ tr { break-inside: avoid }
 
 
 def document(title: str, parts: Sequence[str]) -> str:
-    """A self-contained page of HTML.
+    """A self-contained HTML page.
 
     Args:
-        title: of the window, as plain text.
-        parts: of the body, as HTML.
+        title: the window's title, as plain text.
+        parts: parts of the body, as HTML.
     """
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
@@ -65,11 +65,11 @@ def document(title: str, parts: Sequence[str]) -> str:
 
 
 def image(drawing: str, what: str = "") -> str:
-    """An SVG drawing as an element of a page.
+    """An SVG drawing as an HTML element.
 
     Args:
         drawing: the SVG.
-        what: says what it shows to those who can't see it.
+        what: text for readers who can't see it.
     """
     content = base64.b64encode(drawing.encode()).decode()
     return f'<img alt="{escape(what)}" src="data:image/svg+xml;base64,{content}">'
@@ -78,14 +78,14 @@ def image(drawing: str, what: str = "") -> str:
 def subplots(
     columns: int = 1, lines: int = 1, width: float = 9.0, height: float = 3.6, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes, line by line.
+    """A figure and its axes, row by row.
 
     Args:
-        columns: axes beside each other.
-        lines: axes above each other.
-        width: of the figure, in inches.
-        height: of each line, in inches.
-        options: of matplotlib's `Figure.subplots`.
+        columns: columns of axes.
+        lines: rows of axes.
+        width: the figure's, in inches.
+        height: each row's, in inches.
+        options: passed to matplotlib's `Figure.subplots`.
     """
     from matplotlib.figure import Figure
 
@@ -98,11 +98,11 @@ def subplots(
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure and axes without lines that fill it to its edges, for pictures: nothing is left to be laid out.
+    """A figure and invisible axes that fill it to its edges, for pictures.
 
     Args:
-        width: of the figure, in inches.
-        height: in inches.
+        width: the figure's, in inches.
+        height: the figure's, in inches.
     """
     from matplotlib.figure import Figure
 
@@ -113,7 +113,7 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def svg(figure: Figure) -> str:
-    """A figure as SVG: the same figure gives the same text, and its words stay words."""
+    """A figure as SVG: the same figure gives the same file, and its text stays text."""
     import matplotlib
 
     content = io.StringIO()
@@ -124,7 +124,7 @@ def svg(figure: Figure) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as PNG, with 160 pixels an inch."""
+    """A figure as PNG, with 160 pixels per inch."""
     content = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):
         figure.savefig(content, format="png", dpi=160, metadata={"Software": None})
@@ -132,16 +132,16 @@ def png(figure: Figure) -> bytes:
 
 
 def tiled(images: Tensor, columns: int, gap: tuple[int, int]) -> np.ndarray[Any, Any]:
-    """Images side by side in one picture, line by line.
+    """Images side by side in one picture, row by row.
 
     Args:
         images: uint8 or float (N, C, H, W), 0 to 255. Three channels are colours; of others the mean is drawn.
-        columns: images a line.
-        gap: pixels between lines, and between columns.
+        columns: images per row.
+        gap: pixels between rows, and between columns.
 
     Returns:
-        float (rows, columns) where images are grey, or uint8 (rows, columns, 3). Between the images, and where the last
-        line has none, it is white: NaN or 255.
+        float (height, width) if the images are grey, else uint8 (height, width, 3). Gaps and empty places are white:
+        NaN or 255.
     """
     count, channels, height, width = images.shape
     down, right = height + gap[0], width + gap[1]
@@ -156,20 +156,20 @@ def tiled(images: Tensor, columns: int, gap: tuple[int, int]) -> np.ndarray[Any,
 
 
 def draw(ax: Axes, picture: np.ndarray[Any, Any]) -> None:
-    """Draws a picture of `tiled` without axes: grey dark on white, each pixel a sharp square."""
+    """Draws a picture that `tiled` made, without axes: grey as dark on white, each pixel a sharp square."""
     ax.imshow(picture, cmap="Greys", vmin=0, vmax=255, interpolation="none")
     ax.set_axis_off()
 
 
 def titled(images: Tensor, columns: int, width: float, texts: Sequence[str], wrong: Sequence[bool] = ()) -> Figure:
-    """Images in a grid, each under its text, which has another colour where it is wrong.
+    """Images in a grid, each under its text, which is coloured for marked images.
 
     Args:
         images: (n, C, H, W), 0 to 255.
-        columns: images a line.
-        width: of the figure, in inches.
-        texts: of as many lines each.
-        wrong: which to mark; none by default.
+        columns: images per row.
+        width: the figure's, in inches.
+        texts: one per image, all with the same number of lines.
+        wrong: which images to mark; none by default.
     """
     high, wide = images.shape[2:]
     inches = width / (1.25 * columns)  # of an image
@@ -181,7 +181,7 @@ def titled(images: Tensor, columns: int, width: float, texts: Sequence[str], wro
     lines = -(-len(images) // columns)
     figure, ax = canvas(width, lines * down / scale + 0.05)
     draw(ax, picture)
-    ax.set_xlim(-0.125 * wide - 0.5, (1.25 * columns - 0.125) * wide - 0.5)  # for texts that are wider than images
+    ax.set_xlim(-0.125 * wide - 0.5, (1.25 * columns - 0.125) * wide - 0.5)  # room for texts wider than images
     ax.set_ylim(picture.shape[0] + 0.05 * scale - 0.5, -0.5 - title * scale)
     for n, text in enumerate(texts):
         marked = n < len(wrong) and wrong[n]
@@ -192,7 +192,7 @@ def titled(images: Tensor, columns: int, width: float, texts: Sequence[str], wro
 
 
 def drawable(images: Tensor) -> Tensor:
-    """Images as they are drawn: uint8 as they are, others spread over 0 to 255, each by its own range.
+    """Images ready to be drawn: uint8 unchanged, floats stretched to 0 to 255, each by its own range.
 
     Args:
         images: uint8 or float (N, C, H, W).

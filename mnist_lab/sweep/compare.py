@@ -1,4 +1,4 @@
-"""The verb `compare`: runs grouped by everything but the seed, best first, with what a difference is worth."""
+"""The verb `compare`: runs grouped by everything but the seed, best first, with tests of the differences."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ WITHOUT = ("name", "data.root", "reported", "report", "sweep", "space", "hydra")
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone.
+    """Runs that differ only in their seed.
 
     Attributes:
-        differs: the keys by which groups of this comparison differ, with this group's values.
-        results: its runs.
-        values: of the metric, a run each; those that were measured.
-        p: of Welch's t-test against the best group, two-sided; None for that group itself, and where either has fewer
-            than two runs.
-        usual: of many keys those whose value most groups share, as where each leaves out one part of a recipe.
-        repeated: how many more runs there are, left out because a run of the same seeds is among the results.
+        differs: the keys in which the groups of this comparison differ, with this group's values.
+        results: the group's runs.
+        values: the metric's values, one per run in which it was measured.
+        p: p-value of Welch's two-sided t-test against the best group; None for the best group itself, and if either
+            group has fewer than two values.
+        usual: keys left out of the name because most groups share this value, as in an ablation.
+        repeated: number of runs left out because another run has the same seeds.
     """
 
     differs: dict[str, Any]
@@ -48,7 +48,7 @@ class Group:
 
     @property
     def mean(self) -> float:
-        """Of the metric; NaN without a value."""
+        """Mean of the metric; NaN without values."""
         return fmean(self.values) if self.values else math.nan
 
     @property
@@ -63,12 +63,12 @@ class Group:
 
     @property
     def seconds(self) -> float:
-        """Of training, the mean over the runs."""
+        """Mean seconds of training."""
         return fmean(result.train_seconds for result in self.results)
 
     @property
     def name(self) -> str:
-        """What the group has that others haven't."""
+        """What distinguishes the group from the others, as `key=value`."""
         own = {key: value for key, value in self.differs.items() if key not in self.usual}
         words = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in own.items())
         return " ".join(words) or self.results[0].name
@@ -76,13 +76,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Peer:
-    """What another program took and reached with one network, as the verb `bench` measured it.
+    """Another program's times and accuracies with one network, as the verb `bench` measured them.
 
     Attributes:
-        name: of the program, or of the recipe.
-        network: as the benchmark calls it.
-        seconds: of training, one a round.
-        accuracies: on the test set, in [0, 1], one a round.
+        name: the program or the recipe.
+        network: its name in the benchmark.
+        seconds: seconds of training, one value per round.
+        accuracies: test accuracies in [0, 1], one value per round.
     """
 
     name: str
@@ -101,7 +101,7 @@ def interval(values: Sequence[float]) -> float | None:
 
 
 def matters(key: str) -> bool:
-    """Whether a key of the config makes runs different in more than their names and seeds."""
+    """Whether a key of the config makes runs differ in more than their names and seeds."""
     return not is_seed(key) and key not in WITHOUT and key.partition(".")[0] not in WITHOUT
 
 
@@ -114,11 +114,12 @@ def compare(words: list[str]) -> None:
     """Prints the comparison of all runs below some folders, and writes it where `dir=` says.
 
     Args:
-        words: folders, `metric=NAME` (test/acc) and `dir=FOLDER`: compare.html, .md and .csv go there; of a single
-            folder, without it, into that. What `bench` has measured below the folders is drawn beside the runs.
+        words: folders, `metric=NAME` (test/acc) and `dir=FOLDER`, where compare.html, .md and .csv are written;
+            default: a single folder itself, and nowhere for several. Measurements of `bench` below the folders are
+            drawn beside the runs.
 
     Raises:
-        UserError: a word is not understood, or there is no finished run.
+        UserError: a word is not understood, a folder is missing, or there is no finished run.
     """
     metric, target, folders = "test/acc", None, []
     for word in words:
@@ -161,20 +162,20 @@ def compare(words: list[str]) -> None:
 
 
 def _below(folders: Sequence[Path], name: str) -> list[Path]:
-    """The files of a name, each once, though one folder may be below another."""
+    """All files of this name, each once even if one folder is below another."""
     return list(dict.fromkeys(path.resolve() for folder in folders for path in sorted(folder.rglob(name))))
 
 
 def grouped(results: Sequence[Result], metric: str) -> list[Group]:
-    """Groups of runs that differ in their seed alone, best first.
+    """Groups of runs that differ only in their seed, best first.
 
     Args:
-        results: the runs. Of several with the same seeds, as `rerun` leaves them, the first counts: they are one
+        results: the runs. Of several with the same seeds, as `rerun` makes them, only the first counts: they are one
             measurement.
         metric: one of METRICS.
 
     Returns:
-        The groups, each with the p-value of Welch's t-test of its difference to the best.
+        The groups, each with the p-value of Welch's t-test against the best.
     """
     known = Counter(name for name, _ in {(result.data["name"], result.data["digest"]) for result in results})
     flat = [_flat(result.config) | {"data.name": _data_name(result, known)} for result in results]
@@ -211,7 +212,7 @@ def grouped(results: Sequence[Result], metric: str) -> list[Group]:
 
 
 def peers_below(folders: Sequence[Path]) -> list[Peer]:
-    """The peers that the verb `bench` has measured into these folders or below them.
+    """The peers whose measurements by the verb `bench` are in these folders or below them.
 
     Raises:
         UserError: a file of measurements is damaged.
@@ -231,7 +232,7 @@ def peers_below(folders: Sequence[Path]) -> list[Peer]:
 
 
 def value_of(result: Result, metric: str) -> float | None:
-    """A run's value of one of METRICS; None where it was not measured or is not finite."""
+    """A run's value of one of METRICS; None if it was not measured or is not finite."""
     if metric == "parameters":
         return float(result.model["parameters"])
     if metric == "seconds":
@@ -242,7 +243,7 @@ def value_of(result: Result, metric: str) -> float | None:
 
 
 def _data_name(result: Result, known: Counter[str]) -> str:
-    """The name of a run's data, with a part of the digest where other data has the same name, as folders may."""
+    """The name of a run's data, with part of its digest if other data has the same name, as image folders may."""
     name, digest = str(result.data["name"]), str(result.data["digest"])
     return name if known[name] == 1 else f"{name} ({digest[:8]})"
 
@@ -271,14 +272,14 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _shown(
     results: Sequence[Result], flat: list[dict[str, Any]], differing: list[str], members: list[list[int]]
 ) -> list[dict[str, Any]]:
-    """What tells the groups apart, a dictionary a run: what was typed, and more only where that isn't enough."""
+    """What tells the groups apart, one dictionary per run: what was typed, or all that differs if that isn't enough."""
     typed = [
         {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in result.overrides)}
         for result in results
     ]
     keys = [key for key in dict.fromkeys(k for words in typed for k in words) if matters(key)]
     keys = [key for key in keys if len({words.get(key) for words in typed}) > 1]
-    shown = [  # of a group that chooses nothing, as schedule=none, only the word says so
+    shown = [  # an empty group, such as schedule=none, shows only in the words
         {key: values.get(key, "–") for key in keys}
         for values in (
             {**words, **{k: v for k, v in config.items() if v != {}}} for words, config in zip(typed, flat, strict=True)
@@ -293,7 +294,7 @@ HEADER = ("runs", "mean", "± 95 %", "std", "n", "difference to the best", "para
 
 
 def rows(groups: Sequence[Group], metric: str) -> list[list[str]]:
-    """The table's cells, as HEADER names them, a row a group."""
+    """The table's cells, one row per group, with HEADER's columns."""
 
     def number(value: float | None) -> str:
         if value is None or math.isnan(value):
@@ -337,7 +338,7 @@ def markdown(groups: Sequence[Group], metric: str) -> str:
 
 
 def table(groups: Sequence[Group], metric: str) -> str:
-    """The comparison as CSV: a row a group, numbers unrounded."""
+    """The comparison as CSV: one row per group, with unrounded numbers."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     keys = list(groups[0].differs)
@@ -350,7 +351,7 @@ def table(groups: Sequence[Group], metric: str) -> str:
 
 
 def notes_of(groups: Sequence[Group]) -> list[str]:
-    """What nobody may miss who reads the comparison, each once."""
+    """The notes that readers of the comparison must see, each once."""
     notes = sorted({note for group in groups for result in group.results for note in result.notes})
     if repeated := sum(group.repeated for group in groups):
         notes.append(f"{repeated} finished run(s) left out: each repeats one that counts, with the same seeds.")

@@ -1,4 +1,4 @@
-"""The file of a study, which outlives a disk that was full and a power cut."""
+"""The file of a study, which survives a full disk and a power cut."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from optuna.storages.journal import JournalFileOpenLock
 
 
 class WholeLines(JournalFileOpenLock):
-    """The lock that Optuna takes to append to a journal. Whoever has it finds the file ending in a whole line.
+    """The lock that Optuna takes to append to a journal; acquiring it makes sure that the file ends in a whole line.
 
-    What a stopped process left of a line is cut off: Optuna would append to it, and could never read that line again.
+    The partial line that a stopped process left is cut off: Optuna would append to it and could then never read it.
 
     Args:
-        path: the journal's.
+        path: the journal file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -22,7 +22,11 @@ class WholeLines(JournalFileOpenLock):
         self._path = path
 
     def acquire(self) -> bool:
-        """Waits for the lock, and mends the file."""
+        """Waits for the lock, and repairs the file. Returns True.
+
+        Raises:
+            OSError: the file can't be read or written; the lock is released.
+        """
         super().acquire()
         try:
             with self._path.open("rb+") as file:

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: one table in a terminal, a line a trial elsewhere and in sweep.log."""
+"""What a sweep shows while it runs: a table in a terminal, and one line per trial elsewhere and in sweep.log."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ROWS = 12
 
 
 class Live:
-    """Watches a study from a thread of its own while the launcher is at work.
+    """Shows a study's progress from a thread of its own while the launcher runs trials.
 
     Args:
         study: the study.
         options: the config's section `sweep`.
-        folder: the sweep's.
+        folder: the sweep's folder.
     """
 
     def __init__(self, study: optuna.Study, options: dict[str, Any], folder: Path) -> None:
@@ -65,7 +65,7 @@ class Live:
         self._tell_news()
 
     def end(self) -> None:
-        """Says how many trials ended how."""
+        """Prints how many trials ended in each state."""
         self._tell(f"{self.folder}: {self._count()}")
 
     def _count(self) -> str:
@@ -103,13 +103,13 @@ class Live:
 
     @staticmethod
     def differs(trial: FrozenTrial) -> str:
-        """What a trial has that others haven't: `optimizer.lr=0.01 seed=3`."""
+        """What distinguishes a trial from the others: `optimizer.lr=0.01 seed=3`."""
         return " ".join(
             f"{name}={f'{value:.4g}' if isinstance(value, float) else value}" for name, value in trial.params.items()
         )
 
     def best(self) -> FrozenTrial | None:
-        """The complete trial with the best first objective."""
+        """The complete trial with the best first objective; None if no trial is complete."""
         done = [trial for trial in trials_of(self.study) if trial.state.name == "COMPLETE"]
         return (max if self.maximize else min)(done, key=lambda trial: trial.values[0], default=None)
 

@@ -1,4 +1,4 @@
-"""A comparison as one self-contained page: the table, and the plots that people look at."""
+"""A comparison as one self-contained page: the table and its plots."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 CURVES = 12
-"""Groups whose learning curves are drawn: more can't be told apart."""
+"""Most groups whose learning curves are drawn: more can't be told apart."""
 MARKERS = "^sDvP"
-"""Of peers, a program each."""
+"""Markers of the peers, one per program."""
 NAMED = 16
-"""Groups whose points have their names beside them: more would lie on each other."""
+"""Most groups whose points are labelled with their names: more would overlap."""
 Named = tuple[str, float, float, float, str]
-"""Of a point its name, x, y, half the length of its error bar, and the name's colour."""
+"""A point's name, x, y, half the length of its error bar, and the name's colour."""
 
 
 def page(groups: Sequence[Group], metric: str, title: str, peers: Sequence[Peer] = ()) -> str:
     """The page's HTML.
 
     Args:
-        groups: as `grouped` gives them, best first.
-        metric: by which they were compared.
+        groups: the groups from `grouped`, best first.
+        metric: the metric by which they were compared.
         title: what was compared.
-        peers: drawn beside them where seconds and test accuracy are.
+        peers: drawn beside the groups in the plot of test accuracy against seconds.
     """
     results = [result for group in groups for result in group.results]
     cells = rows(groups, metric)
@@ -83,7 +83,7 @@ def _numeric(values: Sequence[Any]) -> bool:
 
 
 def _positions(values: Sequence[Any]) -> tuple[list[float], list[str] | None, bool]:
-    """Where values lie on an axis; the names of its ticks, of values that aren't numbers; whether it is logarithmic."""
+    """The values' positions on an axis; its tick names, if they aren't numbers; and whether it is logarithmic."""
     if _numeric(values):
         spread = min(values) > 0 and max(values) / min(values) >= 30
         return [float(value) for value in values], None, spread
@@ -132,7 +132,7 @@ def _parallel(points: Sequence[tuple[Group, float]], keys: Sequence[str], metric
                 textcoords="offset points", fontsize=8, va="center", backgroundcolor="#ffffffbb",
             )  # fmt: skip
     shades = colour.to_rgba([value for _, value in points])  # type: ignore[arg-type]
-    for n in sorted(range(len(points)), key=lambda n: points[n][1], reverse=metric.endswith("loss")):  # the best on top
+    for n in sorted(range(len(points)), key=lambda n: points[n][1], reverse=metric.endswith("loss")):  # best on top
         ax.plot(range(len(keys)), [line[n] for line in lines], color=shades[n], alpha=0.75, linewidth=1.3)
     ax.set_xticks(range(len(keys)), keys)
     ax.set_yticks([])
@@ -143,7 +143,7 @@ def _parallel(points: Sequence[tuple[Group, float]], keys: Sequence[str], metric
 
 
 def _importance(points: Sequence[tuple[Group, float]], keys: Sequence[str], metric: str) -> dict[str, float] | None:
-    """How much each key decides which runs are the best; None where there are too few runs to say."""
+    """How much each key decides which runs are the best; None if there are too few runs to tell."""
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
@@ -181,7 +181,7 @@ def _bars(importance: dict[str, float]) -> Figure:
 
 
 def _curves(groups: Sequence[Group], stage: Literal["val", "train"]) -> Figure:
-    """Mean over the runs of each group, epoch by epoch."""
+    """The mean over each group's runs, epoch by epoch."""
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
@@ -210,7 +210,7 @@ def _curves(groups: Sequence[Group], stage: Literal["val", "train"]) -> Figure:
 
 
 def _cost(groups: Sequence[Group], metric: str, peers: Sequence[Peer]) -> Figure:
-    """What each group reaches against what it takes; of accuracies the share of mistakes, by orders of magnitude."""
+    """Each group's metric against its cost; for accuracies the error rate, on a logarithmic axis if it varies much."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     figure, axes = subplots(1, 2, height=4.2)
@@ -254,18 +254,18 @@ def _cost(groups: Sequence[Group], metric: str, peers: Sequence[Peer]) -> Figure
         labels.append(named)
     if peers:
         figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    figure.draw_without_rendering()  # where things are is known from here on
+    figure.draw_without_rendering()  # only now are positions known
     for ax, named in zip(axes, labels, strict=True):
         _name_points(ax, named)
     return figure
 
 
 def _name_points(ax: Axes, named: Sequence[Named]) -> None:
-    """Writes names beside their points: of the free places the nearest, of those that are taken the freest.
+    """Writes names beside their points, each in the place with the least overlap, and of equal ones in the nearest.
 
     Args:
-        ax: with its points, and their scales and limits as they stay.
-        named: those that come first get the better places.
+        ax: the axes, with their points and with final scales and limits.
+        named: the points; the first get the better places.
     """
     from matplotlib.transforms import Bbox
 

@@ -1,4 +1,4 @@
-"""From Hydra's grammar of overrides to what differs between trials."""
+"""From Hydra's override grammar to what differs between trials."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Axis:
     """One key that differs from trial to trial.
 
     Attributes:
-        key: as it was typed, `+` included.
-        words: for values that can be counted, each in Hydra's grammar; empty for an interval.
-        low: of an interval.
-        high: of an interval, which includes it.
-        log: whether an interval is searched by orders of magnitude.
+        key: the key as it was typed, including a `+`.
+        words: the values if they can be counted, each in Hydra's grammar; empty for an interval.
+        low: lower end of an interval.
+        high: upper end of an interval, which is part of it.
+        log: whether an interval is searched on a logarithmic scale.
         whole: whether an interval has only whole numbers.
     """
 
@@ -46,18 +46,18 @@ class Axis:
 
     @property
     def values(self) -> tuple[Value, ...]:
-        """The words as numbers, truth values or null where they are some, else as texts.
+        """The words as numbers, booleans or None where they stand for one, else as strings.
 
-        Where two of them would be equal, such as 1 batch and 1.0, all batches, they stay texts.
+        If two of them would be equal, such as 1 (one batch) and 1.0 (all batches), all stay strings.
         """
         found = tuple(map(_value, self.words))
         return found if len(set(found)) == len(found) else self.words
 
     def override(self, value: Value) -> str:
-        """The word of a command that gives the key this value.
+        """The override that gives the key this value.
 
         Raises:
-            UserError: it is no value of this axis: somebody has changed the study.
+            UserError: it is no value of this axis, so somebody has changed the study.
         """
         if self.words and value in self.values:
             return f"{self.key}={self.words[self.values.index(value)]}"
@@ -66,7 +66,7 @@ class Axis:
         raise UserError(f"{self.key}={value} is in the study of this sweep, which can't have given it that value")
 
     def distribution(self) -> BaseDistribution:
-        """The same for Optuna."""
+        """The axis as a distribution of Optuna's."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.words:
@@ -76,17 +76,17 @@ class Axis:
         return FloatDistribution(self.low, self.high, log=self.log)
 
     def extremes(self) -> list[str]:
-        """Overrides that between them show whether all values are allowed: each word, or both ends of an interval."""
+        """Overrides that suffice to check whether all values are allowed: each word, or both ends of an interval."""
         ends: list[Value] = [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
         return [self.override(value) for value in (self.values or ends)]
 
 
 def axis(override: Override) -> Axis:
-    """What an override of several values stands for.
+    """The axis that an override with several values stands for.
 
     Args:
         override: as Hydra parses `key=a,b`, `key=choice(a,b)`, `key=range(1,5)`, `key=interval(0,1)`, `key=glob(*)`, or
-            one of them inside of `tag(log,...)`, `sort(...)`, `shuffle(...)`, `int(...)`, `float(...)`.
+            one of them inside `tag(log,...)`, `sort(...)`, `shuffle(...)`, `int(...)`, `float(...)`.
 
     Raises:
         UserError: there is nothing to choose from.
@@ -111,10 +111,10 @@ def axis(override: Override) -> Axis:
 
 
 def grid(axes: list[Axis]) -> Iterator[dict[str, Any]]:
-    """Every combination, the last axis changing fastest: values by the axis' name.
+    """Every combination, as values by the axes' names; the last axis changes fastest.
 
     Raises:
-        UserError: an axis is an interval, which has no end of values.
+        UserError: an axis is an interval, whose values can't be counted.
     """
     for one in axes:
         if not one.words:

@@ -1,4 +1,4 @@
-"""The study of a sweep on disk: what was asked for, the trials, who is at work on them."""
+"""The study of a sweep on disk: what was asked for, the trials, and which process holds them."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 ASKED = "sweep.json"
-"""In a sweep's folder: the command, the config and the code that its trials are made of."""
+"""File in a sweep's folder with the command, the config and the code digests of its trials."""
 JOURNAL = "study.journal"
-"""In a sweep's folder: Optuna's storage of the trials, unless `sweep.storage` names another."""
+"""File in a sweep's folder with Optuna's storage of the trials, unless `sweep.storage` names another."""
 STATES = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder is that of a sweep with a study."""
+    """Whether a folder belongs to a sweep with a study."""
     return (folder / ASKED).is_file()
 
 
 def load_asked(folder: Path) -> dict[str, Any]:
-    """What a sweep's folder says was asked for.
+    """Reads what was asked for from a sweep's folder.
 
     Raises:
         UserError: it is no sweep's folder, or the file is damaged.
@@ -54,19 +54,25 @@ def load_asked(folder: Path) -> dict[str, Any]:
 
 
 def is_own(asked: dict[str, Any]) -> bool:
-    """Whether this user has begun a sweep, or trusts whoever did."""
+    """Whether this user started a sweep, or trusts whoever did."""
     return is_sealed(json.dumps(asked["argv"]), asked.get("seal")) or trusts("sweep")
 
 
 def save_asked(folder: Path, asked: dict[str, Any], own: bool) -> None:
-    """Writes what was asked for, whole or not at all, and sealed if the sweep is this user's own."""
+    """Writes what was asked for, whole or not at all, and sealed if this user started the sweep.
+
+    Args:
+        folder: the sweep's folder.
+        asked: what was asked for, as `load_asked` returns it.
+        own: whether this user started the sweep.
+    """
     sealed = asked | {"seal": seal(json.dumps(asked["argv"])) if own else None}
     write_whole(folder / ASKED, json.dumps(sealed, indent=2, ensure_ascii=False) + "\n")
 
 
 @cache
 def open_study(folder: Path) -> optuna.Study:
-    """The study of a sweep's folder, made where it isn't there yet. One object a process, which reads what is new.
+    """The study of a sweep's folder, created if it isn't there yet; one object per process, which reads new trials.
 
     Raises:
         UserError: the folder is no sweep's, or its storage can't be used.
@@ -82,7 +88,7 @@ def open_study(folder: Path) -> optuna.Study:
             directions=asked["directions"],
             load_if_exists=True,
         )
-    except Exception as error:  # of databases, each with errors of its own
+    except Exception as error:  # each kind of database has its own errors
         where = folder / JOURNAL if asked["storage"] is None else f"sweep.storage={asked['storage']}"
         raise UserError(f"{where} is damaged or can't be used: {error}") from error
 
@@ -101,13 +107,19 @@ def storage_of(folder: Path, url: str | None) -> Any:
 
 
 def sampler_of(name: str, seed: int, trials: int) -> BaseSampler:
-    """Optuna's sampler of this name, which continues with other numbers when `trials` there are already."""
+    """Optuna's sampler of this name.
+
+    Args:
+        name: random, tpe, cmaes, qmc or nsga2.
+        seed: `sweep.seed`.
+        trials: number of trials that exist already, so that the sampler continues with other random numbers.
+    """
     from optuna import samplers
 
     sequence, seed = seed, seed + 1000 * trials
     if name == "cmaes":
         return samplers.CmaEsSampler(seed=seed)
-    if name == "qmc":  # one sequence, of which the study knows how far it has come
+    if name == "qmc":  # one sequence, whose position the study knows
         with warnings.catch_warnings(action="ignore"):  # Optuna calls it experimental
             rest = samplers.RandomSampler(seed=seed)
             return samplers.QMCSampler(seed=sequence, scramble=True, independent_sampler=rest)
@@ -117,7 +129,12 @@ def sampler_of(name: str, seed: int, trials: int) -> BaseSampler:
 
 
 def pruner_of(name: str, patience: int) -> optuna.pruners.BasePruner:
-    """Optuna's pruner of this name; `patience` epochs pass before it stops a trial."""
+    """Optuna's pruner of this name.
+
+    Args:
+        name: none, median (which waits until four trials are complete) or halving.
+        patience: epochs before which no trial is ended.
+    """
     from optuna import pruners
 
     if name == "median":
@@ -133,7 +150,7 @@ def trials_of(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def set_attr(study: optuna.Study, trial: FrozenTrial, name: str, value: Any) -> None:
-    """Keeps something of a trial."""
+    """Stores a value of any kind with a trial, under a name."""
     study._storage.set_trial_user_attr(trial._trial_id, name, value)
 
 
@@ -146,11 +163,11 @@ def set_state(study: optuna.Study, trial: FrozenTrial, state: str, values: list[
 
 @contextmanager
 def held(folder: Path, what: str) -> Iterator[None]:
-    """Holds a folder for as long as this process lives, and no longer: the system lets go of it however it ends.
+    """Holds a folder until the block or the process ends, however it ends: the system releases the lock.
 
     Args:
-        folder: of a sweep or a trial.
-        what: it is, in words for whoever comes second.
+        folder: the folder of a sweep, a trial or a run.
+        what: what the folder is, for the error that the next process gets.
 
     Raises:
         UserError: another process holds it.
@@ -186,7 +203,7 @@ def is_held(folder: Path) -> bool:
 
 
 def code_digests() -> dict[str, str]:
-    """SHA-256 of each of this package's files that decide what a trial means."""
+    """SHA-256 of each file of this package that can change a trial's result."""
     package = Path(__file__).resolve().parent.parent
     own = [
         *package.glob("*.py"),
@@ -196,7 +213,7 @@ def code_digests() -> dict[str, str]:
 
 
 def differences(before: Any, now: Any, key: str = "") -> list[str]:
-    """Where two nested dictionaries differ, a line a key."""
+    """The differences between two nested dictionaries, one line per key."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(name for name in now if name not in before)]
         return [

@@ -1,4 +1,4 @@
-"""One trial of a sweep, in the process that runs it: claimed, reported, recorded."""
+"""One trial of a sweep, in the process that runs it: it is held, reported and recorded."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 class Report(Checkpoint):
-    """Tells the study what each epoch brought, and ends a trial that isn't worth going on with.
+    """Reports each epoch to the study, and ends a trial that the pruner gives up.
 
-    A Checkpoint, because Lightning calls those last: when the module has logged its epoch.
+    It is a Checkpoint because Lightning calls those last, after the module has logged its epoch.
 
     Args:
         study: the study.
-        number: the trial's.
-        objective: the metric that is reported.
+        number: the trial's number.
+        objective: the metric to report.
         pruner: none, median or halving.
         patience: epochs before which no trial is ended.
     """
@@ -49,7 +49,7 @@ class Report(Checkpoint):
         """Reports the epoch.
 
         Raises:
-            TrialPruned: others did better at this epoch.
+            TrialPruned: the pruner ends the trial.
         """
         assert isinstance(pl_module, Classifier)
         value = pl_module.metrics.get(self.objective)
@@ -60,7 +60,7 @@ class Report(Checkpoint):
             return
         self.study._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
         last = epoch >= (trainer.max_epochs or 0)
-        # Of several processes one alone can't end: Lightning would kill the program with it.
+        # One of several processes can't end alone: Lightning would kill the program with it.
         if not last and trainer.world_size == 1 and self.pruner.prune(self.study, trials_of(self.study)[self.number]):
             raise TrialPruned(f"after epoch {epoch}")
 
@@ -69,11 +69,11 @@ Run = Callable[[list[L.Callback], list[str]], Result | None]
 
 
 def run_trial(run_dir: Path, run: Run) -> None:
-    """Runs the trial of this folder, unless it is finished or another process is at it, and records how it ended.
+    """Runs the trial of this folder and records how it ended, unless it is finished or another process is running it.
 
     Args:
-        run_dir: the trial's folder: its number, in the sweep's.
-        run: the run itself, given callbacks beside its own, and remarks for its result.
+        run_dir: the trial's folder, named after its number, in the sweep's folder.
+        run: does the run itself, given further callbacks and remarks for its result.
     """
     folder, number = run_dir.parent, int(run_dir.name)
     study, asked = open_study(folder), load_asked(folder)
@@ -89,7 +89,7 @@ def run_trial(run_dir: Path, run: Run) -> None:
             if asked["side_by_side"] > 1:
                 torch.set_num_threads(max(1, cores() // asked["side_by_side"]))
                 take_gpu(folder)
-            quiet, get_console().quiet = get_console().quiet, True  # of a sweep one table is shown; run.log has it all
+            quiet, get_console().quiet = get_console().quiet, True  # a sweep shows one table; run.log has everything
             try:
                 _attempts(study, number, asked, run)
             finally:
@@ -100,13 +100,13 @@ def run_trial(run_dir: Path, run: Run) -> None:
 
 @cache
 def take_gpu(folder: Path) -> FileLock | None:
-    """Has this process see a single GPU, which no other process of the sweep sees, as long as there are enough.
+    """Reserves one GPU for this process and hides the others from it, as long as there are enough.
 
     Args:
-        folder: the sweep's.
+        folder: the sweep's folder.
 
     Returns:
-        What holds the GPU for as long as the process lives; None where none is free.
+        The lock that holds the GPU for as long as the process lives; None if no GPU is free.
     """
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     for n in range(torch.cuda.device_count()):
@@ -152,11 +152,11 @@ def _attempts(
             set_attr(study, trial, "pruned", str(pruned))
             set_state(study, trial, "PRUNED")
             return
-        except SystemExit as stopped:  # which Lightning makes of Ctrl-C
+        except SystemExit as stopped:  # Lightning turns Ctrl-C into this
             raise KeyboardInterrupt from stopped
         except Exception as error:
             if disk_fault(error) is not None:
-                raise  # which is not the trial's: it goes on when the disk does
+                raise  # not the trial's fault: it can be resumed when the disk works
             set_attr(study, trial, "error", f"{type(error).__name__}: {error}"[:2000])
             set_attr(study, trial, "traceback", traceback.format_exc()[-8000:])
             set_attr(study, trial, "failures", attempt + 1)
@@ -166,7 +166,7 @@ def _attempts(
 
 
 def objective_of(result: Result, name: str) -> float:
-    """A result's value of an objective: a metric of the last epoch, of the test, `parameters` or `seconds`.
+    """A result's value of an objective: a metric of the last epoch or of the test, `parameters` or `seconds`.
 
     Raises:
         ValueError: it was not measured, or is not a finite number.

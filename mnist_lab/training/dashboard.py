@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its scalars."""
+"""What TensorBoard shows of a run besides its scalars."""
 
 from __future__ import annotations
 
@@ -33,14 +33,17 @@ CHARTS = {
 
 
 class Dashboard(Callback):
-    """The graph before training; after each epoch the worst mistakes and, if asked for, histograms; of the test a
-    confusion matrix, precision-recall curves and the projector. Follows no single batch, which would slow down all.
+    """Writes for TensorBoard the graph, the worst mistakes, histograms and the results of the test.
+
+    It writes the graph before training; the worst mistakes and, if asked for, histograms after each epoch; and a
+    confusion matrix, precision-recall curves and the projector after the test. It has no hooks on single batches, which
+    would slow down training.
 
     Args:
-        mistakes: how many validation images are shown after each epoch, of those taken for something else the ones
-            that were given the least probability for what they are; 0: none.
-        histograms: whether there are histograms of weights and of the last mini-batch's gradients after each epoch.
-        embedding: how many test images, spread evenly over the test set, the projector gets; 0: none.
+        mistakes: number of misclassified validation images shown after each epoch, lowest probability of the true
+            class first; 0: none.
+        histograms: whether to write histograms of weights and of the last mini-batch's gradients after each epoch.
+        embedding: number of test images in the projector, spread evenly over the test set; 0: none.
     """
 
     def __init__(self, mistakes: int = 25, histograms: bool = False, embedding: int = 1000) -> None:
@@ -56,11 +59,11 @@ class Dashboard(Callback):
         try:
             with warnings.catch_warnings(action="ignore"):
                 writer.add_graph(net, torch.zeros(1, *_data(trainer).shape))
-        except Exception as error:  # tracing meets whatever a layer does
+        except Exception as error:  # tracing can fail in any way, depending on the layers
             log.warning(f"TensorBoard gets no graph: {type(net).__name__} can't be traced ({error})")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes a picture of the worst mistakes."""
+        """Writes a figure of the worst mistakes."""
         if (writer := _writer(trainer)) is None or self.mistakes == 0:
             return
         batches, names, epoch = _data(trainer).val_dataloader(whole=True), _data(trainer).class_names, _epoch(trainer)
@@ -85,7 +88,7 @@ class Dashboard(Callback):
                     writer.add_histogram(f"{kind}/{name}", finite.float(), _epoch(trainer))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes what became of the test images."""
+        """Writes the confusion matrix, the precision-recall curves and the projector's images."""
         if (writer := _writer(trainer)) is None:
             return
         batches, names, epoch = _data(trainer).test_dataloader(whole=True), _data(trainer).class_names, _epoch(trainer)
@@ -107,16 +110,16 @@ class Dashboard(Callback):
         pictures = _visible(pixels)
         said = ([names[number] for number in numbers[sample]] for numbers in (labels, predicted))
         writer.add_embedding(
-            inputs[0].cpu().double().round(decimals=4),  # into a text file: 3 MB of digits instead of 10
+            inputs[0].cpu().double().round(decimals=4),  # written as text: 3 MB instead of 10
             [[f"{a} right" if a == b else f"{a} → {b}", a, b] for a, b in zip(*said, strict=True)],
-            1 - pictures if pictures.shape[1] == 1 else pictures,  # dark on light shows the colour of the class
+            1 - pictures if pictures.shape[1] == 1 else pictures,  # in dark on light, the class's colour can be seen
             tag="last_hidden_layer",
-            metadata_header=["answer", "label", "predicted"],  # points are labelled by the first that is no number
+            metadata_header=["answer", "label", "predicted"],  # the first non-numeric column labels the points
         )
 
 
 def _writer(trainer: L.Trainer) -> SummaryWriter | None:
-    """What writes for TensorBoard; None in all processes but the first, and where nothing does."""
+    """TensorBoard's writer; None in all processes but the first, and if the run has no TensorBoard logger."""
     if not (trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)):
         return None
     writer: SummaryWriter = trainer.logger.experiment
@@ -130,12 +133,12 @@ def _data(trainer: L.Trainer) -> ImageDataModule:
 
 
 def _epoch(trainer: L.Trainer) -> int:
-    """The epoch, counted from 1: while training the one that runs, afterwards the last."""
+    """The epoch, counted from 1: the current one during training, the last one afterwards."""
     return trainer.current_epoch + (1 if trainer.training or trainer.validating else 0)
 
 
 def _net(module: L.LightningModule) -> nn.Module:
-    """A copy of the network in evaluation mode, without what compilation made of it."""
+    """A copy of the network in evaluation mode, not compiled."""
     net = copy.deepcopy(module.net)
     assert isinstance(net, nn.Module)
     return net.eval()
@@ -157,7 +160,7 @@ def _answers(trainer: L.Trainer, net: nn.Module, batches: Batches) -> tuple[Tens
 
 
 def _pixels(batches: Batches, positions: Tensor) -> Tensor:
-    """Images by their positions in unshuffled batches: (n, C, H, W), uint8 or what a dataset of the user's gives."""
+    """Images at positions of unshuffled batches: (n, C, H, W), uint8 or what the user's own dataset gives."""
     return torch.stack([batches.images[int(i)].cpu() for i in batches.sampler.index[positions]])
 
 
@@ -167,7 +170,7 @@ def _visible(pixels: Tensor) -> Tensor:
 
 
 def _gallery(title: str, images: Tensor, captions: Sequence[str]) -> Figure:
-    """Images, float32 (n, C, H, W) in [0, 1], in a square, each with its caption."""
+    """Images, float32 (n, C, H, W) in [0, 1], in a square grid, each with its caption."""
     from matplotlib.figure import Figure
 
     side, longest = math.ceil(math.sqrt(len(images))), max(map(len, captions))
@@ -182,7 +185,7 @@ def _gallery(title: str, images: Tensor, captions: Sequence[str]) -> Figure:
 
 
 def _confusion(counts: Tensor, names: Sequence[str]) -> Figure:
-    """Counts, int64 (true class, predicted class), as a table whose mistakes are coloured, the more the darker."""
+    """A confusion matrix of counts, int64 (true class, predicted class): the more mistakes, the darker the cell."""
     from matplotlib.figure import Figure
 
     total, right = int(counts.sum()), int(counts.diagonal().sum())
