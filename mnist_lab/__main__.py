@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from tempfile import mkdtemp
 from traceback import extract_tb
@@ -64,6 +65,9 @@ def main() -> None:
             raise UserError(
                 f"{words[0]}: there is no such verb.{closest(words[0], verbs)} The verbs are {', '.join(verbs)}"
             )
+        for before, word in pairwise(words):
+            if verb == "train" and word in VERBS and not before.startswith("-"):
+                raise UserError(f"{word}: the verb comes first, python -m mnist_lab {word} ...")
         if is_helper_process() and verb not in ("train", "resume", "rerun"):
             pass  # torchrun and SLURM start as many as they are told to, and these verbs are the work of one
         elif verb == "train" or any(word in ("-h", "--help") for word in words):

@@ -186,7 +186,10 @@ METRICS = ("test/acc", "test/loss", "val/acc", "val/loss", "train/acc", "train/l
 # Values are checked here rather than where they are used: a mistake is told before torch is imported. The rules hold
 # for our own keys and those of the libraries that we configure; those of a user's own class mean what that class says.
 RULES: dict[str, Rule] = {
-    "name": Rule("a text of 1 to 200 characters", lambda v: isinstance(v, str) and 0 < len(v) <= 200),
+    "name": Rule(
+        "a text of 1 to 200 characters, the name of a folder below outputs/",
+        lambda v: isinstance(v, str) and 0 < len(v) <= 200 and not Path(v).is_absolute() and ".." not in Path(v).parts,
+    ),
     "seed": _integer(0, 2**32 - 1),
     "seeds.weights": _integer(0, 2**32 - 1),
     "seeds.split": _integer(0, 2**32 - 1),
@@ -337,7 +340,7 @@ def compose_config(overrides: list[str], config_name: str = "config", hydra: Hyd
     except ConfigCompositionException as error:
         raise UserError(_unknown_key(error, overrides, config_name, hydra)) from error
     except OverrideParseException as error:
-        raise UserError(f"{error.override}: not understood, {one_line(error)}") from error
+        raise UserError(_not_understood(error)) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(one_line(error)) from error
     except TypeError as error:  # Hydra's, of a list in the place of an option, say
@@ -355,6 +358,13 @@ def one_line(error: Exception) -> str:
     return " ".join(re.sub(r"See https?://\S+.*", "", words).split())[:1000]
 
 
+def _not_understood(error: OverrideParseException) -> str:
+    key, _, value = str(error.override).partition("=")
+    plain_text = value and not re.search(r"[\[\]{}()'\",]", value)
+    hint = f""". A text with such characters is quoted twice: '{key}="{value}"'""" if plain_text else ""
+    return f"{error.override}: not understood, {one_line(error)}{hint}"
+
+
 def _unknown_option(error: MissingConfigException) -> str:
     wanted = error.missing_cfg_file or ""
     group, _, option = wanted.rpartition("/")
@@ -367,6 +377,8 @@ def _unknown_option(error: MissingConfigException) -> str:
 
 
 def _unknown_key(error: ConfigCompositionException, overrides: list[str], config_name: str, hydra: Hydra) -> str:
+    if (group := re.search(r"Multiple values for ([\w/]+)\.", str(error))) is not None:
+        return f"+{group[1]}: there is one already, which {group[1]}=OPTION replaces"
     found = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^'=]+)", str(error))
     cause = error.__cause__
     if found is None or not isinstance(cause, ConfigKeyError | AttributeError):
@@ -377,6 +389,8 @@ def _unknown_key(error: ConfigCompositionException, overrides: list[str], config
         cfg = hydra.compose_config(config_name, rest, run_mode=RunMode.RUN)
     except (HydraException, OmegaConfBaseException):
         return f"{key}: there is no such option"
+    if key in _keys(cfg):
+        return f"{key}: can't be replaced by other keys than it has. To add one: +{key}.NAME=VALUE"
     return f"{key}: there is no such option.{unknown_key_hint(key, cfg)}"
 
 
@@ -390,7 +404,7 @@ def unknown_key_hint(key: str, cfg: DictConfig) -> str:
         hint = closest(name, beside).replace("mean ", f"mean {parent}.")
         return f"{hint}\n{parent} has: {', '.join(beside)}"
     hint = f" Did you mean {elsewhere[0]}?" if len(elsewhere) == 1 else closest(key, keys)
-    return f"{hint}\nSee every option with --cfg job"
+    return f"{hint}\nSee every option with --cfg job; +{key}=VALUE adds one"
 
 
 def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -522,7 +536,7 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> tuple[
         try:
             parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
         except OverrideParseException as error:
-            raise UserError(f"{error.override}: not understood, {one_line(error)}") from error
+            raise UserError(_not_understood(error)) from error
         # Of each override what shows whether it is allowed: all values of a sweep's, or both ends of an interval.
         axes = [axis(o).extremes() if o.is_sweep_override() else [str(o.input_line)] for o in parsed]
         first = [values[0] for values in axes]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, in_memory, needs_mnist
 from PIL import Image
@@ -46,10 +47,16 @@ def test_every_command_is_of_a_kind_that_is_run_here() -> None:
 def examples(folder: Path) -> None:
     """What the README's text has the user make before the commands that need it."""
     (python,) = (code for code in PYTHON if "class Net" in code)
-    config = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)[0]
     (folder / "own.py").write_text(python)
-    (folder / "my_conf/model").mkdir(parents=True)
-    (folder / "my_conf/model/mine.yaml").write_text(config)
+    for config in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL):
+        if (named := re.search(r"^# (my_conf/.*)$", config, flags=re.MULTILINE)) is not None:
+            (folder / named[1]).parent.mkdir(parents=True, exist_ok=True)
+            (folder / named[1]).write_text(config)
+    found = mnist_5k()
+    images, labels = in_memory(found.test_images)[found.test_labels < 3], found.test_labels[found.test_labels < 3]
+    parts = {"images": images.numpy(), "labels": labels.numpy()}
+    parts = {f"{part}_{kind}": array for part in ("train", "test") for kind, array in parts.items()}
+    np.savez(folder / "letters.npz", **parts)  # type: ignore[arg-type]
     for name in ("cat", "dog"):
         (folder / "photos" / name).mkdir(parents=True)
         for n in range(10):
@@ -201,6 +208,7 @@ def test_the_readme_shows_the_groups_that_there_are() -> None:
         "model",
         "data",
         "augment",
+        "loss",
         "optimizer",
         "schedule",
         "callbacks",

@@ -17,6 +17,7 @@ from mnist_lab.config import METRICS, check_folder
 from mnist_lab.errors import UserError, closest, no_such
 from mnist_lab.files import write_whole
 from mnist_lab.result import Result
+from mnist_lab.terminal import relative
 from mnist_lab.words import is_there, path_of
 
 USAGE = "use: python -m mnist_lab compare DIR [DIR ...] [metric=test/acc] [dir=FOLDER for the files]"
@@ -141,11 +142,14 @@ def compare(words: list[str]) -> None:
             raise UserError(f"{folder}: there is no such folder")
     if target is not None:
         check_folder("dir", str(target), fresh=False)
-    results = [Result.load(path.parent) for path in _below(folders, "result.json")]
+    runs = [path.parent for path in _below(folders, "result.json")]
+    results = [Result.load(run) for run in runs]
     if not results:
         raise UserError(f"no finished run in {', '.join(map(str, folders))}: none has a result.json")
     groups, peers = grouped(results, metric), peers_below(folders)
     show(groups, metric)
+    of_best = [run for run, result in zip(runs, results, strict=True) if result in groups[0].results]
+    print(f"best     {'  '.join(str(relative(run)) for run in of_best[:3])}{'  ...' if len(of_best) > 3 else ''}")
     if target is None and len(folders) == 1:
         target = folders[0]
     if target is not None:
