@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from conftest import Command, outcome
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_lab.result import Result
+from mnist_lab.training import Checkpoints
 
 MLP = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer.max_epochs=8"]
 RECIPES = {
@@ -131,6 +134,18 @@ def test_after_a_kill_it_has(words: list[str], moment: str, lab: Command, tmp_pa
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
+def test_a_checkpoint_is_due_after_so_many_steps_or_minutes(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda due, all: due))
+    steps, minutes = Checkpoints(tmp_path, 7, "step", False), Checkpoints(tmp_path, 10, "minute", False)
+    steps._step = 16
+    for now, due in ((16, False), (20, False), (21, True), (32, True)):  # which need not come one by one
+        trainer.global_step = now
+        assert steps._due(trainer) == due, now
+    for passed, due in ((300, False), (900, True)):
+        minutes._time = time.monotonic() - passed
+        assert minutes._due(trainer) == due, passed
+
+
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(lab: Command, tmp_path: Path) -> None:
     words = [*MLP, "trainer.max_epochs=3"]
     assert lab(*words, "hydra.run.dir=run").returncode == 0
@@ -153,7 +168,10 @@ def test_a_finished_run_can_be_trained_longer(lab: Command, tmp_path: Path) -> N
     done = lab("resume", "two", "trainer.max_epochs=4")
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path / "two") == outcome(tmp_path / "four")
-    assert Result.load(tmp_path / "two").config == Result.load(tmp_path / "four").config
+    two, four = (Result.load(tmp_path / name) for name in ("two", "four"))
+    assert two.config == four.config
+    assert two.overrides[-1] == "trainer.max_epochs=4"
+    assert two.command.endswith(" trainer.max_epochs=4"), "which repeats all of it"
 
 
 def test_a_run_that_was_to_leave_no_report_leaves_none_when_it_goes_on(lab: Command, tmp_path: Path) -> None:

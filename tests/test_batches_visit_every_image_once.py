@@ -163,6 +163,14 @@ def test_train_size_is_a_number_or_a_fraction_of_what_validation_left() -> None:
         module(val_size=120)
 
 
+def test_what_is_kept_of_the_training_set_is_a_random_share_of_each_class() -> None:
+    kept, again, other = (module(val="none", train_size=60, split_seed=seed) for seed in (0, 0, 1))
+    assert kept.images is not None
+    assert torch.bincount(kept.images.train_labels[kept.train_index]).tolist() == [30, 20, 10]
+    assert torch.equal(kept.train_index, again.train_index) and not torch.equal(kept.train_index, other.train_index)
+    assert kept.train_index.max() > 60, "not the first ones"
+
+
 def test_scales() -> None:
     unit, _ = unpacked(module(val="none").train_dataloader())[0]
     assert unit.dtype == torch.float32 and unit.max() <= 119 / 255
@@ -170,6 +178,8 @@ def test_scales() -> None:
     assert raw.max() == 119 and raw.min() == 0
     standard = torch.cat([images for images, _ in unpacked(module(val="none", scale="standard").train_dataloader())])
     assert abs(float(standard.mean())) < 1e-6 and abs(float(standard.std(correction=0)) - 1) < 1e-6
+    validated = module(val="last", scale="standard")  # by the pixels of what trains alone: 0 to 99
+    assert (validated.shift.item(), validated.divisor.item()) == pytest.approx((49.5, (9999 / 12) ** 0.5))
 
 
 @given(st.integers(0, 255))

@@ -106,23 +106,29 @@ def test_the_command_line_wins_over_the_model_and_the_experiment() -> None:
 
 
 @pytest.mark.parametrize(
-    ("experiment", "optimizer", "lr", "batch_size", "epochs", "val"),
+    ("experiment", "optimizer", "lr", "batch_size", "epochs", "val", "dropout"),
     [
-        ("a2_mlp_1000", "mnist_lab.training.Adam", 0.001, 128, 5, "none"),
-        ("a3_dropout_mlp", "mnist_lab.training.RMSprop", 0.001, 128, 4, "test"),
-        ("b_cnn", "mnist_lab.training.Adam", 0.001, 128, 10, "none"),
-        ("c_mlp_784_32", "torch.optim.SGD", 0.01, 500, 20, "last"),
-        ("d_mlp_512", "mnist_lab.training.Adam", 0.001, 64, 5, "none"),
+        ("a2_mlp_1000", "mnist_lab.training.Adam", 0.001, 128, 5, "none", 0.0),
+        ("a3_dropout_mlp", "mnist_lab.training.RMSprop", 0.001, 128, 4, "test", 0.2),
+        ("b_cnn", "mnist_lab.training.Adam", 0.001, 128, 10, "none", 0.2),
+        ("c_mlp_784_32", "torch.optim.SGD", 0.01, 500, 20, "last", 0.0),
+        ("d_mlp_512", "mnist_lab.training.Adam", 0.001, 64, 5, "none", 0.0),
     ],
 )
 def test_an_experiment_is_its_article(
-    experiment: str, optimizer: str, lr: float, batch_size: int, epochs: int, val: str
+    experiment: str, optimizer: str, lr: float, batch_size: int, epochs: int, val: str, dropout: float
 ) -> None:
     cfg: Any = compose_config([f"experiment={experiment}"])
     assert (cfg.optimizer._target_, cfg.optimizer.lr) == (optimizer, lr)
     assert (cfg.data.batch_size, cfg.trainer.max_epochs, cfg.data.val) == (batch_size, epochs, val)
+    assert cfg.model.dropout == dropout and (val != "last" or cfg.data.val_size == 0.1)
     assert cfg.data.fallback is None
     assert cfg.reported
+
+
+def test_fast99_smooths_its_labels_and_early_stopping_waits_three_epochs() -> None:
+    cfg: Any = compose_config(["experiment=fast99", "callbacks=early_stopping", "data.val=random"])
+    assert cfg.loss.label_smoothing == 0.1 and cfg.callbacks.early_stopping.patience == 3
 
 
 def test_debug_shortens_every_model() -> None:

@@ -57,8 +57,8 @@ def test_emnist_is_upright_and_counts_labels_from_zero(split: str, tmp_path: Pat
         write_idx(Path(f"{prefix}-images-idx3-ubyte"), images)
         write_idx(Path(f"{prefix}-labels-idx1-ubyte"), np.arange(6, dtype=np.uint8) + first)
     found = sources.emnist(tmp_path, False, split)
-    assert found.train_labels.tolist() == list(range(6))
-    assert in_memory(found.train_images)[0, 0, 20, 2] == 200
+    assert found.train_labels.tolist() == found.test_labels.tolist() == list(range(6))
+    assert in_memory(found.train_images)[0, 0, 20, 2] == in_memory(found.test_images)[0, 0, 20, 2] == 200
     cfg: Any = compose_config(["data=emnist", f"data.source.split={split}"])
     assert len(found.classes) == cfg.data.num_classes
 
@@ -160,6 +160,12 @@ def test_mnist_with_other_content_is_refused_by_its_digest(tmp_path: Path) -> No
     write_mnist_like(tmp_path / "MNIST/raw")
     with pytest.raises(UserError, match="its digest is not the published one"):
         sources.mnist(tmp_path, False)
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+def test_each_file_has_a_published_digest(name: str) -> None:
+    files = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    assert [len(sources._DIGESTS[f"{name}/raw/{file}"]) for file in files] == [64] * 4
 
 
 def test_as_many_labels_as_images(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.functional import binary_cross_entropy, cross_entropy
 
 from mnist_lab.config import compose_config, plain
 from mnist_lab.models import CNN, MLP, ConvStack, Neuron
+from mnist_lab.models.layers import ACTIVATIONS
 from mnist_lab.training import NeuronForwardPass
 
 PARAMETERS = {
@@ -53,6 +55,15 @@ def test_a_cnn_has_a_block_for_each_of_its_filters_and_a_dense_layer_for_each_of
     assert len(list(CNN([3, 32, 32], 10, filters=[8, 16, 32], kernel_size=3, hidden=[]).parameters())) == 8
     with pytest.raises(ValueError, match="kernel_size has 3 entries, and filters 2"):
         CNN([1, 28, 28], 10, filters=[8, 16], kernel_size=[3, 3, 3])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_cnn_pools_what_the_activation_of_that_name_gives(activation: str) -> None:
+    net = CNN([1, 12, 12], 5, filters=4, kernel_size=3, dropout=0.0, hidden=[], activation=activation).double()
+    kernels, biases, *outputs = net.parameters()
+    images = 3 * torch.randn(8, 1, 12, 12, dtype=torch.double)
+    maps = F.max_pool2d(getattr(F, activation)(F.conv2d(images, kernels, biases)), 2)
+    torch.testing.assert_close(net(images), F.linear(maps.flatten(1), *outputs))
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from mnist_lab import load_run
 from mnist_lab.config import compose_config, plain
 from mnist_lab.data import EpochOrder, ImageDataModule, mnist_5k
 from mnist_lab.models import MLP
@@ -166,10 +167,11 @@ def test_cosine_schedule_rises_and_falls_to_its_final_rate(steps: int, warmup: f
         assert found[-1] == pytest.approx(2.0 * final)
 
 
-def test_one_cycle_goes_up_to_the_rate_and_down_to_almost_nothing() -> None:
-    found = rates(schedules.one_cycle, 101, warmup=0.3, initial=0.04, final=4e-6)
+@pytest.mark.parametrize("warmup", [0.2, 0.3, 0.7])
+def test_one_cycle_goes_up_to_the_rate_and_down_to_almost_nothing(warmup: float) -> None:
+    found = rates(schedules.one_cycle, 101, warmup=warmup, initial=0.04, final=4e-6)
     assert found[0] == pytest.approx(2.0 * 0.04)
-    assert max(found) == pytest.approx(2.0, rel=1e-3)
+    assert max(found) == pytest.approx(2.0, rel=1e-3) and found.index(max(found)) == round(100 * warmup)
     assert found[-1] == pytest.approx(2.0 * 4e-6)
 
 
@@ -242,6 +244,35 @@ def test_a_limit_of_1_is_one_mini_batch_and_1_0_is_all_of_them(lab: Command, tmp
     assert found == {"1": (1, 400), "1.0": (29, 1000)}
 
 
+def test_what_a_limit_of_steps_has_left_is_kept(lab: Command, tmp_path: Path) -> None:
+    words = ["model=mlp_784_32", "data=mnist_5k", "data.val=none", "data.batch_size=100", "trainer.max_steps=50"]
+    assert lab(*words, "checkpoint.every=9 epochs", "report=false", "hydra.run.dir=run").returncode == 0
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 50
+
+
+def test_accumulated_mini_batches_are_one_larger_mini_batch(lab: Command, tmp_path: Path) -> None:
+    """In the loss, in the weights, and in the steps that the schedule counts."""
+    words = ["model=mlp_784_32", "data=mnist_5k", "data.val=none", "trainer.max_epochs=2", "optimizer.lr=0.5"]
+    words += ["schedule=cosine", "optimizer.momentum=0.9", "report=false"]
+    for name, size, number in (("one", 200, 1), ("four", 50, 4)):
+        more = [f"data.batch_size={size}", f"trainer.accumulate_grad_batches={number}", f"hydra.run.dir={name}"]
+        assert lab(*words, *more).returncode == 0
+    one, four = (Result.load(tmp_path / name) for name in ("one", "four"))
+    for whole, parts in zip(one.history, four.history, strict=True):
+        for metric in ("train/loss", "train/acc", "lr"):
+            assert parts[metric] == pytest.approx(whole[metric], rel=1e-3, abs=1e-9), metric
+    assert four.test["loss"] == pytest.approx(one.test["loss"], rel=1e-3)
+
+
+def test_the_limit_of_gradients_that_the_config_names_is_that_of_the_run(lab: Command, tmp_path: Path) -> None:
+    words = ["model=mlp_784_32", "data=mnist_5k", "data.val=none", "data.batch_size=400", "trainer.max_epochs=1"]
+    words += ["trainer.gradient_clip_val=1e-3", "optimizer.lr=0.1", "report=false", "hydra.run.dir=run"]
+    assert lab(*words).returncode == 0
+    weights = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    biases = torch.cat([weight for name, weight in weights.items() if name.endswith("bias")])  # which begin as zeros
+    assert 0 < biases.norm() <= 10 * 0.1 * 1e-3 * 1.001, "ten steps at this rate"
+
+
 @pytest.mark.parametrize(("algorithm", "measure"), [("norm", 2), ("value", math.inf)])
 def test_gradients_are_clipped_by_their_norm_or_by_value(algorithm: str, measure: float, tmp_path: Path) -> None:
     class After(Recorder):
@@ -289,6 +320,8 @@ def test_training_stops_early_and_the_best_weights_can_be_tested(lab: Command, t
     result = result_in(tmp_path)
     epochs = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)["epoch"] + 1
     assert 2 <= len(result.history) == epochs < 60
+    falls = [before - after >= 0.02 for before, after in pairwise(row["val/loss"] for row in result.history)]
+    assert falls.index(False) == len(falls) - 1, "patience=1: the first epoch that is no better is the last"
     assert result.test["checkpoint"] == "best"
     (checkpoint,) = tmp_path.rglob("best.ckpt")
     epoch = torch.load(checkpoint, weights_only=True)["epoch"]
@@ -304,6 +337,26 @@ def test_training_stops_early_and_the_best_weights_can_be_tested(lab: Command, t
     assert (again.history, again.test) == (result.history, result.test)
     assert lab("resume", str(run), f"trainer.max_epochs={len(result.history) + 1}").returncode == 0
     assert len(Result.load(run).history) == len(result.history) + 1
+
+
+def test_the_best_is_the_first_highest_of_all_epochs_and_is_what_is_tested(lab: Command, tmp_path: Path) -> None:
+    """Of all epochs: those after the run was resumed too."""
+    words = ["model=mlp", "model.hidden=[64]", "data=mnist_5k", "data.val=random", "data.val_size=10", "seed=1"]
+    words += ["test_checkpoint=best", "report=false", "logger=none", "hydra.run.dir=run"]
+    assert lab(*words, "trainer.max_epochs=3").returncode == 0
+    assert lab("resume", "run", "trainer.max_epochs=6").returncode == 0
+    result = Result.load(tmp_path / "run")
+    found = [row["val/acc"] for row in result.history]
+    first = found.index(max(found))
+    assert first < 3 and found.count(max(found)) > 1, f"{found} has what this is about"
+    assert torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)["epoch"] == first
+    images = mnist_5k(Path(), False)
+    losses = {}
+    for name in (None, "best", "last"):
+        probabilities = load_run(tmp_path / "run", name, device="cpu").predict(in_memory(images.test_images))
+        losses[name] = nn.functional.nll_loss(probabilities.log(), images.test_labels).item()
+    assert losses[None] == losses["best"] == pytest.approx(result.test["loss"], rel=1e-5)
+    assert losses["last"] != pytest.approx(result.test["loss"], rel=1e-3)
 
 
 def test_label_smoothing_reaches_the_loss(lab: Command, tmp_path: Path) -> None:

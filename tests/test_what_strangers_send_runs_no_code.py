@@ -14,6 +14,7 @@ from conftest import Command
 
 from mnist_lab.result import Result
 from mnist_lab.sweep.study import open_study
+from mnist_lab.trust import trusts
 
 WORDS = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer.max_epochs=1"]
 
@@ -48,6 +49,7 @@ def test_a_config_may_name_layers_and_nothing_that_does_more(run: Path, lab: Com
         {"callbacks": {"x": {"_target_": "mnist_lab.result.subprocess.run", "args": ["touch", str(mark)]}}},
         {"optimizer": {"_target_": "torch.nn.modules.module.warnings.sys.modules.os.system"}},
         {"loss": {"_target_": "torch.load", "f": str(mark), "weights_only": False}},
+        {"model": config["model"] | {"hidden": [{"_target_": "os.system", "command": f"touch {mark}"}]}},
     ]
     for change in hostile:
         (run / "config.yaml").write_text(yaml.safe_dump(config | change))
@@ -66,7 +68,13 @@ def test_a_config_may_not_hide_a_name_in_what_is_put_in_its_place_later(
     mark = tmp_path / "mark"
     torch.save(Bomb(mark), run / "weights.bin", pickle_module=pickle)
     created = f"{{oc.create:{{_target_: torch.load, f: '{run}/weights.bin', weights_only: false}}}}"
-    for change in ({"loss": f"${created}"}, {"loss": f"\\${created}"}, {"loss": {"_target_": "${oc.env:HOME}"}}):
+    hostile: list[dict[str, object]] = [
+        {"loss": f"${created}"},
+        {"loss": f"\\${created}"},
+        {"loss": {"_target_": "${oc.env:HOME}"}},
+        {"model": config["model"] | {"hidden": ["${oc.env:HOME}"]}},
+    ]
+    for change in hostile:
         (run / "config.yaml").write_text(yaml.safe_dump(config | change))
         for verb in VERBS:
             done = lab(*verb.split())
@@ -89,6 +97,11 @@ def test_an_own_network_runs_where_it_was_trained_and_elsewhere_when_trusted(lab
     done = lab("test", "run=run", **elsewhere)
     assert done.returncode == 2 and "MNIST_LAB_TRUST=own" in done.stderr
     assert lab("test", "run=run", MNIST_LAB_TRUST="own", **elsewhere).returncode == 0
+
+
+def test_trust_in_a_package_is_trust_in_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MNIST_LAB_TRUST", "owner,sweeper")
+    assert trusts("owner") and not any(trusts(name) for name in ("own", "sweep", "o", "owner,sweeper"))
 
 
 def test_a_checkpoint_s_pickle_is_not_run(run: Path, lab: Command, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from conftest import Command, result_in
 
+from mnist_lab.data import ImageDataModule, mnist_5k
 from mnist_lab.result import Result
 
 # An address of this machine where nothing listens: every download fails, whatever network there is.
@@ -21,6 +22,13 @@ def test_mnist_5k_stands_in_and_says_so_at_the_start_and_beside_the_result(lab: 
     assert "can't be downloaded" in result.data["fallback"]
     assert "NOT MNIST" in result.notes[0]
     assert not (tmp_path / "data").exists()
+
+
+def test_an_eighth_of_what_stands_in_validates_whatever_number_mnist_was_to_give() -> None:
+    data = ImageDataModule("mnist", mnist_5k, "/", (1, 28, 28), 10, val_size=5000)
+    data.use_fallback("there is no network")
+    data.setup()
+    assert (len(data.train_index), data.val_count) == (3500, 500)
 
 
 def test_without_a_fallback_it_is_an_error_with_three_ways_out(lab: Command, tmp_path: Path) -> None:
