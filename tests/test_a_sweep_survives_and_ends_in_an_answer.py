@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import stdev
 
 import optuna
 import pytest
@@ -22,9 +23,9 @@ from hypothesis import strategies as st
 
 from mnist_lab.result import Result
 from mnist_lab.sweep.compare import grouped
-from mnist_lab.sweep.report import _importance
+from mnist_lab.sweep.report import _curves, _importance
 from mnist_lab.sweep.space import Axis, axis, grid
-from mnist_lab.sweep.study import open_study, sampler_of
+from mnist_lab.sweep.study import open_study, pruner_of, sampler_of
 from mnist_lab.sweep.trial import take_gpu
 
 QUICK = ["model=mlp_784_32", "data=mnist_5k", "data.val=random", "trainer=cpu", "logger=none", "trainer.max_epochs=2"]
@@ -251,6 +252,15 @@ def test_a_quasi_random_search_fills_the_space_more_evenly_than_a_random_one() -
     assert all(uneven("qmc", seed) < uneven("random", seed) / 2 for seed in range(4))
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "cmaes"])
+def test_each_trial_of_a_search_has_values_of_its_own(sampler: str) -> None:
+    study, unit = optuna.create_study(), optuna.distributions.FloatDistribution(0, 1)
+    for number in range(4):
+        study.sampler = sampler_of(sampler, 0, number)  # a new one, as in a sweep that is resumed
+        study.ask({"a": unit, "b": unit})
+    assert len({trial.params["a"] for trial in study.get_trials()}) == 4
+
+
 def test_several_objectives_and_a_loss_that_is_to_be_small(lab: Command, tmp_path: Path) -> None:
     words = [
         "-m",
@@ -279,6 +289,15 @@ def test_a_hopeless_trial_is_ended_early(lab: Command, tmp_path: Path) -> None:
     assert "trial 4   optimizer.lr=1e-07   pruned" in done.stdout
 
 
+@pytest.mark.parametrize(("patience", "ended"), [(0, True), (1, True), (2, False)])
+def test_no_trial_is_ended_before_patience_epochs(patience: int, ended: bool) -> None:
+    study = optuna.create_study(direction="maximize")
+    for _ in range(4):
+        study.add_trial(optuna.trial.create_trial(value=0.9, intermediate_values={1: 0.9, 2: 0.9}))
+    hopeless = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING, intermediate_values={1: 0.1})
+    assert pruner_of("median", patience).prune(study, hopeless) == ended
+
+
 def test_two_at_once_on_one_sweep_the_second_is_told_who_holds_it(lab: Command, tmp_path: Path) -> None:
     assert lab("-m", *QUICK, "seed=0", "hydra.sweep.dir=s").returncode == 0
     (tmp_path / "s/.holder").write_text("process 1 on elsewhere\n")
@@ -299,6 +318,16 @@ def test_a_sweep_whose_meaning_changed_is_not_resumed_unless_told(lab: Command, 
     done = lab("resume", "s")
     assert done.returncode == 2 and "config.model.hidden: [8] → [9]" in done.stderr
     assert "sweep.accept_changes=true" in done.stderr
+    assert lab("resume", "s", "sweep.accept_changes=true").returncode == 0
+
+
+def test_a_sweep_whose_code_changed_is_not_resumed_unless_told(lab: Command, tmp_path: Path) -> None:
+    assert lab("-m", *QUICK, "seed=0", "hydra.sweep.dir=s").returncode == 0
+    asked = json.loads((tmp_path / "s/sweep.json").read_text())
+    asked["code"]["models/mlp.py"] = "0" * 64
+    (tmp_path / "s/sweep.json").write_text(json.dumps(asked))
+    done = lab("resume", "s")
+    assert done.returncode == 2 and f"code.models/mlp.py: {'0' * 64} → " in done.stderr, done.stderr
     assert lab("resume", "s", "sweep.accept_changes=true").returncode == 0
 
 
@@ -399,6 +428,22 @@ def test_an_intervals_draws_lie_within_it_and_survive_the_command_line(
     assert OverridesParser.create().parse_override(found.override(value)).value() == value
 
 
+@pytest.mark.parametrize("word", ["interval(1,10000)", "int(interval(1,10000))"])
+def test_a_logarithmic_interval_is_drawn_by_orders_of_magnitude(word: str) -> None:
+    found = axis(OverridesParser.create().parse_override(f"width=tag(log,{word})"))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    values = sorted(study.ask({"width": found.distribution()}).params["width"] for _ in range(200))
+    assert 30 < values[100] < 300, "the median is in the middle of the exponents"
+    assert all(isinstance(value, int) for value in values) == word.startswith("int(")
+
+
+def test_an_interval_of_whole_numbers_includes_both_its_ends() -> None:
+    for word in ("int(interval(1,3))", "tag(log,int(interval(1,3)))"):
+        found = axis(OverridesParser.create().parse_override(f"width={word}"))
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        assert {study.ask({"width": found.distribution()}).params["width"] for _ in range(100)} == {1, 2, 3}, word
+
+
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4))
 def test_a_grid_is_the_product_of_its_axes(sizes: list[int]) -> None:
     axes = [Axis(f"k{n}", tuple(map(str, range(size)))) for n, size in enumerate(sizes)]
@@ -426,10 +471,16 @@ def test_groups_are_all_but_the_seed_and_a_difference_has_its_p_value() -> None:
     best, other = grouped(results, "test/acc")
     assert best.differs == {"optimizer.lr": 0.2} and best.values == tuple(good) and best.p is None
     assert other.p == pytest.approx(stats.ttest_ind(bad, good, equal_var=False).pvalue)
-    assert best.interval is not None
+    assert best.interval is not None and best.spread == pytest.approx(stdev(good))
     low, high = stats.t.interval(0.95, 3, loc=best.mean, scale=stats.sem(good))
     assert (best.mean - best.interval, best.mean + best.interval) == pytest.approx((low, high))
     assert grouped(results, "test/loss")[0].mean == pytest.approx(0.1)
+
+
+def test_a_learning_curve_is_the_mean_of_a_groups_runs() -> None:
+    runs = [replace(result(n, 0.1, 0.9), history=[{**ROW, "train/loss": loss}]) for n, loss in enumerate((0.2, 0.4))]
+    (curve,) = _curves(grouped(runs, "test/acc"), "train").axes[0].lines
+    assert curve.get_ydata() == pytest.approx([0.3])
 
 
 def compared(lab: Command, folder: Path, runs: dict[str, Result], *words: str) -> tuple[list[dict[str, str]], str]:

@@ -8,10 +8,14 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html import unescape
 from math import sqrt
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Command, in_memory, result_in
@@ -19,6 +23,7 @@ from conftest import Command, in_memory, result_in
 from mnist_lab import load_run
 from mnist_lab.data import mnist_5k
 from mnist_lab.result import Result
+from mnist_lab.show.figures import Answers, class_scores, confusion_matrix, curves
 
 RUN = ("model=mlp_512", "data=mnist_5k", "data.val=random", "trainer.max_epochs=2", "trainer=cpu", "hydra.run.dir=run")
 FIGURES = {"curves", "predictions", "mistakes", "confusion", "classes", "calibration", "network", "weights"}
@@ -124,6 +129,43 @@ def test_the_pictures_say_what_was_predicted(folder: Path, answers: tuple[torch.
     wrong = (answers[0].argmax(1) != answers[1]).nonzero().flatten()
     surest = answers[0].max(1).values[wrong].max()
     assert f", {100 * surest:.2f} %<" in (folder / "figures/mistakes.svg").read_text()
+
+
+@pytest.fixture
+def five() -> Answers:
+    """Three images of class a, one of which is taken for c; one of b; one of c."""
+    labels, predicted = torch.tensor([0, 0, 0, 1, 2]), torch.tensor([0, 0, 2, 1, 2])
+    return Answers(torch.eye(3)[predicted] * 0.9 + 0.03, labels, torch.zeros(5, 1, 2, 2), ("a", "b", "c"))
+
+
+def test_figures_have_labels_down_predictions_across_and_precision_by_its_name(five: Answers) -> None:
+    (ax, *_) = confusion_matrix(five).axes
+    cells = {(round(y), round(x)): text.get_text() for text in ax.texts for x, y in [text.get_position()]}
+    assert cells == {(0, 0): "2", (0, 2): "1", (1, 1): "1", (2, 2): "1"}
+    assert (ax.get_ylabel(), ax.get_xlabel()) == ("label", "predicted")
+    drawn = {str(line.get_label()): np.asarray(line.get_xdata()).tolist() for line in class_scores(five).axes[0].lines}
+    assert drawn["precision"] == pytest.approx([100, 100, 50])
+    assert drawn["recall"] == pytest.approx([200 / 3, 100, 100])
+
+
+def test_curves_bear_the_names_of_what_they_show() -> None:
+    rows = [{"epoch": n, "train/loss": 1 / n, "train/acc": 0.5, "val/loss": 2 / n, "val/acc": 0.4} for n in (1, 2)]
+    result: Any = SimpleNamespace(history=rows, test={"loss": 0.7, "acc": 0.3})
+    loss, accuracy = (
+        {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in ax.lines}
+        for ax in curves(result).axes
+    )
+    assert loss == {"training": [1, 0.5], "validation": [2, 1], "test, at the end": [0.7, 0.7]}
+    assert accuracy == {"training": [50, 50], "validation": [40, 40], "test, at the end": [30, 30]}
+
+
+def test_that_the_images_are_not_those_of_the_run_is_said(folder: Path, lab: Command, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    result = Result.load(folder)
+    replace(result, data={**result.data, "digest": "0" * 64}).save(tmp_path / "run")
+    assert "their digest differs" in lab("test", "run=run").stdout
+    assert lab("report", "run=run").returncode == 0
+    assert "other files than the run recorded: their digest differs" in (tmp_path / "run/report.html").read_text()
 
 
 def test_the_report_verb_makes_the_same_files_again(folder: Path, lab: Command, tmp_path: Path) -> None:

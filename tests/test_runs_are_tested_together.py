@@ -14,12 +14,13 @@ from conftest import Command, in_memory
 import mnist_lab
 from mnist_lab.data import mnist_5k
 
-SHORT = ["model=mlp_784_32", "data=mnist_5k", "trainer.max_epochs=1", "trainer.accelerator=cpu", "logger=none"]
+SHORT = ["model=mlp_784_32", "data=mnist_5k", "trainer.max_epochs=2", "trainer.accelerator=cpu", "logger=none"]
+SHORT += ["data.val=random", "data.val_size=1", "test_checkpoint=best"]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three runs. Not to be written to."""
+    """A folder of three runs that were tested with their best weights, which are not the last. Not to be written to."""
     folder = tmp_path_factory.mktemp("runs")
     for seed in range(3):
         mnist_lab.train(*SHORT, "optimizer.lr=0.5", f"seed={seed}", "report=false", run_dir=folder / str(seed))
@@ -28,6 +29,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_image_gets_the_class_of_the_highest_mean_probability(runs: Path, lab: Command) -> None:
     images = mnist_5k(Path(), False)
+    best = [torch.load(runs / f"{seed}/checkpoints/best.ckpt", weights_only=True)["epoch"] for seed in range(3)]
+    assert 0 in best, "not the last epoch's weights"
     members = [mnist_lab.load_run(runs / str(seed), device="cpu") for seed in range(3)]
     mean = torch.stack([run.predict(in_memory(images.test_images)) for run in members]).double().mean(0)
     wrong = int((mean.argmax(1) != images.test_labels).sum())

@@ -4,11 +4,12 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, in_memory
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -16,10 +17,11 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.util.tensor_util import make_ndarray
 
+from mnist_lab import train
 from mnist_lab.build import build_tested
 from mnist_lab.result import Result
 from mnist_lab.trained import load_run
-from mnist_lab.training import Dashboard
+from mnist_lab.training import Dashboard, dashboard
 
 RUN = ("model=mlp", "data=mnist_5k", "data.val=random", "model.hidden=[64,32]", "trainer=cpu", "trainer.max_epochs=2")
 FULL = (
@@ -93,6 +95,32 @@ def test_mistakes_of_each_epoch_and_the_confusion_matrix_are_pictures(full: Path
     for tag in events.Tags()["images"]:
         picture = np.asarray(Image.open(io.BytesIO(events.Images(tag)[-1].encoded_image_string)))
         assert min(picture.shape[:2]) >= 700 and picture.std() > 20
+
+
+def test_the_worst_mistakes_come_first_and_the_confusion_matrix_has_labels_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    for name in ("_gallery", "_confusion"):
+        draw = getattr(dashboard, name)
+        monkeypatch.setattr(dashboard, name, lambda *a, n=name, draw=draw: (seen.update({n: a}), draw(*a))[1])
+    words = ["model=mlp_784_32", "data=mnist_5k", "data.val=random", "callbacks=dashboard", "trainer.max_epochs=1"]
+    train(*words, "trainer.accelerator=cpu", "report=false", run_dir=tmp_path / "run")
+    run = load_run(tmp_path / "run", device="cpu")
+    data = build_tested(run.cfg, tmp_path / "run")
+    assert data.images is not None
+
+    images, labels = in_memory(data.images.train_images)[data.val_index], data.images.train_labels[data.val_index]
+    found = run.predict(images)
+    of_the_truth = found[torch.arange(len(labels)), labels].masked_fill(found.argmax(1) == labels, 2.0)
+    _, pictures, _ = seen["_gallery"]
+    assert torch.equal((pictures[0] * 255).round().byte(), images[of_the_truth.argmin()])
+
+    expected = torch.zeros(10, 10, dtype=torch.int64)
+    predicted = run.predict(in_memory(data.images.test_images)).argmax(1)
+    for label, taken in zip(data.images.test_labels, predicted, strict=True):
+        expected[label, taken] += 1
+    assert torch.equal(seen["_confusion"][0], expected) and not torch.equal(expected, expected.T)
 
 
 def test_precision_and_recall_are_of_the_whole_test_set(full: Path) -> None:

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import warm
@@ -15,15 +18,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from mnist_lab.config import quoted
+from mnist_lab.result import code_state
 
 RUN = ("model=mlp_512", "data=mnist_5k", "data.val=random", "trainer.max_epochs=2", "trainer=cpu")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import subprocess
-    import sys
-
     path = tmp_path_factory.mktemp("run")
     words = [sys.executable, "-m", "mnist_lab", *RUN]
     done = subprocess.run(words, cwd=path, capture_output=True, text=True, timeout=600)
@@ -70,6 +71,12 @@ def test_result_json_names_everything(folder: Path) -> None:
     assert result.notes == []
 
 
+@pytest.mark.parametrize(("said", "changed"), [("", False), (" M mnist_lab/run.py", True)])
+def test_a_result_says_whether_the_code_was_changed(said: str, changed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=said))  # what git would answer
+    assert code_state.__wrapped__()["changed"] is changed
+
+
 def test_the_configs_and_the_overrides_are_there(folder: Path) -> None:
     cfg = OmegaConf.load(run_dir(folder) / "config.yaml")
     assert cfg.model.hidden == [512]
@@ -107,9 +114,6 @@ def test_the_checkpoints_hold_no_code(folder: Path) -> None:
 
 
 def test_test_again_gives_the_recorded_numbers(folder: Path) -> None:
-    import subprocess
-    import sys
-
     words = [sys.executable, "-m", "mnist_lab", "test", f"run={run_dir(folder)}"]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
