@@ -46,7 +46,7 @@ VERBS = {
 
 def main() -> None:
     """Runs the verb that the command line names."""
-    from mnist_lab.errors import Lost, UserError, closest
+    from mnist_lab.errors import ProcessLost, UserError, closest
     from mnist_lab.files import disk_fault
     from mnist_lab.imports import TorchmetricsWithoutSciPy
     from mnist_lab.processes import is_helper_process
@@ -75,7 +75,7 @@ def main() -> None:
         else:
             getattr(import_module(VERBS[verb]), verb)(words)
         sys.stdout.flush()
-    except (Lost, UserError) as error:
+    except (ProcessLost, UserError) as error:
         fail(error)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -102,9 +102,9 @@ def train(argv: list[str], fresh: bool = True) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from mnist_lab.config import CONF_DIR, check_command, one_line, plain, quoted
-    from mnist_lab.errors import Lost, UserError
+    from mnist_lab.errors import ProcessLost, UserError
     from mnist_lab.folders import kept_or_nothing
-    from mnist_lab.processes import alone, helping, is_helper_process
+    from mnist_lab.processes import helping, is_helper_process, refuse_launcher
     from mnist_lab.sweep.study import held, is_sweep
 
     typed = argv[1:]
@@ -150,7 +150,7 @@ def train(argv: list[str], fresh: bool = True) -> None:
                     return
                 with helping() if is_helper_process() else held(run_dir, str(run_dir)):
                     run(plain(cfg), run_dir, overrides, words, started, report=report)
-        except (Lost, UserError) as error:
+        except (ProcessLost, UserError) as error:
             fail(error)
 
     if is_helper_process():  # started beside the first by torchrun or SLURM: that one has the folder
@@ -162,7 +162,7 @@ def train(argv: list[str], fresh: bool = True) -> None:
     args = parser.parse_args(argv[1:])
     multirun = args.multirun or "hydra.mode=MULTIRUN" in args.overrides
     if multirun:
-        alone("a multirun")
+        refuse_launcher("a multirun")
     runs = not (args.hydra_help or args.shell_completion or args.help or args.cfg or args.info)
     folder, existing = Path.cwd(), None
     if not (args.hydra_help or args.shell_completion or args.help):
@@ -199,16 +199,16 @@ def fail(error: Exception) -> NoReturn:
     """Ends the program with an error's message; HYDRA_FULL_ERROR=1 shows where it was found.
 
     Args:
-        error: a mistake, exit status 2; or Lost, exit status 1.
+        error: a mistake, exit status 2; or ProcessLost, exit status 1.
     """
-    from mnist_lab.errors import Lost
+    from mnist_lab.errors import ProcessLost
     from mnist_lab.processes import is_helper_process
 
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
     if not is_helper_process():  # the first says the same; what is wrong in this process alone, `helping` says
         print(f"error: {error}", file=sys.stderr)
-    sys.exit(1 if isinstance(error, Lost) else 2)
+    sys.exit(1 if isinstance(error, ProcessLost) else 2)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -107,7 +108,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], don
             callbacks=[EpochProgress(), LayerTable(), *callbacks, checkpoints],
             default_root_dir=run_dir,
             enable_model_summary=False,  # LayerTable is ours
-            **together(cfg),
+            **distributed_arguments(cfg),
             # Batches are made by position on the device, each process its share: there is no sampler to replace.
             use_distributed_sampler=False,
             _convert_="all",
@@ -123,6 +124,9 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], don
         hint = f" trainer.accelerator={asked}: use trainer=cpu, or auto" if asked not in ("auto", "cpu") else ""
         raise UserError(f"trainer: {brief(cause)}{hint}") from error
     trainer.strategy.checkpoint_io = WholeFiles()
+    profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+    if not isinstance(profiler, PassThroughProfiler) and profiler.filename is None:
+        profiler.dirpath, profiler.filename = run_dir, "profile"  # else its report goes to Lightning's log, unseen
     return trainer
 
 
@@ -135,7 +139,7 @@ def precision_of(cfg: DictConfig) -> str:
     return "bf16-mixed" if fast else "32-true"
 
 
-def together(cfg: DictConfig) -> dict[str, Any]:
+def distributed_arguments(cfg: DictConfig) -> dict[str, Any]:
     """The Trainer's arguments for a run of several processes, as torchrun or SLURM has started them or we shall."""
     asked: dict[str, Any] = {}
     if cfg.trainer.strategy == "ddp":

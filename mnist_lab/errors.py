@@ -10,7 +10,7 @@ class UserError(Exception):
     """A mistake that the user can mend: shown as its message alone, with exit status 2 and no traceback."""
 
 
-class Lost(Exception):
+class ProcessLost(Exception):
     """A process of a distributed run that has ended before its time: shown as its message alone, with exit status 1."""
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import get_console
 
-from mnist_lab.errors import Lost, UserError
+from mnist_lab.errors import ProcessLost, UserError
 
 if TYPE_CHECKING:
     import lightning as L
@@ -47,7 +47,7 @@ def started_together() -> tuple[str, int]:
     return ("srun", tasks) if tasks > 1 else ("", 1)
 
 
-def alone(what: str) -> None:
+def refuse_launcher(what: str) -> None:
     """Makes sure that torchrun or srun has not started this command.
 
     Args:
@@ -110,7 +110,7 @@ def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
         run_dir: the run's folder, with its config.
 
     Raises:
-        Lost: a process has ended too early, or doesn't answer.
+        ProcessLost: a process has ended too early, or doesn't answer.
     """
     import torch
 
@@ -147,7 +147,7 @@ def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
             fate += f"has not answered for {ANSWER_WITHIN} minutes" if silent else "has ended"
         told = f"{fate}; the others were ended. {resume}"
         to_log_file(told)
-        raise Lost(told) from error
+        raise ProcessLost(told) from error
     finally:
         if helpers is not None:
             helpers.end()

@@ -11,7 +11,7 @@ from mnist_lab.config import quoted
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import asked_of, load_config
 from mnist_lab.folders import at_work
-from mnist_lab.processes import alone, is_helper_process
+from mnist_lab.processes import is_helper_process, refuse_launcher
 from mnist_lab.sweep.study import is_own, is_sweep, load_asked
 from mnist_lab.words import divide, folder_of
 
@@ -43,7 +43,7 @@ def resume(words: list[str]) -> None:
     if (folder / ".hydra").exists() and not (folder / "config.yaml").exists():
         raise UserError(f"{folder} was stopped before it began: nothing is lost, run its command again in a new folder")
     if is_sweep(folder) or not (folder / "config.yaml").exists():
-        alone("a sweep")
+        refuse_launcher("a sweep")
         _sweep(folder, words[1:])
     elif is_sweep(folder.parent) and not is_helper_process():
         sweep = shlex.quote(str(folder.parent))

@@ -91,10 +91,10 @@ def test_a_network_that_was_changed_takes_the_ordinary_way(change: str) -> None:
     replay = Replay(net, loss)
     ((images, labels),) = mini_batches([128])
     assert replay(images, labels) is not None
-    replay.look(net, loss)
+    replay.check(net, loss)
     assert replay(images, labels) is not None
     CHANGES[change](net.layers)
-    replay.look(net, loss)
+    replay.check(net, loss)
     assert replay(images, labels) is None
 
 
@@ -104,9 +104,9 @@ def test_so_does_another_network_or_loss_in_its_place() -> None:
     ((images, labels),) = mini_batches([128])
     assert replay(images, labels) is not None
     for other in ((copy.deepcopy(net), loss), (net, CrossEntropyLoss())):
-        replay.look(*other)
+        replay.check(*other)
         assert replay(images, labels) is None
-        replay.look(net, loss)
+        replay.check(net, loss)
         assert replay(images, labels) is not None
 
 

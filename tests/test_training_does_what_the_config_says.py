@@ -578,3 +578,9 @@ def test_callbacks_have_an_epochs_metrics_when_lightning_says_it_is_over(
         (accuracy,), losses = found["validation", str(epoch)], found["training", str(epoch)]
         assert float(accuracy) == pytest.approx(row["val/acc"])
         assert [float(loss) for loss in losses] == pytest.approx([row["train/loss"]] * 2), "of one mini-batch"
+
+
+def test_a_profilers_report_is_in_the_runs_folder(lab: Command, tmp_path: Path) -> None:
+    words = ["model=mlp_784_32", "data=mnist_5k", "trainer.max_epochs=1", "+trainer.profiler=simple"]
+    assert lab(*words, "hydra.run.dir=run").returncode == 0
+    assert "run_training_epoch" in (tmp_path / "run/fit-profile.txt").read_text()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import optuna
 
 
-class Report(Checkpoint):
+class TrialReporter(Checkpoint):
     """Reports each epoch to the study, and ends a trial that the pruner gives up.
 
     It is a Checkpoint because Lightning calls those last, after the module has logged its epoch.
@@ -139,8 +139,8 @@ def _attempts(
         trial = trials_of(study)[number]
         attempt = trial.user_attrs.get("failures", 0)
         try:
-            report = Report(study, number, objectives[0], options["pruner"], options["patience"])
-            result = run([report], remarks)
+            reporter = TrialReporter(study, number, objectives[0], options["pruner"], options["patience"])
+            result = run([reporter], remarks)
             if result is None:
                 return
             values = [objective_of(result, name) for name in objectives]

@@ -88,7 +88,7 @@ class Classifier(L.LightningModule):
         # Between training steps callbacks may have changed the network, its loss, or how steps are made.
         direct = self.direct and self.clip is None
         if self.replay is not None:
-            self.replay.look(self.net, self.loss)
+            self.replay.check(self.net, self.loss)
         outcomes = []
         for images, labels in batch.mini_batches():
             logits, loss = self._differentiate(images, labels, number)

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from mnist_lab.models.layers import OPERATIONS
 
-_STATELESS = ("torch.nn.modules.", "mnist_lab.models.")
+_KNOWN_LAYERS = ("torch.nn.modules.", "mnist_lab.models.")
 _ATEN = torch.ops.aten
 _FUNCTIONS = OPERATIONS | {
     _ATEN._log_softmax.default: torch._log_softmax,
@@ -52,7 +52,7 @@ class Replay:
         self._parameters: list[nn.Parameter] = []
         self._holds = True
 
-    def look(self, net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def check(self, net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Sees whether network and loss are what they were at the first step; to be called when others may change them.
 
         Args:
@@ -102,7 +102,7 @@ class Replay:
     def _write_out(self, images: Tensor, labels: Tensor) -> Callable[[Tensor, Tensor], Any] | None:
         """The step as a list of operations; None if it can't be one."""
         layers = self._layers()
-        if not all(type(layer).__module__.startswith(_STATELESS) for layer in layers):
+        if not all(type(layer).__module__.startswith(_KNOWN_LAYERS) for layer in layers):
             return None
         if any(getattr(layer, hooks) for layer in layers for hooks in _HOOKS):
             return None
