@@ -336,7 +336,8 @@ class Classifier(L.LightningModule):
     def _require_finite_weights(self) -> None:
         """Raises Diverged if a weight is not finite: where a ReLU or a max-pool drops NaN the loss doesn't show it."""
         names, weights = zip(*self.net.named_parameters(), strict=True)
-        if math.isfinite(float(torch.stack([weight.detach().sum().cpu() for weight in weights]).sum())):
+        finite = torch.stack([weight.detach().isfinite().all() for weight in weights]).all().float()
+        if float(self.trainer.strategy.reduce(finite, reduce_op="mean")) == 1:
             return
         for name, weight in zip(names, weights, strict=True):
             if not bool(weight.isfinite().all()):
