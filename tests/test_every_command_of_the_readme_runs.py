@@ -179,7 +179,7 @@ def test_the_notebook_s_lines_train_a_network_and_ask_it(tmp_path: Path) -> None
     assert result.command == "python -m mnist_lab model=mlp trainer.max_epochs=2"
 
     again = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-    assert "run_dir=first is not allowed: a run needs a new or an empty folder of its own" in again.stderr
+    assert "first is not allowed: a run needs a new or an empty folder of its own" in again.stderr
 
 
 def test_python_is_told_the_folder_by_the_same_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

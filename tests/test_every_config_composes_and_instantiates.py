@@ -31,6 +31,7 @@ def test_there_are_options_in_every_group() -> None:
         "model",
         "data",
         "augment",
+        "loss",
         "optimizer",
         "schedule",
         "trainer",

@@ -45,7 +45,7 @@ MISTAKES = {
     "-m optimizer.lr=0.1,0": "a number above 0",
     "-m seed=range(3,3)": "empty range",
     "-m optimizer=adam,admw": "Did you mean adamw?",
-    "loss=mse": "loss must be one of its options",
+    "loss=mse": "there is no such loss",
     "~schedule": "without schedule is not allowed",
     "callbacks={x:1}": "To add one: +callbacks.NAME=VALUE",
     "+experiment=fast99": "experiment=OPTION replaces",
