@@ -20,8 +20,9 @@ from tensorboard.util.tensor_util import make_ndarray
 from mnist_lab import train
 from mnist_lab.build import build_tested
 from mnist_lab.result import Result
+from mnist_lab.show import figures
 from mnist_lab.trained import load_run
-from mnist_lab.training import Dashboard, dashboard
+from mnist_lab.training import Dashboard
 
 RUN = ("model=mlp", "data=mnist_5k", "data.val=random", "model.hidden=[64,32]", "trainer=cpu", "trainer.max_epochs=2")
 FULL = (
@@ -101,9 +102,9 @@ def test_the_worst_mistakes_come_first_and_the_confusion_matrix_has_labels_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
-    for name in ("_gallery", "_confusion"):
-        draw = getattr(dashboard, name)
-        monkeypatch.setattr(dashboard, name, lambda *a, n=name, draw=draw: (seen.update({n: a}), draw(*a))[1])
+    for name in ("titled", "confusion_matrix"):
+        draw = getattr(figures, name)
+        monkeypatch.setattr(figures, name, lambda *a, n=name, draw=draw: (seen.update({n: a}), draw(*a))[1])
     words = ["model=mlp_784_32", "data=mnist_5k", "data.val=random", "callbacks=dashboard", "trainer.max_epochs=1"]
     train(*words, "trainer.accelerator=cpu", "report=false", run_dir=tmp_path / "run")
     run = load_run(tmp_path / "run", device="cpu")
@@ -113,14 +114,13 @@ def test_the_worst_mistakes_come_first_and_the_confusion_matrix_has_labels_down(
     images, labels = in_memory(data.images.train_images)[data.val_index], data.images.train_labels[data.val_index]
     found = run.predict(images)
     of_the_truth = found[torch.arange(len(labels)), labels].masked_fill(found.argmax(1) == labels, 2.0)
-    _, pictures, _ = seen["_gallery"]
-    assert torch.equal((pictures[0] * 255).round().byte(), images[of_the_truth.argmin()])
+    assert torch.equal(seen["titled"][0][0], images[of_the_truth.argmin()])
 
     expected = torch.zeros(10, 10, dtype=torch.int64)
     predicted = run.predict(in_memory(data.images.test_images)).argmax(1)
     for label, taken in zip(data.images.test_labels, predicted, strict=True):
         expected[label, taken] += 1
-    assert torch.equal(seen["_confusion"][0], expected) and not torch.equal(expected, expected.T)
+    assert torch.equal(seen["confusion_matrix"][0].confusion(), expected) and not torch.equal(expected, expected.T)
 
 
 def test_precision_and_recall_are_of_the_whole_test_set(full: Path) -> None:

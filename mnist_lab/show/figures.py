@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from mnist_lab.data import DatasetImages
 from mnist_lab.result import Result
@@ -30,7 +31,7 @@ READABLE = 20
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network predicts for the test images.
+    """What a network predicts for images.
 
     Attributes:
         probabilities: float32 (N, classes); NaN where training diverged.
@@ -41,7 +42,7 @@ class Answers:
 
     probabilities: Tensor
     labels: Tensor
-    images: Tensor | DatasetImages
+    images: Tensor | DatasetImages | Subset[Tensor]
     classes: tuple[str, ...]
 
     @property
@@ -71,9 +72,13 @@ class Answers:
         """The classes' names as figures show them: shortened, and with every $ escaped, which would begin a formula."""
         return tuple(name[:20].replace("$", r"\$") for name in self.classes)
 
+    def at(self, positions: Tensor) -> Tensor:
+        """The images at some positions, on the CPU: uint8 or float32 (n, C, H, W)."""
+        return torch.stack([self.images[int(n)].cpu() for n in positions])
+
     def shown(self, positions: Tensor) -> Tensor:
-        """The images at some positions, as they are drawn: (n, C, H, W), 0 to 255."""
-        return drawable(torch.stack([self.images[int(n)] for n in positions]))
+        """The same as they are drawn: 0 to 255."""
+        return drawable(self.at(positions))
 
 
 def precision_recall(confusion: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,6 +223,27 @@ def worst(answers: Answers) -> Figure:
         named = ((int(answers.predicted[n]), "Predicted"), (label, "Label"))
         texts.append("\n".join(f"{word}: {answers.names[k]}, {percent(float(of[k]))}" for k, word in named))
     return titled(answers.shown(chosen), 5, 9.0, texts)
+
+
+def least_probable(answers: Answers, count: int) -> Figure:
+    """The mistakes whose label got the lowest probability, in a square grid, each with both classes.
+
+    Args:
+        answers: with at least one mistake.
+        count: most mistakes to draw, 1 or more.
+    """
+    of_the_label = answers.probabilities[answers.mistakes, answers.labels[answers.mistakes]]
+    chosen = answers.mistakes[of_the_label.argsort(stable=True)[:count]]
+    pairs = [(answers.names[int(answers.labels[n])], answers.names[int(answers.predicted[n])]) for n in chosen]
+    between = " → " if max(len(name) for pair in pairs for name in pair) <= 3 else "\n→ "
+    side = math.ceil(math.sqrt(len(chosen)))
+    figure = titled(answers.shown(chosen), side, 6.0, [between.join(pair) for pair in pairs])
+    height = figure.get_figheight() + 0.4  # inches, with the title
+    figure.axes[0].set_position((0, 0, 1, figure.get_figheight() / height))
+    figure.set_figheight(height)
+    title = f"{len(answers.mistakes):,} of {len(answers.labels):,} wrong, the worst first: label → predicted"
+    figure.text(0.5, 1 - 0.12 / height, title, ha="center", va="top", fontsize=11)
+    return figure
 
 
 def confusion_matrix(answers: Answers) -> Figure:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import lightning as L
@@ -14,8 +12,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from mnist_lab.data import Batches, ImageDataModule
+from mnist_lab.show import figures
+from mnist_lab.show.figures import Answers
+from mnist_lab.show.style import drawable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,17 +68,9 @@ class Dashboard(Callback):
         """Writes a figure of the worst mistakes."""
         if (writer := _writer(trainer)) is None or self.mistakes == 0:
             return
-        batches, names, epoch = _data(trainer).val_dataloader(whole=True), _data(trainer).class_names, _epoch(trainer)
-        assert isinstance(batches, Batches)
-        labels, probabilities = _answers(trainer, pl_module, batches)
-        wrong = (probabilities.argmax(1) != labels).nonzero().squeeze(1)
-        if len(wrong) == 0:
-            return
-        of_the_truth = probabilities[wrong, labels[wrong]]
-        worst = wrong[of_the_truth.argsort()[: self.mistakes]]
-        captions = [f"{names[labels[i]]} → {names[probabilities[i].argmax()]}" for i in worst]
-        title = f"epoch {epoch}: {len(wrong):,} of {len(labels):,} wrong"
-        writer.add_figure("mistakes/validation", _gallery(title, _visible(_pixels(batches, worst)), captions), epoch)
+        answers = _answers(trainer, pl_module, _data(trainer).val_dataloader(whole=True))
+        if len(answers.mistakes):
+            _draw(writer, "mistakes/validation", figures.least_probable(answers, self.mistakes), _epoch(trainer))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the histograms."""
@@ -91,23 +85,24 @@ class Dashboard(Callback):
         """Writes the confusion matrix, the precision-recall curves and the projector's images."""
         if (writer := _writer(trainer)) is None:
             return
-        batches, names, epoch = _data(trainer).test_dataloader(whole=True), _data(trainer).class_names, _epoch(trainer)
-        labels, probabilities = _answers(trainer, pl_module, batches)
-        predicted = probabilities.argmax(1)
-        counts = (labels * len(names) + predicted).bincount(minlength=len(names) ** 2).view(len(names), len(names))
-        writer.add_figure("confusion_matrix/test", _confusion(counts, names), epoch)
+        batches, epoch = _data(trainer).test_dataloader(whole=True), _epoch(trainer)
+        answers = _answers(trainer, pl_module, batches)
+        names, labels, predicted = answers.classes, answers.labels, answers.predicted
+        figure = figures.confusion_matrix(answers)
+        figure.axes[0].set_title(f"{len(answers.mistakes):,} of {len(labels):,} test images wrong")
+        _draw(writer, "confusion_matrix/test", figure, epoch)
         for number, name in enumerate(names):
-            writer.add_pr_curve(f"precision_recall/{name}", labels == number, probabilities[:, number], epoch)
+            writer.add_pr_curve(f"precision_recall/{name}", labels == number, answers.probabilities[:, number], epoch)
 
         net, inputs = _net(pl_module), []
         linear = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
         sample = torch.linspace(0, len(labels) - 1, min(self.embedding, len(labels))).long()
         if not linear or len(sample) == 0:
             return
-        pixels = _pixels(batches, sample)
         linear[-1].register_forward_pre_hook(lambda _, given: inputs.append(given[0].flatten(1)))
+        pixels = answers.at(sample)
         _logits(trainer, net, batches.prepare(pixels.to(pl_module.device), 0))
-        pictures = _visible(pixels)
+        pictures = drawable(pixels) / 255
         said = ([names[number] for number in numbers[sample]] for numbers in (labels, predicted))
         writer.add_embedding(
             inputs[0].cpu().double().round(decimals=4),  # written as text: 3 MB instead of 10
@@ -124,6 +119,11 @@ def _writer(trainer: L.Trainer) -> SummaryWriter | None:
         return None
     writer: SummaryWriter = trainer.logger.experiment
     return writer
+
+
+def _draw(writer: SummaryWriter, tag: str, figure: Figure, epoch: int) -> None:
+    figure.set_dpi(150)
+    writer.add_figure(tag, figure, epoch)
 
 
 def _data(trainer: L.Trainer) -> ImageDataModule:
@@ -151,57 +151,11 @@ def _logits(trainer: L.Trainer, net: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def _answers(trainer: L.Trainer, net: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
-    """Labels, int64 (N,), and probabilities, float32 (N, classes), of all images, on the CPU."""
+def _answers(trainer: L.Trainer, module: L.LightningModule, batches: Batches | list[Batches]) -> Answers:
+    """What the network predicts for all images of unshuffled batches."""
+    assert isinstance(batches, Batches)
     inputs = ((batch.labels, batch.prepare(batch.pixels, batch.first)) for batch in batches)
-    found = [(labels, _logits(trainer, net, images).float().softmax(1)) for labels, images in inputs]
-    labels, probabilities = zip(*found, strict=True)
-    return torch.cat(labels).cpu(), torch.cat(probabilities).cpu()
-
-
-def _pixels(batches: Batches, positions: Tensor) -> Tensor:
-    """Images at positions of unshuffled batches: (n, C, H, W), uint8 or what the user's own dataset gives."""
-    return torch.stack([batches.images[int(i)].cpu() for i in batches.sampler.index[positions]])
-
-
-def _visible(pixels: Tensor) -> Tensor:
-    """The same images as float32 in [0, 1]."""
-    return pixels / 255 if pixels.dtype == torch.uint8 else pixels.float().clamp(0, 1)
-
-
-def _gallery(title: str, images: Tensor, captions: Sequence[str]) -> Figure:
-    """Images, float32 (n, C, H, W) in [0, 1], in a square grid, each with its caption."""
-    from matplotlib.figure import Figure
-
-    side, longest = math.ceil(math.sqrt(len(images))), max(map(len, captions))
-    figure = Figure(figsize=(5, 6), dpi=150, layout="constrained")
-    figure.suptitle(f"{title}\nthe worst first: what it is → what it was taken for", fontsize=11)
-    for axes, image, caption in zip(figure.subplots(side, side, squeeze=False).flat, images, captions, strict=False):
-        axes.imshow(image.permute(1, 2, 0), cmap="gray_r", vmin=0, vmax=1)
-        axes.set_title(caption.replace(" →", "\n→") if longest > 10 else caption, fontsize=11 if longest < 8 else 8)
-    for axes in figure.axes:
-        axes.set_axis_off()
-    return figure
-
-
-def _confusion(counts: Tensor, names: Sequence[str]) -> Figure:
-    """A confusion matrix of counts, int64 (true class, predicted class): the more mistakes, the darker the cell."""
-    from matplotlib.figure import Figure
-
-    total, right = int(counts.sum()), int(counts.diagonal().sum())
-    mistakes = counts.clone().fill_diagonal_(0)
-    most = max(1, int(mistakes.max()))
-    side = max(5.0, 0.3 * len(names))
-    figure = Figure(figsize=(side, side), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=most)
-    if len(names) <= 20:
-        for row, column in counts.nonzero().tolist():
-            color = "gray" if row == column else "white" if mistakes[row, column] > 0.6 * most else "black"
-            size = 9 if len(names) <= 12 else 6
-            axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=size, color=color)
-    short = max(map(len, names)) <= 3
-    axes.set_xticks(range(len(names)), names, rotation=0 if short else 45, ha="center" if short else "right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="predicted", ylabel="true class", title=f"{total - right:,} of {total:,} test images wrong")
-    return figure
+    found = [(labels, _logits(trainer, module, images).float().softmax(1)) for labels, images in inputs]
+    labels, probabilities = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+    images: Subset[Tensor] = Subset(batches.images, batches.sampler.index.tolist())  # type: ignore[arg-type]
+    return Answers(probabilities, labels, images, _data(trainer).class_names)
