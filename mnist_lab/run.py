@@ -392,30 +392,41 @@ def log_hyperparameters(logger: Logger | None, result: Result) -> None:
     """Gives TensorBoard the run's row in the HParams tab, with its test metrics, and the config as text."""
     if not isinstance(logger, TensorBoardLogger):
         return
+    from torch.utils.tensorboard.summary import hparams
+
     config = result.config
     chosen = {
         "name": result.name,
         "data": result.data["name"],
         "seed": result.seed,
-        "batch_size": config["data"].get("batch_size"),
+        "data.batch_size": config["data"].get("batch_size"),
         "train_size": result.data["train"],
-        "epochs": config["trainer"]["max_epochs"],
+        "trainer.max_epochs": config["trainer"]["max_epochs"],
         "parameters": result.model["parameters"],
     }
     for section in ("model", "optimizer", "schedule"):
         chosen[section] = config[section].get("_target_", "none").rpartition(".")[2]
         chosen |= {
-            f"{section}.{key}": str(value) if isinstance(value, list | dict) else value
+            f"{section}.{key}": value
             for key, value in config[section].items()
             if key not in ("_target_", "_partial_", "input_shape", "num_classes", "fused")
         }
-    for word in result.overrides:  # by the names that a sweep's tables give them
-        key, _, value = word.lstrip("+").partition("=")
-        if not key.startswith("callbacks.dashboard"):  # which changes no number
-            chosen.setdefault(key, value)
-    metrics = {"test/acc": result.test["acc"], "test/loss": result.test["loss"]}
+    for word in result.overrides:
+        key, _, text = word.lstrip("+").partition("=")
+        if key != "report" and not key.startswith("callbacks.dashboard"):  # which change no number
+            value = OmegaConf.select(OmegaConf.create(config), key) if "." in key else text
+            chosen.setdefault(key, text if value is None else value)
+    chosen = {
+        key: value if isinstance(value, int | float | str) else str(value)
+        for key, value in chosen.items()
+        if value is not None
+    }
     after = len(result.history) + 1  # what a process wrote that was killed now is forgotten when the run goes on
-    logger.log_hyperparams({k: v for k, v in chosen.items() if v is not None}, metrics, after)
+    logger.log_metrics({"test/acc": result.test["acc"], "test/loss": result.test["loss"]}, after)
+    validated = any(row.get("val/acc") is not None for row in result.history)
+    curves = ["test/acc", "test/loss", *(["val/acc", "val/loss"] if validated else [])]
+    for summary in hparams(chosen, dict.fromkeys(curves, 0.0)):  # the tab shows the last value of each curve
+        logger.experiment.file_writer.add_summary(summary)
     logger.experiment.add_text("config", "```yaml\n" + OmegaConf.to_yaml(OmegaConf.create(config)) + "```")
     logger.experiment.add_text("command", f"`{result.command}`")
     logger.save()
