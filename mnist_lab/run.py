@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import logging
 import math
@@ -367,12 +366,11 @@ def data_facts(cfg: DictConfig, data: ImageDataModule) -> dict[str, Any]:
     """Which data it really was."""
     images = data.images
     assert images is not None
-    digest = hashlib.sha256("".join(f"{name}:{images.files[name]}\n" for name in sorted(images.files)).encode())
     return {
         "requested": data.data_name,
         "name": images.name,
         "fallback": data.fallback_reason,
-        "digest": digest.hexdigest(),
+        "digest": images.digest,
         "files": images.files if len(images.files) <= 20 else {},
         "classes": list(data.class_names),
         "train": len(data.train_index),

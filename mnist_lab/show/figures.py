@@ -94,7 +94,7 @@ def precision_recall(confusion: Tensor) -> tuple[Tensor, Tensor]:
     return correct / confusion.sum(0), correct / confusion.sum(1)
 
 
-def interval(correct: int, n: int) -> tuple[float, float]:
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """The 95 % confidence interval of the proportion `correct` / `n` (Wilson 1927)."""
     from scipy.stats import binomtest
 
@@ -306,7 +306,7 @@ def reliability(bins: Sequence[Bin]) -> Figure:
     )
     where = [100 * b.confidence for b in bins]
     values = [100 * b.correct / b.n for b in bins]
-    ends = [interval(b.correct, b.n) for b in bins]
+    ends = [wilson_interval(b.correct, b.n) for b in bins]
     errors = [
         [max(0.0, value - 100 * low) for value, (low, _) in zip(values, ends, strict=True)],
         [max(0.0, 100 * high - value) for value, (_, high) in zip(values, ends, strict=True)],

@@ -19,9 +19,9 @@ from mnist_lab.show.figures import (
     Layer,
     calibration_bins,
     calibration_error,
-    interval,
     percent,
     precision_recall,
+    wilson_interval,
 )
 from mnist_lab.show.style import document
 
@@ -79,7 +79,7 @@ def _section(title: str, *content: str) -> str:
 def _head(result: Result, notes: list[str]) -> list[str]:
     """What was run, its warnings, the main numbers and the command."""
     test, data, target = result.test, result.data, result.model["target"].rpartition(".")[2]
-    low, high = interval(test["correct"], test["n"])
+    low, high = wilson_interval(test["correct"], test["n"])
     gap = 100 * (result.history[-1]["train/acc"] - test["acc"])
     numbers = {
         "test accuracy": percent(test["acc"]),

@@ -90,7 +90,6 @@ def write_report(run: TrainedRun, result: Result, data: ImageDataModule) -> Path
     """
     import torch
 
-    from mnist_lab.run import data_facts
     from mnist_lab.show import figures
     from mnist_lab.show.page import page
     from mnist_lab.show.style import image, svg
@@ -119,7 +118,8 @@ def write_report(run: TrainedRun, result: Result, data: ImageDataModule) -> Path
         write_whole(run.run_dir / "figures" / f"{name}.svg", content)
         images[name] = f"<figure>{image(content, what)}</figure>"
     notes = list(result.notes)
-    if data_facts(run.cfg, data)["digest"] != result.data["digest"]:
+    assert data.images is not None
+    if data.images.digest != result.data["digest"]:
         notes.append("The pictures are of other files than the run recorded: their digest differs.")
     path = run.run_dir / "report.html"
     write_whole(path, page(result, answers, layers, images, notes, weights[1] if weights else ""))

@@ -60,7 +60,7 @@ class Group:
     @property
     def interval(self) -> float | None:
         """Half of the mean's 95 % confidence interval, from Student's t; None with fewer than two values."""
-        return interval(self.values)
+        return t_interval(self.values)
 
     @property
     def seconds(self) -> float:
@@ -92,7 +92,7 @@ class Peer:
     accuracies: tuple[float, ...]
 
 
-def interval(values: Sequence[float]) -> float | None:
+def t_interval(values: Sequence[float]) -> float | None:
     """Half of the mean's 95 % confidence interval, from Student's t; None with fewer than two values."""
     if len(values) < 2:
         return None

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from mnist_lab.show.style import BLUE, GREY, VERMILION, document, image, subplots, svg
-from mnist_lab.sweep.compare import FOOT, HEADER, Group, Peer, interval, notes_of, rows, value_of
+from mnist_lab.sweep.compare import FOOT, HEADER, Group, Peer, notes_of, rows, t_interval, value_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -235,7 +235,7 @@ def _cost(groups: Sequence[Group], metric: str, peers: Sequence[Peer]) -> Figure
         for marker, program in zip(MARKERS, dict.fromkeys(peer.name for peer in others), strict=False):
             mine = [peer for peer in others if peer.name == program]
             across, up = [fmean(peer.seconds) for peer in mine], [100 * (1 - fmean(peer.accuracies)) for peer in mine]
-            bars = [100 * (interval(peer.accuracies) or 0) for peer in mine]
+            bars = [100 * (t_interval(peer.accuracies) or 0) for peer in mine]
             look: dict[str, Any] = {"markersize": 5, "capsize": 2, "color": GREY, "mfc": "none"}
             ax.errorbar(across, up, yerr=[bar or math.nan for bar in bars], fmt=marker, label=program, **look)
             named += [(peer.network, x, y, bar, GREY) for peer, x, y, bar in zip(mine, across, up, bars, strict=True)]
