@@ -584,3 +584,19 @@ def test_a_profilers_report_is_in_the_runs_folder(lab: Command, tmp_path: Path) 
     words = ["model=mlp_784_32", "data=mnist_5k", "trainer.max_epochs=1", "+trainer.profiler=simple"]
     assert lab(*words, "hydra.run.dir=run").returncode == 0
     assert "run_training_epoch" in (tmp_path / "run/fit-profile.txt").read_text()
+
+
+def test_classes_can_weigh_differently_in_the_loss(lab: Command, tmp_path: Path) -> None:
+    words = ["model=mlp_784_32", "data=mnist_5k", "data.train_size=500", "trainer.max_epochs=1", "report=false"]
+    assert lab(*words, "hydra.run.dir=plain").returncode == 0
+    weights = "{_target_: torch.tensor, data: [1.0,1,1,1,1,1,1,1,1,0]}"
+    assert lab(*words, f"+loss.weight={weights}", "hydra.run.dir=weighed").returncode == 0
+    plain, weighed = (Result.load(tmp_path / name).history[0]["train/loss"] for name in ("plain", "weighed"))
+    assert weighed != plain
+
+
+def test_threads_give_up_their_cores_soon_and_the_user_may_say_when(lab: Command) -> None:
+    words = ["model=neuron", "data=mnist_5k", "trainer=debug", "logger=none", "report=false"]
+    for told, expected in (({}, "6000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")):
+        shown = lab(*words, OMP_DISPLAY_ENV="verbose", **told).stderr
+        assert f"GOMP_SPINCOUNT = '{expected}'" in shown or "GOMP" not in shown  # which not every system has
