@@ -245,8 +245,11 @@ def _is_all(share: float) -> bool:
     return isinstance(share, float) and share == 1.0
 
 
-def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule) -> None:
+def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule) -> list[str]:
     """Sends two blank images through the network, and what it gives through the loss; and through the augmentation.
+
+    Returns:
+        What works, but is hardly meant.
 
     Raises:
         UserError: the network can't take images of the data's shape, gives something else than one output a class, the
@@ -282,6 +285,13 @@ def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule)
             raise UserError(f"data.augment: {needed}, and {cfg.data.augment._target_} can't: {brief(error)}") from error
         if not isinstance(changed, torch.Tensor) or changed.shape != images.shape:
             raise UserError(f"data.augment: {needed}, and {cfg.data.augment._target_} doesn't")
+    sums_to_one = bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(2), atol=1e-4)
+    if sums_to_one and isinstance(loss, nn.CrossEntropyLoss):
+        return [
+            f"{cfg.model._target_} gives probabilities, and cross entropy takes logits, to which it applies softmax "
+            "itself: a network here ends without one."
+        ]
+    return []
 
 
 def check_batches(net: nn.Module, data: ImageDataModule, trainer: L.Trainer) -> None:

@@ -404,7 +404,10 @@ def unknown_key_hint(key: str, cfg: DictConfig) -> str:
         hint = closest(name, beside).replace("mean ", f"mean {parent}.")
         return f"{hint}\n{parent} has: {', '.join(beside)}"
     hint = f" Did you mean {elsewhere[0]}?" if len(elsewhere) == 1 else closest(key, keys)
-    return f"{hint}\nSee every option with --cfg job; +{key}=VALUE adds one"
+    hint = {"epochs": " Did you mean trainer.max_epochs?", "ckpt_path": " To go on with a run: resume RUN"}.get(
+        key, hint
+    )
+    return f"{hint}\nSee every option with --cfg job"
 
 
 def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -591,6 +594,13 @@ def _check_sweep(overrides: list[Override], cfg: DictConfig) -> None:
             )
     if cfg.data.val == "none" and any(str(name).startswith("val/") for name in objectives):
         raise UserError("sweep.objective needs validation data, and data.val=none gives none: use data.val=random")
+    every, epochs = cfg.trainer.get("check_val_every_n_epoch"), cfg.trainer.max_epochs
+    of_validation = cfg.data.val != "none" and any(str(name or "val/acc").startswith("val/") for name in objectives)
+    if of_validation and every and epochs > 0 and epochs % every:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={every} leaves the last of trainer.max_epochs={epochs} epochs without "
+            f"validation, by which a sweep judges: trainer.max_epochs={epochs + every - epochs % every}"
+        )
     if cfg.hydra.sweeper._target_.startswith("hydra_plugins.mnist_lab"):
         for override in overrides:
             if override.key_or_group == "hydra.sweep.subdir":

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from mnist_lab.config import check_folder
+from mnist_lab.errors import UserError
 from mnist_lab.evaluate import load_config
 from mnist_lab.folders import at_work
 from mnist_lab.result import Result
@@ -32,6 +33,10 @@ def rerun(words: list[str]) -> None:
     started = time.perf_counter()
     folder = folder_of(words, USAGE)
     cfg, before = load_config(folder, []), Result.load(folder)
+    changes = [word for word in words[1:] if not word.startswith("dir=") and "=" in word]
+    if changes:
+        other = f"{before.command} {shlex.join(changes)}"
+        raise UserError(f"rerun repeats a run as it was. To run it with a change: {other}\n{USAGE}")
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     new = path_of(understood(words[1:], {"dir": f"outputs/{cfg.name}/{now}"}, USAGE)["dir"]).absolute()
     until = check_folder("dir", str(new), fresh=True)
@@ -51,6 +56,8 @@ def rerun(words: list[str]) -> None:
         print(f"NOT reproduced: of {folder}", *numbers[:20], sep="\n  ")
     if others:
         print("what differs besides the numbers:", *others, sep="\n  ")
+    elif numbers and (changed := [note for note in before.notes if "has changed" in note]):
+        print(*changed, sep="\n")
     elif numbers:
         print("Code, versions, data and machine are the same: this computation can't be repeated exactly.")
     if numbers:

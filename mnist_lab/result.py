@@ -74,6 +74,10 @@ class Result:
     notes: list[str]
     extras: dict[str, Any]
 
+    def __repr__(self) -> str:
+        measured = f"test acc {self.test['acc']:.2%}, loss {self.test['loss']:.4f}"
+        return f"Result({self.name}, seed {self.seed}, {len(self.history)} epochs: {measured})"
+
     @property
     def train_seconds(self) -> float:
         """Seconds of training; for a resumed run, the sum over its epochs, as `seconds` has only its last process's."""

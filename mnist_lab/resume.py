@@ -15,6 +15,7 @@ from mnist_lab.processes import is_helper_process, refuse_launcher
 from mnist_lab.sweep.study import is_own, is_sweep, load_asked
 from mnist_lab.words import divide, folder_of
 
+LONGER = "The number of epochs has changed"
 USAGE = (
     "use: python -m mnist_lab resume outputs/.../RUN [trainer.max_epochs=N] [trainer.devices=N], or "
     "resume outputs/sweeps/NAME [sweep.trials=N ...]"
@@ -86,13 +87,21 @@ def _run(folder: Path, words: list[str]) -> None:
         raise UserError(f"{folder / 'run.json'} can't be read, or doesn't say what was asked for") from error
     from mnist_lab.result import Result
 
+    remarks = []
     if not is_helper_process() and (folder / "result.json").exists():
-        epochs = len(Result.load(folder).history)
+        before = Result.load(folder)
+        epochs = len(before.history)
         if not options["trainer.max_epochs"] or cfg.trainer.max_epochs <= epochs:
             print(f"{folder} is finished, after {epochs} epochs. To train it longer: trainer.max_epochs={epochs + 1}")
             return
+        remarks = [note for note in before.notes if note.startswith(LONGER)]
+        if "_target_" in cfg.schedule or "early_stopping" in cfg.callbacks:
+            remarks.append(
+                f"{LONGER}, {epochs} → {cfg.trainer.max_epochs}: a run of {cfg.trainer.max_epochs} from the start has "
+                "another schedule, or may have stopped earlier."
+            )
     from mnist_lab.run import flush_denormals, run
 
     flush_denormals()
     with at_work(folder, until=None):
-        run(cfg, folder, overrides + more, command + more, started, report=asked.get("report", True))
+        run(cfg, folder, overrides + more, command + more, started, report=asked.get("report", True), remarks=remarks)

@@ -19,7 +19,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -128,6 +128,11 @@ def run(
                 f"callbacks.{key}: Lightning's StochasticWeightAveraging needs one training step a mini-batch. Its "
                 "EMAWeightAveraging averages weights here: _target_: lightning.pytorch.callbacks.EMAWeightAveraging"
             )
+        if isinstance(callback, LearningRateFinder):  # it too
+            raise UserError(
+                f"callbacks.{key}: Lightning's LearningRateFinder needs one training step a mini-batch. A sweep finds "
+                "the rate here: -m sweep=tpe 'optimizer.lr=tag(log,interval(1e-4,1))'"
+            )
     last = newest(run_dir / "checkpoints")
     saved = {} if last is None else read_checkpoint(last)
     states = saved.get("callbacks", {})
@@ -140,7 +145,7 @@ def run(
         load_weights(net, last, saved)
     data.prepare_data()
     data.setup()
-    check_fit(cfg, net, loss, data)
+    remarks = [*remarks, *(doubts := check_fit(cfg, net, loss, data))]
     check_batches(net, data, trainer)
     optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule") or None
     check_optimizer(net, optimizer, schedule)
@@ -159,6 +164,7 @@ def run(
         write_whole(run_dir / "config.yaml", text)
         write_whole(run_dir / "run.json", json.dumps(asked) + "\n")
         announce(cfg, net, data, trainer, run_dir)
+        warn(doubts)
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_custom_scalars(CHARTS)
     torch.manual_seed(seed_of("dropout", cfg.seeds.dropout, trainer.global_rank))

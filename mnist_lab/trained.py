@@ -32,6 +32,7 @@ class TrainedRun:
         class_names: in the order of the logits.
         shift: float32 (C, 1, 1), subtracted from pixel values.
         divisor: float32 (C, 1, 1), divides what remains.
+        finished: whether it learned from images that came as finished float32: then it takes those, and nothing scales.
         device: where the network is.
     """
 
@@ -43,7 +44,12 @@ class TrainedRun:
     class_names: tuple[str, ...]
     shift: Tensor
     divisor: Tensor
+    finished: bool
     device: torch.device
+
+    def __repr__(self) -> str:
+        size = sum(weight.numel() for weight in self.net.parameters())
+        return f"TrainedRun({self.run_dir}, {self.checkpoint}: {type(self.net).__name__}, {size:,} parameters)"
 
     @property
     def result(self) -> Result:
@@ -58,11 +64,13 @@ class TrainedRun:
         """Pixels as the network takes them.
 
         Args:
-            images: uint8 (N, C, H, W).
+            images: uint8 (N, C, H, W); float32 where `finished`.
 
         Returns:
             float32 (N, C, H, W), on the network's device.
         """
+        if self.finished:
+            return images.to(self.device)
         return (images.to(self.device).float() - self.shift) / self.divisor
 
     @torch.inference_mode()
@@ -71,7 +79,7 @@ class TrainedRun:
 
         Args:
             images: uint8 (N, C, H, W), or (N, H, W) where C is 1, as a tensor or an array: light on dark, as the
-                images were that the network has learned from.
+                images were that the network has learned from. Float32 where `finished`.
             batch_size: images a forward pass.
 
         Returns:
@@ -83,9 +91,10 @@ class TrainedRun:
         images = torch.as_tensor(images)
         if images.dim() == 3 and self.shape[0] == 1:
             images = images.unsqueeze(1)
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.shape:
+        kind = torch.float32 if self.finished else torch.uint8
+        if images.dtype != kind or tuple(images.shape[1:]) != self.shape:
             raise UserError(
-                f"{self.run_dir} takes uint8 images of the shape {list(self.shape)}, "
+                f"{self.run_dir} takes {str(kind).removeprefix('torch.')} images of the shape {list(self.shape)}, "
                 f"not {str(images.dtype).removeprefix('torch.')} of the shape {list(images.shape[1:])}"
             )
         batches = images.split(batch_size)
@@ -131,5 +140,6 @@ def load_run(
         class_names=tuple(facts["class_names"]),
         shift=facts["shift"].to(where),
         divisor=facts["divisor"].to(where),
+        finished=facts.get("finished", False),
         device=where,
     )

@@ -23,14 +23,15 @@ def is_there(word: str) -> bool:
 
 
 def folder_of(words: Sequence[str], usage: str) -> Path:
-    """The folder that a verb's first word names.
+    """The folder that a verb's first word names, as DIR or as run=DIR.
 
     Raises:
         UserError: it names none, but an option, or there is no word.
     """
-    if not words or ("=" in words[0] and not is_there(words[0])) or words[0].startswith("-"):
+    word = words[0] if words and is_there(words[0]) else "".join(words[:1]).removeprefix("run=")
+    if not word or ("=" in word and not is_there(word)) or word.startswith("-"):
         raise UserError(usage)
-    return path_of(words[0])
+    return path_of(word)
 
 
 def divide(
@@ -48,11 +49,14 @@ def divide(
         The options' values, and the words that are none of them, in their order.
 
     Raises:
-        UserError: a word has no `=`, or an option is missing.
+        UserError: a word has no `=`, but for the first, which may be the folder that `run=` names; or an option is
+            missing.
     """
     options, others = dict(own), []
-    for word in words:
+    for n, word in enumerate(words):
         key, equals, value = word.partition("=")
+        if n == 0 and "run" in own and (not equals or is_there(word)):
+            key, equals, value = "run", "=", word  # the folder alone, as other verbs take it
         if not equals:
             raise UserError(f"{word}: not understood\n{usage}")
         if key in own:

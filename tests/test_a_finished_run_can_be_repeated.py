@@ -35,6 +35,20 @@ def test_the_numbers_come_back_to_the_last_digit(lab: Command, tmp_path: Path) -
     assert "packages.torch: 1.0 → " in done.stdout
 
 
+def test_a_run_that_was_made_longer_says_that_no_single_command_repeats_it(lab: Command, tmp_path: Path) -> None:
+    words = ["data=mnist_5k", "model=mlp_784_32", "data.train_size=500", "schedule=cosine"]
+    words += ["data.batch_size=100", "report=false"]
+    assert lab(*words, "trainer.max_epochs=1", "hydra.run.dir=run").returncode == 0
+    assert lab("resume", "run", "trainer.max_epochs=2").returncode == 0
+    (note,) = [note for note in Result.load(tmp_path / "run").notes if "1 → 2" in note]
+    assert note.startswith("The number of epochs has changed")
+    done = lab("rerun", "run=run", "dir=again")
+    assert done.returncode == 1 and note in done.stdout and "can't be repeated exactly" not in done.stdout
+    done = lab("rerun", "run", "seed=1")
+    assert done.returncode == 2 and "To run it with a change: python -m mnist_lab data=mnist_5k" in done.stderr
+    assert "trainer.max_epochs=2 seed=1" in done.stderr
+
+
 def test_what_is_no_finished_run_is_told(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for words, message in {

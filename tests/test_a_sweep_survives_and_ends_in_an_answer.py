@@ -298,6 +298,19 @@ def test_no_trial_is_ended_before_patience_epochs(patience: int, ended: bool) ->
     assert pruner_of("median", patience).prune(study, hopeless) == ended
 
 
+def test_a_genetic_search_learns_from_its_first_ten_trials() -> None:
+    def values(sampler: str) -> list[dict[str, float]]:
+        study, unit = optuna.create_study(), optuna.distributions.FloatDistribution(0, 1)
+        for number in range(20):
+            study.sampler = sampler_of(sampler, 0, number)
+            trial = study.ask({"a": unit, "b": unit})
+            study.tell(trial, trial.params["a"])
+        return [trial.params for trial in study.get_trials()]
+
+    genetic, random = values("nsga2"), values("random")
+    assert genetic[:10] == random[:10] and genetic[10:] != random[10:]
+
+
 def test_two_at_once_on_one_sweep_the_second_is_told_who_holds_it(lab: Command, tmp_path: Path) -> None:
     assert lab("-m", *QUICK, "seed=0", "hydra.sweep.dir=s").returncode == 0
     (tmp_path / "s/.holder").write_text("process 1 on elsewhere\n")

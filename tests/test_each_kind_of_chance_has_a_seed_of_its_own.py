@@ -88,6 +88,8 @@ def test_a_sweep_that_judges_by_the_test_set_says_so_in_each_result(lab: Command
     assert "optimizer.lr by test/acc" in note and "no longer a fair one" in note
     assert note in (tmp_path / "chosen/compare.md").read_text()
 
+    assert lab(*words, "data.val=test", "optimizer.lr=0.01,0.1", "hydra.sweep.dir=both").returncode == 0
+    assert any("optimizer.lr by val/acc, of the test set" in note for note in result_in(tmp_path / "both/0").notes)
     assert lab(*words, "data.val=none", "seed=0,1", "hydra.sweep.dir=repeated").returncode == 0
     assert result_in(tmp_path / "repeated/0").notes == [], "to repeat is not to choose"
 

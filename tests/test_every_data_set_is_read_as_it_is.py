@@ -278,6 +278,14 @@ def test_a_folder_that_is_divided_already(tmp_path: Path) -> None:
     assert (len(found.train_labels), len(found.test_labels)) == (6, 4)
 
 
+def test_a_class_that_only_the_test_set_has_is_named(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "test/a", "test/b", "test/c"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / name / "1.png")
+    with pytest.raises(UserError, match="test/c: there is no class of this name in"):
+        sources.image_folder(tmp_path, False, [1, 4, 4], 0.5)
+
+
 def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     save_images(tmp_path / "a", 2, (0, 0, 0))
     save_images(tmp_path / "b", 2, (0, 0, 0))

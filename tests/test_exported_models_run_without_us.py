@@ -67,7 +67,7 @@ def test_every_network_can_be_written_for_colour_images_too(model: str, kind: st
     net = instantiate(cfg.model, _convert_="all").eval().requires_grad_(False)
     names = ("no", "yes") if model == "neuron" else tuple("abcdefghij")
     shift, divisor = torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1), torch.full((3, 1, 1), 50.0)
-    run = TrainedRun(tmp_path, "last", cfg, net, (3, 32, 32), names, shift, divisor, torch.device("cpu"))
+    run = TrainedRun(tmp_path, "last", cfg, net, (3, 32, 32), names, shift, divisor, False, torch.device("cpu"))
     FORMATS[kind].write(run, facts(run), tmp_path / "model.pt2")
     predict = FORMATS[kind].read(tmp_path / "model.pt2")
     for n in (0, 1, 7):

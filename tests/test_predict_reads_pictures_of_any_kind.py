@@ -203,6 +203,7 @@ def test_the_table_and_the_lines_of_json_say_what_was_seen(
     again = lab(*words)
     assert again.returncode == 2 and "a new or an empty folder" in again.stderr
     assert "a,b.png" in lab("predict", f"run={cnn_run}", "images=a,b.png").stdout
+    assert "a,b.png" in lab("predict", str(cnn_run), "images=a*.p?g").stdout, "no shell resolves the pattern there"
 
 
 def test_the_list_of_pictures_may_be_long(

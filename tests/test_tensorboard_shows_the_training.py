@@ -181,3 +181,38 @@ def test_without_validation_the_rest_is_there(tmp_path: Path) -> None:
 def test_a_dashboard_without_tensorboard_is_a_mistake(lab: Command) -> None:
     done = lab("callbacks=dashboard", "logger=none")
     assert done.returncode == 2 and "add logger=tensorboard" in done.stderr
+
+
+NETWORKS = """
+import torch
+from torch import nn
+
+class Patches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last, self.unused = nn.Linear(6, 2), nn.Linear(3, 2)
+        self.hidden, self.of_patches = nn.Linear(24 * 20, 6), nn.Linear(20, 20)
+
+    def forward(self, images):
+        patches = self.of_patches(images.flatten(1).reshape(-1, 20)).reshape(len(images), -1)
+        return self.last(self.hidden(patches).relu())
+"""
+
+
+def test_the_projector_has_the_last_linear_layer_that_an_image_meets_whatever_its_shape(
+    lab: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(NETWORKS)
+    for n in range(40):
+        (tmp_path / f"images/{'a$' if n % 2 else 'b${'}").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (20, 24), 6 * n).save(tmp_path / f"images/{'a$' if n % 2 else 'b${'}/{n}.png")
+    words = ["data=image_folder", "data.root=images", "data.shape=[1,24,20]", "data.val=random", "callbacks=dashboard"]
+    words += ["trainer.max_epochs=1", "report=false", "hydra.run.dir=run"]
+    (tmp_path / "conf/model").mkdir(parents=True)
+    (tmp_path / "conf/model/own.yaml").write_text("_target_: own.Patches\n")
+    done = lab("--config-dir", "conf", "model=own", *words, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    points = np.loadtxt(tmp_path / "run/tensorboard/00000/last_hidden_layer/tensors.tsv", delimiter="\t")
+    assert points.shape[1] == 6
+    sprite = Image.open(tmp_path / "run/tensorboard/00000/last_hidden_layer/sprite.png")
+    assert sprite.size[0] % 24 == sprite.size[1] % 24 == 0

@@ -1,6 +1,8 @@
 """A module anywhere on the Python path and a YAML file in any --config-dir are enough."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +227,58 @@ def test_a_dataset_of_something_else_is_refused_in_a_line(mine: Path, lab: Comma
     assert done.returncode == 2 and "data" in done.stderr and "Traceback" not in done.stderr
     done = lab(*words, "data.scale=standard", PYTHONPATH=str(mine / "lib"))
     assert done.returncode == 2 and "needs all images at once" in done.stderr
+
+
+def test_what_finished_float_images_were_only_their_dataset_knows(mine: Path, lab: Command) -> None:
+    words = [f"+data.source.{part}.kind=float32" for part in ("train", "test")]
+    words += ["data.loader=workers", "data.workers=0", "trainer.max_epochs=1", "report=false", "hydra.run.dir=r"]
+    path = str(mine / "lib")
+    assert lab("--config-dir", "my_conf", "model=mine", "data=photos", *words, PYTHONPATH=path).returncode == 0
+    (mine / "a.png").write_bytes(b"")
+    for verb in (["predict", "r", "images=a.png"], ["export", "r", "format=torch_export"]):
+        done = lab(*verb, PYTHONPATH=path)
+        assert done.returncode == 2 and "float32 images that its own dataset finished" in done.stderr, done.stderr
+    ask = "import mnist_lab, torch; run = mnist_lab.load_run('r'); x = torch.rand(2, 1, 4, 4); print(run)\n"
+    ask += "assert run.predict(x).equal(run.net(x).softmax(1))"
+    done = subprocess.run([sys.executable, "-c", ask], cwd=mine, env=os.environ | {"PYTHONPATH": path}, check=True,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.stdout == "TrainedRun(r, last: Net, 154 parameters)\n"
+
+
+def test_a_mistake_in_a_source_of_ones_own_is_a_line_that_says_where(mine: Path, lab: Command) -> None:
+    own = (mine / "lib/own.py").read_text()
+    (mine / "lib/own.py").write_text(
+        own.replace("    labels = torch.arange", "    open('not.there')\n    labels = torch.arange")
+    )
+    done = lab("--config-dir", "my_conf", "model=mine", "data=stripes", PYTHONPATH=str(mine / "lib"))
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "data.source: FileNotFoundError" in done.stderr and "(own.py, line 37)" in done.stderr, done.stderr
+
+
+def test_a_softmax_at_the_end_of_a_network_is_remarked(mine: Path, lab: Command) -> None:
+    own = (mine / "lib/own.py").read_text()
+    (mine / "lib/own.py").write_text(own.replace("return self.layers(images)", "return self.layers(images).softmax(1)"))
+    done = lab("--config-dir", "my_conf", "model=mine", "data=stripes", PYTHONPATH=str(mine / "lib"))
+    assert done.returncode == 0 and "gives probabilities, and cross entropy takes logits" in done.stdout.replace(
+        "\n│ ", ""
+    )
+    assert any("a network here ends without one" in note for note in result_in(mine / "outputs").notes)
+
+
+def test_data_without_files_is_told_apart_by_its_images() -> None:
+    labels = torch.tensor([0, 1])
+    images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    sets = [ImageSet("own", images + n, labels, images, labels, ("a", "b")) for n in (0, 0, 1)]
+    assert sets[0].digest == sets[1].digest != sets[2].digest
+
+
+def test_a_sweep_over_modules_of_ones_own_is_not_resumed_when_they_changed(mine: Path, lab: Command) -> None:
+    (mine / "my_conf/model/wide.yaml").write_text("_target_: own.Net\nwidth: 9\n")
+    words = ["--config-dir", "my_conf", "-m", "model=mine,wide", "data=stripes", "trainer.max_epochs=1"]
+    path = str(mine / "lib")
+    assert lab(*words, "report=false", "hydra.sweep.dir=s", "sweep.trials=1", PYTHONPATH=path).returncode == 0
+    (mine / "my_conf/model/wide.yaml").write_text("_target_: own.Net\nwidth: 10\n")
+    (mine / "lib/own.py").write_text((mine / "lib/own.py").read_text().replace("nn.ReLU()", "nn.Tanh()"))
+    done = lab("resume", "s", "sweep.trials=2", PYTHONPATH=path)
+    assert done.returncode == 2, done.stdout
+    assert "others.model=wide.model.width: 9 → 10" in done.stderr and "code.own.py: " in done.stderr

@@ -17,8 +17,8 @@ class Augment:
         shift: largest shift along each axis, pixels, 0 or more.
         rotate: largest turn either way, degrees, 0 to 180.
         scale: largest change of size, as a fraction: 0.1 gives sizes from 0.9 to 1.1; from 0 to below 1.
-        elastic: standard deviation of a smooth random displacement, pixels, 0 or more (after Simard, Steinkraus, Platt
-            2003; the displacement is drawn on a grid of 7×7 points and interpolated between them).
+        elastic: standard deviation of a smooth random displacement at 7×7 points, pixels, 0 or more (after Simard,
+            Steinkraus, Platt 2003). Between the points it is interpolated: over the image it is two thirds of that.
         erase: probability that a rectangle, from a tenth to four tenths of the image's height and width, becomes 0
             (Zhong et al. 2017), in [0, 1].
     """

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Literal
 
 import lightning as L
@@ -93,6 +96,8 @@ class ImageDataModule(L.LightningDataModule):
         self._placed: dict[tuple[str, torch.device], tuple[Tensor | DatasetImages, Tensor]] = {}
         self.images_at_once = 1
         """As many mini-batches as have that many images are made at once, and at least one."""
+        self.finished = False
+        """Whether images come as float32, which nothing scales."""
         self.fallback_reason: str | None = None
         """Why the fallback stands in, or None where the data is what was asked for."""
 
@@ -106,6 +111,13 @@ class ImageDataModule(L.LightningDataModule):
                 self.images = self.source(self.root, download)
             except DataUnavailableError as error:
                 self._fall_back(error)
+            except (OSError, LookupError, TypeError, ValueError) as error:
+                of_others = (str(Path(__file__).parents[1]), *sysconfig.get_paths().values())
+                own = [f for f in extract_tb(error.__traceback__) if not f.filename.startswith(of_others)]
+                if not own:
+                    raise
+                where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
+                raise UserError(f"data.source: {type(error).__name__}: {error} ({where})") from error
             if not isinstance(self.images, ImageSet):
                 kind = type(self.images).__name__
                 raise UserError(f"data.source gives {kind}, where a mnist_lab.data.ImageSet is needed")
@@ -151,6 +163,7 @@ class ImageDataModule(L.LightningDataModule):
                 )
         self.train_index, self.val_index = self._divide(images.train_labels)
         self.shift, self.divisor = self._scaling(images.train_images)
+        self.finished = images.train_images[0].is_floating_point()
         self._ready = True
 
     @property
@@ -211,6 +224,7 @@ class ImageDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must say for its network to be used without the training data."""
         return {
+            "finished": self.finished,
             "shape": list(self.shape),
             "class_names": list(self.class_names),
             "shift": self.shift,

@@ -42,7 +42,7 @@ class ImageSet:
         test_images: uint8 (M, C, H, W), or like train_images.
         test_labels: int64 (M,).
         classes: the classes' names, in the order of their labels.
-        files: the files it was read from, each with its SHA-256.
+        files: the files it was read from, each with its SHA-256; none: images and labels themselves tell sets apart.
 
     Raises:
         UserError: images that are not uint8 or not four-dimensional, labels that are no whole numbers, or not one each.
@@ -78,8 +78,11 @@ class ImageSet:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the files' digests: equal for data sets read from the same files."""
-        lines = "".join(f"{name}:{self.files[name]}\n" for name in sorted(self.files))
+        """SHA-256 over the files' digests; of a data set that names no files, over its images and labels in memory."""
+        tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        held = [t.contiguous().numpy() for t in tensors if isinstance(t, Tensor)] if not self.files else []
+        digests = self.files or {str(n): hashlib.sha256(array.tobytes()).hexdigest() for n, array in enumerate(held)}
+        lines = "".join(f"{name}:{digests[name]}\n" for name in sorted(digests))
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -317,6 +320,10 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
             f"data.shape={list(shape)} is not allowed: image folders are read in grey (1 channel) or colour (3)"
         )
     files: list[Path] = []
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        unknown = sorted(path.name for path in (root / "test").iterdir() if path.is_dir() and path.name not in classes)
+        if unknown:
+            raise UserError(f"{root / 'test' / unknown[0]}: there is no class of this name in {root / 'train'}")
 
     def read(folder: Path) -> tuple[Tensor, Tensor]:
         images, labels = [], []
@@ -405,7 +412,10 @@ def _read_image(path: Path, shape: Sequence[int]) -> np.ndarray[Any, np.dtype[np
 
 
 def stratified_part(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Chooses `size` labels at random such that each class keeps its share, to within one.
+    """Chooses `size` labels at random such that each class keeps its share.
+
+    To within one, that is, where classes are of like size. Of many classes with a handful of labels each, all may be on
+    one side of the cut together.
 
     Args:
         labels: int64 (N,), 0 or more.

@@ -80,6 +80,11 @@ def write_checked(run: TrainedRun, kind: str, target: Path | None) -> None:
         UserError: the network can't be written in that format, or the test images can't be loaded.
         SystemExit: the probabilities differ by more than TOLERANCE; no file is kept.
     """
+    if run.finished:
+        raise UserError(
+            f"{run.run_dir} has learned from float32 images that its own dataset finished: a file that takes uint8 "
+            "can't do as it does. Let the dataset give uint8"
+        )
     form = FORMATS[kind]
     target = target or run.run_dir / "export" / f"{Path(run.cfg.name).name}{form.suffix}"
     target.parent.mkdir(parents=True, exist_ok=True)

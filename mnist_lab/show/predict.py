@@ -112,10 +112,15 @@ def preparation(trained: TrainedRun, kind: str = "auto") -> Preparation:
         kind: "digit", "resize", or "auto": "digit" for data sets of handwriting.
 
     Raises:
-        UserError: the network takes neither grey images (1 channel) nor colour images (3).
+        UserError: the network takes neither grey images (1 channel) nor colour images (3), or finished float32.
     """
     from mnist_lab.show.prepare import Preparation
 
+    if trained.finished:
+        raise UserError(
+            f"{trained.run_dir} has learned from float32 images that its own dataset finished: how, only that dataset "
+            "knows. From Python: load_run(RUN).predict(images)"
+        )
     if trained.shape[0] not in (1, 3):
         raise UserError(
             f"{trained.run_dir} takes images of {trained.shape[0]} channels: pictures have 1 (grey) or 3 (colour)"
@@ -183,7 +188,8 @@ def _files(words: str) -> tuple[dict[Path, Path], list[str]]:
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files: dict[Path, Path] = {}
     mistakes = []
-    for word in [words] if is_there(words) else filter(None, words.split(",")):
+    named = [words] if is_there(words) else filter(None, words.split(","))
+    for word in (found for pattern in named for found in _matching(pattern)):
         path = path_of(word)
         if not is_there(word):
             mistakes.append(f"{path}: there is no such file or folder")
@@ -195,6 +201,15 @@ def _files(words: str) -> tuple[dict[Path, Path], list[str]]:
         else:
             files[path] = Path(path.name)
     return files, mistakes
+
+
+def _matching(word: str) -> list[str]:
+    """What a pattern such as scans/*.png stands for, as no shell resolves it behind `images=`; of other words, they."""
+    path = path_of(word)
+    if is_there(word) or not any(letter in word for letter in "*?["):
+        return [word]
+    found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    return [str(one) for one in sorted(found, key=_natural)] or [word]
 
 
 def _natural(path: Path) -> list[list[tuple[int, str]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -259,7 +260,8 @@ def _tested(group: Group, best: Group) -> Group:
         return replace(group, p=float(group.mean == best.mean))
     from scipy.stats import ttest_ind
 
-    p = float(ttest_ind(group.values, best.values, equal_var=False).pvalue)
+    with warnings.catch_warnings(action="ignore"):  # runs that differ in rounding alone, of whom the table says ± 0.00
+        p = float(ttest_ind(group.values, best.values, equal_var=False).pvalue)
     return replace(group, p=p)
 
 
@@ -367,13 +369,14 @@ def show(groups: Sequence[Group], metric: str) -> None:
     from rich import get_console
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Column, Table
 
     right: Any = {"justify": "right"}
     columns = [Column(HEADER[0], ratio=1), *(Column(name, no_wrap=True, **right) for name in HEADER[1:])]
     found = Table(*columns, box=SIMPLE_HEAD, title=f"{metric}, best first", title_justify="left")
     for row in rows(groups, metric):
-        found.add_row(*row)
+        found.add_row(*map(escape, row))
     console = Console(width=max(140, get_console().width))
     console.print(found)
     console.print(FOOT, style="dim")

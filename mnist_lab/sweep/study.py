@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import socket
+import sysconfig
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,8 @@ ASKED = "sweep.json"
 """File in a sweep's folder with the command, the config and the code digests of its trials."""
 JOURNAL = "study.journal"
 """File in a sweep's folder with Optuna's storage of the trials, unless `sweep.storage` names another."""
+GENERATION = 10
+"""Trials a generation of NSGA-II: with Optuna's 50, a sweep of fewer would be random."""
 STATES = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
@@ -123,7 +127,9 @@ def sampler_of(name: str, seed: int, trials: int) -> BaseSampler:
         with warnings.catch_warnings(action="ignore"):  # Optuna calls it experimental
             rest = samplers.RandomSampler(seed=seed)
             return samplers.QMCSampler(seed=sequence, scramble=True, independent_sampler=rest)
-    others = {"random": samplers.RandomSampler, "tpe": samplers.TPESampler, "nsga2": samplers.NSGAIISampler}
+    if name == "nsga2":
+        return samplers.NSGAIISampler(seed=seed, population_size=GENERATION)
+    others = {"random": samplers.RandomSampler, "tpe": samplers.TPESampler}
     sampler: BaseSampler = others[name](seed=seed)
     return sampler
 
@@ -202,14 +208,37 @@ def is_held(folder: Path) -> bool:
         return True
 
 
-def code_digests() -> dict[str, str]:
-    """SHA-256 of each file of this package that can change a trial's result."""
+def code_digests(configs: Sequence[Any] = ()) -> dict[str, str]:
+    """SHA-256 of each file that can change a trial's result: this package's, and the user's own modules.
+
+    Args:
+        configs: whose `_target_`s name those modules; what is installed with Python is not looked at.
+    """
     package = Path(__file__).resolve().parent.parent
     own = [
         *package.glob("*.py"),
         *(path for part in ("data", "models", "training") for path in (package / part).glob("*.py")),
     ]
-    return {str(path.relative_to(package)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(own)}
+    found = {str(path.relative_to(package)): path for path in sorted(own)}
+    installed = {Path(path).resolve() for path in sysconfig.get_paths().values()}
+    for name in sorted({target.partition(".")[0] for target in _targets(list(configs))} - {package.name}):
+        spec = find_spec(name)
+        for folder in map(Path, spec.submodule_search_locations or ()) if spec is not None else ():
+            found |= {f"{name}/{path.relative_to(folder)}": path for path in sorted(folder.rglob("*.py"))}
+        if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
+            found[f"{name}.py"] = Path(spec.origin)
+    theirs = {key: path for key, path in found.items() if not installed & set(path.resolve().parents)}
+    return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in theirs.items()}
+
+
+def _targets(config: Any) -> set[str]:
+    """The values of all keys `_target_` in nested dictionaries and lists."""
+    if isinstance(config, list):
+        return {target for value in config for target in _targets(value)}
+    if isinstance(config, dict):
+        own = {config["_target_"]} if isinstance(config.get("_target_"), str) else set()
+        return own | _targets(list(config.values()))
+    return set()
 
 
 def differences(before: Any, now: Any, key: str = "") -> list[str]:

@@ -128,12 +128,14 @@ def _attempts(
 ) -> None:
     options, objectives = asked["options"], asked["objectives"]
     chosen = [key for key, *_ in asked["axes"] if matters(key)]
-    looked = [name for name in objectives if name.startswith("test/")]
+    of_test = ("test/", "val/") if asked["config"].get("data", {}).get("val") == "test" else ("test/",)
+    looked = [name for name in objectives if name.startswith(of_test)]
     remarks = []
     if chosen and looked:
         remarks = [
-            f"Its sweep judges {', '.join(chosen)} by {looked[0]}: whoever takes the best of it has chosen by the test "
-            "set, and the test result is no longer a fair one. sweep.objective=val/acc chooses without it."
+            f"Its sweep judges {', '.join(chosen)} by {looked[0]}, of the test set: whoever takes the best of it has "
+            "chosen by that set, and the test result is no longer a fair one. sweep.objective=val/acc data.val=random "
+            "chooses without it."
         ]
     while True:
         trial = trials_of(study)[number]

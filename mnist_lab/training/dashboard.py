@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import Subset
 
 from mnist_lab.data import Batches, ImageDataModule
@@ -95,17 +96,22 @@ class Dashboard(Callback):
             writer.add_pr_curve(f"precision_recall/{name}", labels == number, answers.probabilities[:, number], epoch)
 
         net, inputs = _net(pl_module), []
-        linear = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
         sample = torch.linspace(0, len(labels) - 1, min(self.embedding, len(labels))).long()
-        if not linear or len(sample) == 0:
+        if len(sample) == 0:
             return
-        linear[-1].register_forward_pre_hook(lambda _, given: inputs.append(given[0].flatten(1)))
+        for layer in net.modules():
+            if isinstance(layer, nn.Linear):
+                layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
         pixels = answers.at(sample)
         _logits(trainer, net, batches.prepare(pixels.to(pl_module.device), 0))
-        pictures = drawable(pixels) / 255
+        hidden = [values.flatten(1) for values in inputs if len(values) == len(sample)]  # a row an image
+        if not hidden:
+            return
+        height, width = pixels.shape[2:]  # TensorBoard's sprite needs squares
+        pictures = F.pad(drawable(pixels) / 255, (0, max(0, height - width), 0, max(0, width - height)))
         said = ([names[number] for number in numbers[sample]] for numbers in (labels, predicted))
         writer.add_embedding(
-            inputs[0].cpu().double().round(decimals=4),  # written as text: 3 MB instead of 10
+            hidden[-1].cpu().double().round(decimals=4),  # written as text: 3 MB instead of 10
             [[f"{a} right" if a == b else f"{a} → {b}", a, b] for a, b in zip(*said, strict=True)],
             1 - pictures if pictures.shape[1] == 1 else pictures,  # in dark on light, the class's colour can be seen
             tag="last_hidden_layer",

@@ -33,6 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_lab.__main__ import fail
 from mnist_lab.config import CONF_DIR, check
 from mnist_lab.errors import UserError
+from mnist_lab.result import cores
 from mnist_lab.sweep.space import Axis, axis, grid
 from mnist_lab.sweep.study import (
     code_digests,
@@ -162,6 +163,8 @@ class StudySweeper(Sweeper):
         if stopped or left:
             resume = f"python -m mnist_lab resume {quote(str(live.folder))}"
             again = resume if self.ours else "the same command and hydra.sweep.dir"
+            if self._too_many_failures():
+                again += " sweep.max_failures=null"
             print(f"\n{left} of {len(states)} trials are left. To go on: {again}")
         if stopped:
             sys.exit(130)
@@ -222,7 +225,8 @@ class StudySweeper(Sweeper):
 
     def _side_by_side(self) -> int:
         """How many trials the launcher runs at a time, on this machine."""
-        return max(1, int(self.base.hydra.launcher.get("n_jobs", 1) or 1))
+        jobs = int(self.base.hydra.launcher.get("n_jobs", 1) or 1)
+        return jobs if jobs > 0 else max(1, cores() + 1 + jobs)  # as joblib counts: -1 is all cores
 
     def _run_all(self, found: list[list[JobReturn]]) -> None:
         """Adds what the launcher gives back to `found`, launch by launch."""
@@ -294,16 +298,25 @@ class StudySweeper(Sweeper):
         subdir = str(pattern).replace("${hydra.job.num}", str(trial.number)).replace("'", r"\'")
         return [*words, f"hydra.sweep.subdir='{subdir}'"]
 
+    def _composed(self, words: list[str]) -> dict[str, Any]:
+        """The config of the trial with these overrides of the axes, without what a sweep may change."""
+        config: Any = OmegaConf.to_container(
+            self.loader.load_sweep_config(self.base, self._words(words)), resolve=False
+        )
+        return {key: value for key, value in config.items() if key not in ("hydra", "sweep")}
+
     def _record(self, folder: Path) -> None:
         """Keeps what was asked for; of a sweep that is there already, makes sure that it still means the same.
 
         Raises:
             UserError: it doesn't.
         """
-        base = self.loader.load_sweep_config(self.base, self._words([a.extremes()[0] for a in self.axes]))
-        config: Any = OmegaConf.to_container(base, resolve=False)
-        for key in ("hydra", "sweep"):
-            config.pop(key, None)
+        config, options = self._composed([one.extremes()[0] for one in self.axes]), {}
+        for n, one in enumerate(self.axes):
+            for word in one.extremes()[1:] if self.loader.get_group_options(one.name) else ():
+                words = [other.extremes()[0] for other in self.axes]
+                words[n] = word
+                options[word] = self._composed(words)
         now = {
             "argv": _to_keep(sys.argv[1:]),
             "storage": self.options["storage"],
@@ -316,7 +329,8 @@ class StudySweeper(Sweeper):
             "fixed": [part for part in self.parts if isinstance(part, str)],
             "side_by_side": self._side_by_side(),
             "config": config,
-            "code": code_digests(),
+            "others": options,
+            "code": code_digests([config, *options.values()]),
         }
         own = True
         if is_sweep(folder):
@@ -329,8 +343,8 @@ class StudySweeper(Sweeper):
                 )
             changed = [
                 line
-                for part in ("config", "code", "objectives", "directions", "axes", "storage")
-                for line in differences(before[part], now[part], part)
+                for part in ("config", "others", "code", "objectives", "directions", "axes", "storage")
+                for line in differences(before.get(part, {}), now[part], part)
             ]
             if changed and not self.options["accept_changes"]:
                 raise UserError(
