@@ -261,7 +261,8 @@ def test_a_report_that_fails_harms_nothing(lab: Command, tmp_path: Path, own: tu
         ((), "which run?"),
         (("run=nowhere",), "there is no such folder"),
         (("run=.",), "has no config.yaml"),
-        (("nonsense",), "not understood"),
+        (("nonsense",), "nonsense: there is no such folder"),
+        (("run=.", "nonsense"), "not understood"),
     ],
 )
 def test_a_mistake_gets_one_clear_answer(words: tuple[str, ...], answer: str, lab: Command, tmp_path: Path) -> None:

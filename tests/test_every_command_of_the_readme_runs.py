@@ -41,7 +41,19 @@ def test_the_readme_says_how_to_set_up_run_and_test() -> None:
 
 def test_every_command_is_of_a_kind_that_is_run_here() -> None:
     for line in LINES:
-        assert "python -m mnist_lab" in line or line.startswith("pip install "), line
+        assert "python -m mnist_lab" in line or line.startswith(("pip install ", "eval ")), line
+
+
+def test_bash_completes_the_command_after_the_readmes_line() -> None:
+    (line,) = commands("eval ")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", f"{line}; complete -p mnist_lab"],
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "hydra_bash_completion" in done.stdout, done.stderr
 
 
 def examples(folder: Path) -> None:

@@ -130,5 +130,5 @@ def test_from_the_end_of_an_epoch_another_number_goes_on_and_the_result_says_so(
     assert done.returncode == 0, done.stderr
     found = Result.load(tmp_path / "run")
     assert found.machine["processes"] == 2 and len(found.history) == 2
-    (note,) = found.notes
-    assert "number of processes has changed, 1 → 2" in note
+    processes, epochs = found.notes
+    assert "number of processes has changed, 1 → 2" in processes and "number of epochs has changed, 1 → 2" in epochs

@@ -213,17 +213,20 @@ def _cost(groups: Sequence[Group], metric: str, peers: Sequence[Peer]) -> Figure
     """Each group's metric against its cost; for accuracies the error rate, on a logarithmic axis if it varies much."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    figure, axes = subplots(1, 2, height=4.2)
     measured = [group for group in groups if group.values]
+    sizes = {result.model["parameters"] for group in measured for result in group.results}
+    costs = (("seconds", "seconds of training"), ("parameters", "parameters"))[: 2 if len(sizes) > 1 else 1]
+    figure, axes = subplots(1, len(costs), height=4.2)
     mistakes = metric.endswith("acc")
     heights = [100 * (1 - group.mean) if mistakes else group.mean for group in measured]
     names = [group.results[0].name for group in measured]
     if len(set(names)) < len(names):
-        names = [" ".join(map(str, group.differs.values()))[:40] or "best" for group in measured]
+        shown = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in group.differs.values()] for group in measured]
+        names = [" ".join(values)[:40] or "best" for values in shown]
     labels = []
-    for ax, (cost, label) in zip(axes, (("seconds", "seconds of training"), ("parameters", "parameters")), strict=True):
+    for ax, (cost, label) in zip(axes, costs, strict=True):
         found = [[v for result in group.results if (v := value_of(result, cost)) is not None] for group in measured]
-        places = [sum(costs) / len(costs) for costs in found]
+        places = [fmean(spent) for spent in found]
         named: list[Named] = []
         for n, (group, where, height) in enumerate(zip(measured, places, heights, strict=True)):
             style: dict[str, Any] = {"color": VERMILION if n == 0 else BLUE, "zorder": 3 if n == 0 else 2}
@@ -251,6 +254,9 @@ def _cost(groups: Sequence[Group], metric: str, peers: Sequence[Peer]) -> Figure
             else:
                 axis.set_major_locator(MaxNLocator(5))
             axis.set_major_formatter("{x:,.10g}")
+        if mistakes:
+            low, high = ax.get_ylim()
+            ax.set_ylim(max(low, 0) if ax.get_yscale() == "linear" else low, min(high, 100))
         labels.append(named)
     if peers:
         figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
