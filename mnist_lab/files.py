@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import sysconfig
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -17,6 +18,15 @@ FAULTS = (
 )
 """System errors that the disk causes and not the program: full, read-only, failing, gone, no permission to write, name
 too long."""
+
+
+def is_the_users(path: str | Path) -> bool:
+    """Whether a file of code is the user's own: neither Python's, nor of an installed package, nor of this one."""
+    paths = sysconfig.get_paths()
+    others = [paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")] + [str(Path(__file__).parent)]
+    parents = Path(path).resolve().parents
+    frozen = str(path).startswith("<")
+    return not frozen and not any(Path(folder).resolve() in parents for folder in others)
 
 
 def disk_fault(error: BaseException | None, folder: Path | None = None) -> OSError | None:

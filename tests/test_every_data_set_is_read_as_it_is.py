@@ -282,6 +282,7 @@ def test_a_class_that_only_the_test_set_has_is_named(tmp_path: Path) -> None:
     for name in ("train/a", "train/b", "test/a", "test/b", "test/c"):
         (tmp_path / name).mkdir(parents=True)
         Image.new("L", (4, 4)).save(tmp_path / name / "1.png")
+    (tmp_path / "test/.cache").mkdir()
     with pytest.raises(UserError, match="test/c: there is no class of this name in"):
         sources.image_folder(tmp_path, False, [1, 4, 4], 0.5)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from mnist_lab.data.batches import Batch, Batches, EpochOrder, WorkerBatches
 from mnist_lab.data.download import DataUnavailableError
 from mnist_lab.data.sources import DatasetImages, ImageSet, Source, mnist_5k, stratified_part
 from mnist_lab.errors import UserError
+from mnist_lab.files import is_the_users
 from mnist_lab.seeds import seed_of
 from mnist_lab.words import path_of
 
@@ -112,8 +112,7 @@ class ImageDataModule(L.LightningDataModule):
             except DataUnavailableError as error:
                 self._fall_back(error)
             except (OSError, LookupError, TypeError, ValueError) as error:
-                of_others = (str(Path(__file__).parents[1]), *sysconfig.get_paths().values())
-                own = [f for f in extract_tb(error.__traceback__) if not f.filename.startswith(of_others)]
+                own = [frame for frame in extract_tb(error.__traceback__) if is_the_users(frame.filename)]
                 if not own:
                     raise
                 where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}"

@@ -321,8 +321,8 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
         )
     files: list[Path] = []
     if (root / "train").is_dir() and (root / "test").is_dir():
-        unknown = sorted(path.name for path in (root / "test").iterdir() if path.is_dir() and path.name not in classes)
-        if unknown:
+        tested = [path.name for path in (root / "test").iterdir() if path.is_dir() and not path.name.startswith(".")]
+        if unknown := sorted(set(tested) - set(classes)):
             raise UserError(f"{root / 'test' / unknown[0]}: there is no class of this name in {root / 'train'}")
 
     def read(folder: Path) -> tuple[Tensor, Tensor]:

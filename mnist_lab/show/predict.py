@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -204,12 +205,9 @@ def _files(words: str) -> tuple[dict[Path, Path], list[str]]:
 
 
 def _matching(word: str) -> list[str]:
-    """What a pattern such as scans/*.png stands for, as no shell resolves it behind `images=`; of other words, they."""
-    path = path_of(word)
-    if is_there(word) or not any(letter in word for letter in "*?["):
-        return [word]
-    found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-    return [str(one) for one in sorted(found, key=_natural)] or [word]
+    """The paths that a pattern such as scans/*.png stands for; the word itself where it is a path or matches none."""
+    found = [] if is_there(word) else glob(str(path_of(word)), recursive=True)  # noqa: PTH207 (pathlib's raises for a**b)
+    return sorted(found, key=lambda path: _natural(Path(path))) or [word]
 
 
 def _natural(path: Path) -> list[list[tuple[int, str]]]:

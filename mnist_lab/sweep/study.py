@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import socket
-import sysconfig
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_lab.errors import UserError
-from mnist_lab.files import write_whole
+from mnist_lab.files import is_the_users, write_whole
 from mnist_lab.trust import is_sealed, seal, trusts
 
 if TYPE_CHECKING:
@@ -220,15 +219,17 @@ def code_digests(configs: Sequence[Any] = ()) -> dict[str, str]:
         *(path for part in ("data", "models", "training") for path in (package / part).glob("*.py")),
     ]
     found = {str(path.relative_to(package)): path for path in sorted(own)}
-    installed = {Path(path).resolve() for path in sysconfig.get_paths().values()}
-    for name in sorted({target.partition(".")[0] for target in _targets(list(configs))} - {package.name}):
-        spec = find_spec(name)
+    for name in sorted({target.partition(".")[0] for target in _targets(list(configs))}):
+        try:
+            spec = find_spec(name)
+        except ValueError:  # no module's name, or the script that runs
+            continue
         for folder in map(Path, spec.submodule_search_locations or ()) if spec is not None else ():
-            found |= {f"{name}/{path.relative_to(folder)}": path for path in sorted(folder.rglob("*.py"))}
-        if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
-            found[f"{name}.py"] = Path(spec.origin)
-    theirs = {key: path for key, path in found.items() if not installed & set(path.resolve().parents)}
-    return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in theirs.items()}
+            if is_the_users(folder / "any.py"):
+                found |= {f"{name}/{path.relative_to(folder)}": path for path in sorted(folder.rglob("*.py"))}
+        if spec is not None and str(spec.origin).endswith(".py") and is_the_users(str(spec.origin)):
+            found[f"{name}.py"] = Path(str(spec.origin))
+    return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in found.items()}
 
 
 def _targets(config: Any) -> set[str]:
