@@ -26,6 +26,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mnist_lab.data import ImageDataModule
@@ -227,7 +228,9 @@ def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifi
     parts = (trainer.limit_train_batches, trainer.limit_val_batches, trainer.limit_test_batches)
     limited = not all(map(_is_all, (*parts, trainer.val_check_interval))) or trainer.overfit_batches != 0  # type: ignore[attr-defined]
     if not (followed or limited or trainer.max_steps != -1 or trainer.fast_dev_run):  # type: ignore[attr-defined]
-        data.images_at_once = 2048  # of MNIST 6 MB, which stay in a processor's cache
+        # Who stops a run waits for the step to end, which takes long where layers convolve.
+        convolves = any(isinstance(layer, _ConvNd) for layer in module.net.modules())
+        data.images_at_once = 2048 if convolves else 8192
         module.direct = trainer.world_size == 1 and trainer.precision != "16-mixed" and module.clip is None
     on_cpu = trainer.strategy.root_device.type == "cpu"
     plain = trainer.precision == "32-true" and not trainer._detect_anomaly
