@@ -156,12 +156,14 @@ def measure(number: int, network: str, name: str, epochs: int, root: Path) -> Ro
         elif name in NEEDS:
             environment["KERAS_BACKEND"] = name.removeprefix("keras_")
         output = Path(scratch) / "output"
-        start = time.perf_counter()
+        start, most = time.perf_counter(), 0
         with output.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", *words], env=environment, stdout=file, stderr=subprocess.STDOUT
             )
-            most = _wait_for(process)
+            while process.poll() is None:
+                most = max(most, _most_memory(process.pid))
+                time.sleep(0.05)
         took = time.perf_counter() - start
         printed = output.read_text(errors="replace")
         if process.returncode != 0:
@@ -178,17 +180,13 @@ def _report(printed: str) -> str:
     return printed[printed.rindex('{"epochs"') :].splitlines()[0]
 
 
-def _wait_for(process: subprocess.Popen[bytes]) -> int:
-    """Sleeps until a process has ended: to look now and then would take a core from it. Gives its peak memory in bytes.
-
-    0 where the system doesn't report it.
-    """
-    if not hasattr(os, "wait4"):  # Windows
-        process.wait()
+def _most_memory(process: int) -> int:
+    """Peak memory of a running process so far, in bytes; 0 where the system doesn't report it."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError):  # another system, or the process has just ended
         return 0
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def floor(network: str, flops: float) -> float:
