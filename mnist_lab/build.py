@@ -230,7 +230,7 @@ def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifi
     if not (followed or limited or trainer.max_steps != -1 or trainer.fast_dev_run):  # type: ignore[attr-defined]
         # Who stops a run waits for the step to end, which takes long where layers convolve.
         convolves = any(isinstance(layer, _ConvNd) for layer in module.net.modules())
-        data.images_at_once = 2048 if convolves else 8192
+        data.images_at_once = 2048 if convolves else 4096
         module.direct = trainer.world_size == 1 and trainer.precision != "16-mixed" and module.clip is None
     on_cpu = trainer.strategy.root_device.type == "cpu"
     plain = trainer.precision == "32-true" and not trainer._detect_anomaly

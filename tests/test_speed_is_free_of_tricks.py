@@ -94,7 +94,7 @@ def test_a_callback_that_follows_batches_sees_each_of_them(lab: Command, tmp_pat
 def test_so_does_one_whose_hook_is_a_function_of_its_own() -> None:
     cfg = resolved(compose_config([*SHORT, "model=mlp_512"]))
     follower = LambdaCallback(on_train_batch_end=lambda *_: None)
-    ways: list[tuple[list[L.Callback], int]] = [([], 8192), ([follower], 1)]
+    ways: list[tuple[list[L.Callback], int]] = [([], 4096), ([follower], 1)]
     for callbacks, together in ways:
         data, trainer = build.build(cfg, "data"), build.build_trainer(cfg, Path("run"), callbacks)
         data.prepare_data()

@@ -19,7 +19,7 @@ flush_denormals()
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"  # as our command does, see mnist_lab/build.py
 torch.manual_seed(cfg.seeds.weights)
 data, net = build(cfg, "data"), build(cfg, "model")
-data.images_at_once = 2048 if network == "B" else 8192  # as our command does
+data.images_at_once = 2048 if network == "B" else 4096  # as our command does
 data.prepare_data()
 data.setup()
 optimizer = build(cfg, "optimizer")(net.parameters())
