@@ -349,7 +349,19 @@ def compose_config(overrides: list[str], config_name: str = "config", hydra: Hyd
         raise UserError("a config file is not valid YAML: " + one_line(error)) from error
     HydraConfig.instance().set_config(cfg)
     check(cfg)
+    for word in overrides:
+        if (added := re.match(r"\++(\w+)=", word)) is not None:
+            _check_read(added[1], cfg)
     return cfg
+
+
+def _check_read(key: str, cfg: DictConfig) -> None:
+    """Raises UserError where a value was added at the top, beside the sections, and none of them refers to it."""
+    if key not in cfg or isinstance(cfg[key], DictConfig):
+        return
+    if re.search(rf"\$\{{[^}}]*\b{key}\b", OmegaConf.to_yaml(cfg)) is None:
+        others = OmegaConf.masked_copy(cfg, [str(other) for other in cfg if other != key])
+        raise UserError(f"+{key}: nothing reads this.{unknown_key_hint(key, others)}")
 
 
 def one_line(error: Exception) -> str:

@@ -94,17 +94,17 @@ def test_a_grid_runs_each_combination_once_in_a_folder_of_its_number(lab: Comman
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["kill", "interrupt"])
-def test_a_sweep_that_was_stopped_ends_as_if_it_had_not_been(how: str, lab: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_was_stopped_ends_as_if_it_had_not_been(how: signal.Signals, lab: Command, tmp_path: Path) -> None:
     words = ["-m", "model=mlp", *QUICK[1:5], "trainer.max_epochs=12", "seed=range(0,3)"]
     assert lab(*words, "hydra.sweep.dir=whole").returncode == 0
     process = start(tmp_path, *words, "hydra.sweep.dir=stopped")
     second = tmp_path / "stopped/1/history.csv"
     wait_for(lambda: second.exists() and len(second.read_text().splitlines()) > 3)
-    os.killpg(process.pid, signal.SIGKILL if how == "kill" else signal.SIGINT)
+    os.killpg(process.pid, how)
     said = process.communicate()[0]
-    if how == "interrupt":
-        assert process.returncode == 130 and "To go on: python -m mnist_lab resume stopped" in said
+    if how != signal.SIGKILL:
+        assert process.returncode == 128 + how and "To go on: python -m mnist_lab resume stopped" in said
     assert states(tmp_path / "stopped") == {0: "COMPLETE", 1: "RUNNING", 2: "WAITING"}
     assert not (tmp_path / "stopped/1/result.json").exists()
     assert lab("resume", "stopped").returncode == 0
@@ -488,6 +488,12 @@ def test_groups_are_all_but_the_seed_and_a_difference_has_its_p_value() -> None:
     low, high = stats.t.interval(0.95, 3, loc=best.mean, scale=stats.sem(good))
     assert (best.mean - best.interval, best.mean + best.interval) == pytest.approx((low, high))
     assert grouped(results, "test/loss")[0].mean == pytest.approx(0.1)
+
+
+def test_a_whole_number_and_the_same_with_a_point_are_one_value() -> None:
+    runs = [replace(result(n, 0.1, 0.9), config={"model": {"dropout": (0, 0.0)[n]}}) for n in range(2)]
+    (group,) = grouped(runs, "test/acc")
+    assert len(group.results) == 2
 
 
 def test_a_learning_curve_is_the_mean_of_a_groups_runs() -> None:

@@ -51,6 +51,7 @@ MISTAKES = {
     "callbacks={x:1}": "To add one: +callbacks.NAME=VALUE",
     "+experiment=fast99": "experiment=OPTION replaces",
     "epochs=3": "Did you mean trainer.max_epochs?",
+    "+epochs=3": "nothing reads this. Did you mean trainer.max_epochs?",
     "data.root=é": """quoted twice: 'data.root="é"'""",
     "name=../../evil": "the name of a folder below outputs/",
     "optimizer.lr='0.003'": "As it stands it is a text: ${oc.decode:...}",
@@ -209,6 +210,11 @@ def test_no_word_ends_in_a_traceback(key: str, value: str) -> None:
         compose_config([f"{key}={value}"])
     except UserError as error:
         assert str(error)
+
+
+def test_a_value_of_ones_own_may_be_added_where_another_refers_to_it() -> None:
+    cfg = compose_config(["+width=64", "model.hidden=${width}"])
+    assert cfg.model.hidden == 64
 
 
 def test_hydra_full_error_shows_where_it_was_found(lab: Command) -> None:

@@ -184,12 +184,14 @@ def grouped(results: Sequence[Result], metric: str) -> list[Group]:
     """
     known = Counter(name for name, _ in {(result.data["name"], result.data["digest"]) for result in results})
     flat = [_flat(result.config) | {"data.name": _data_name(result, known)} for result in results]
+    # 0 and 0.0 are one value.
+    alike = [{key: repr(float(v) if type(v) is int else v) for key, v in config.items()} for config in flat]
     keys = list(dict.fromkeys(key for config in flat for key in config if matters(key)))
-    differing = [key for key in keys if len({repr(config.get(key, "–")) for config in flat}) > 1]
+    differing = [key for key in keys if len({config.get(key) for config in alike}) > 1]
     of_seeds: dict[str, dict[str, int]] = {}
     repeated: Counter[str] = Counter()
-    for n, config in enumerate(flat):
-        group = repr([config.get(key, "–") for key in differing])
+    for n, config in enumerate(alike):
+        group = repr([config.get(key) for key in differing])
         seeds = repr([results[n].seed, *((key, value) for key, value in config.items() if is_seed(key))])
         repeated[group] += of_seeds.setdefault(group, {}).setdefault(seeds, n) != n
     members = {group: list(numbers.values()) for group, numbers in of_seeds.items()}

@@ -154,8 +154,8 @@ def _attempts(
             set_attr(study, trial, "pruned", str(pruned))
             set_state(study, trial, "PRUNED")
             return
-        except SystemExit as stopped:  # Lightning turns Ctrl-C into this
-            raise KeyboardInterrupt from stopped
+        except SystemExit as stopped:  # Lightning turns Ctrl-C into this, and our checkpoints SIGTERM
+            raise KeyboardInterrupt(143 if stopped.code == 143 else 130) from stopped
         except Exception as error:
             if disk_fault(error) is not None:
                 raise  # not the trial's fault: it can be resumed when the disk works

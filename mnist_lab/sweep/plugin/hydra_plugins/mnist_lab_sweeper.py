@@ -116,7 +116,8 @@ class StudySweeper(Sweeper):
         Returns:
             What the launcher gave back, launch by launch.
 
-        Ends the program with status 1 if a trial failed, with 2 if what is asked for can't be done, with 130 on Ctrl-C.
+        Ends the program with status 1 if a trial failed, with 2 if what is asked for can't be done, with 130 on
+        Ctrl-C, with 143 on SIGTERM in a trial.
         """
         try:
             return self._sweep(arguments)
@@ -146,13 +147,13 @@ class StudySweeper(Sweeper):
         with held(folder, str(folder)):
             self._record(folder)
             self.study = open_study(folder)
-            stopped, live = False, Live(self.study, self.options, folder)
+            stopped, live = 0, Live(self.study, self.options, folder)
             found: list[list[JobReturn]] = []
             try:
                 with live:
                     self._run_all(found)
-            except KeyboardInterrupt:
-                stopped = True
+            except KeyboardInterrupt as stop:
+                stopped = next(iter(stop.args), 130)
             states = [trial.state.name for trial in trials_of(self.study)]
         live.end()
         if "COMPLETE" in states and not stopped and self.ours:
@@ -167,7 +168,7 @@ class StudySweeper(Sweeper):
                 again += " sweep.max_failures=null"
             print(f"\n{left} of {len(states)} trials are left. To go on: {again}")
         if stopped:
-            sys.exit(130)
+            sys.exit(stopped)
         if "FAIL" in states:
             sys.exit(1)
         return found
