@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from mnist_lab.result import Result
 from mnist_lab.training import Checkpoints
 
 MLP = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer.max_epochs=8"]
+CNN = [*MLP, "model=cnn", "model.filters=4"]  # whose epochs of 3,500 images are two training steps
 RECIPES = {
     "momentum, cosine": [*MLP, "optimizer=sgd", "optimizer.momentum=0.9", "schedule=cosine"],
-    "dropout, augmentation": [*MLP, "model=mlp", "augment=affine", "callbacks=early_stopping"],
+    "dropout, augmentation": [*CNN, "augment=affine", "callbacks=early_stopping"],
     "accumulation, batch normalisation": [
         *(*MLP, "model=conv_stack", "model.layers=[8,pool]", "model.hidden=16", "data.train_size=1000"),
         *("trainer.accumulate_grad_batches=3", "data.batch_size=32", "optimizer=adamw"),
@@ -82,14 +84,22 @@ def test_in_the_middle_of_an_epoch_it_goes_on_there(lab: Command, tmp_path: Path
         "        if trainer.current_epoch == 1:\n"
         "            os.kill(os.getpid(), signal.SIGTERM)\n"
     )
-    words = [*MLP, "schedule=cosine", "data.batch_size=64", "trainer.max_epochs=3"]
+    words = [*CNN, "schedule=cosine", "data.batch_size=64", "trainer.max_epochs=3"]
     assert lab(*words, "hydra.run.dir=whole").returncode == 0
     stopped = lab(*words, "hydra.run.dir=run", "+callbacks.stop._target_=own.Stop", PYTHONPATH=str(tmp_path))
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
     assert "stopped by SIGTERM in epoch 2" in stopped.stdout
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    assert saved["epoch"] == 1 and saved["batches"] == {"given": 1}
+    assert saved["epoch"] == 1 and saved["batches"] == {"given": 1, "steps": 32}
     (tmp_path / "own.py").write_text("from lightning.pytorch.callbacks import Callback as Stop\n")
+
+    # A version with steps of another length would go on at another place.
+    shutil.copytree(tmp_path / "run", tmp_path / "older")
+    torch.save({**saved, "batches": {"given": 1}}, tmp_path / "older/checkpoints/last.ckpt")
+    refused = lab("resume", "older", PYTHONPATH=str(tmp_path))
+    assert refused.returncode == 2 and "weren't of 32 mini-batches" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
     done = lab("resume", "run", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "epoch 1/" not in done.stdout

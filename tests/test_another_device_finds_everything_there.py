@@ -24,8 +24,11 @@ class Broken(Exception):
 
 
 class Break(L.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step  # of 6 an epoch
+
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        if trainer.global_step == 9:  # of 6 an epoch
+        if trainer.global_step == self.step:
             raise Broken
 
 
@@ -58,9 +61,9 @@ def test_a_run_leaves_nothing_on_the_cpu_and_no_step_waits(words: list[str], tmp
 def test_a_run_goes_on_there_in_the_middle_of_an_epoch(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     cfg = plain(compose_config([*WORDS, "model=mlp", "checkpoint.every=2 steps"]))
     with pytest.raises(Broken):
-        run(cfg, tmp_path, [], [], callbacks=[Break()])
+        run(cfg, tmp_path, [], [], callbacks=[Break(9)])
     saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     assert saved["batches"]["given"] > 0 and "train" in saved["counted"]["sums"]
     request.getfixturevalue("other_device")
-    result = run(cfg, tmp_path, [], [])
+    result = run(cfg, tmp_path, [], [], callbacks=[Break(0)])
     assert result is not None and len(result.history) == 2

@@ -22,7 +22,10 @@ QUICK = ["data=mnist_5k", "data.train_size=3500", "data.val=random", "trainer.ac
 MLP = [*QUICK, "model=mlp", "model.hidden=[32]", "trainer.max_epochs=4"]
 RECIPES = {
     "adam": [*MLP, "checkpoint.every=5 steps"],
-    "rmsprop, augmentation": [*MLP, "optimizer=rmsprop", "augment=affine", "checkpoint.every=4 steps"],
+    "rmsprop, augmentation": [
+        *(*QUICK, "model=cnn", "model.filters=4", "trainer.max_epochs=4"),
+        *("optimizer=rmsprop", "augment=affine", "checkpoint.every=4 steps"),
+    ],
     "momentum, cosine": [*MLP, "model=mlp_784_32", "optimizer=sgd", "optimizer.momentum=0.9", "schedule=cosine"],
     "accumulation": [*MLP, "optimizer=adamw", "trainer.accumulate_grad_batches=3", "data.batch_size=32"],
     "best": [

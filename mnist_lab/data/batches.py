@@ -160,8 +160,8 @@ class Batches:
             yield Batch(images, labels, parts, (self._given - 1) * self.steps, self.prepare)
 
     def state_dict(self) -> dict[str, int]:
-        """How many were given in this epoch."""
-        return {"given": self._given}
+        """How many were given in this epoch, and of how many mini-batches each."""
+        return {"given": self._given, "steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """The next epoch to begin leaves out those that were given."""

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_lab.data import Batch, Batches
-from mnist_lab.errors import Diverged
+from mnist_lab.errors import Diverged, UserError
 from mnist_lab.seeds import seed_of
 from mnist_lab.training.replay import Replay
 from mnist_lab.training.schedules import make_schedule
@@ -226,6 +226,12 @@ class Classifier(L.LightningModule):
         self._sums = {stage: (sums.to(self.device), n) for stage, (sums, n) in self._sums.items()}
         # Lightning does this itself, but not where a schedule has asked it for the number of steps before.
         if self._position is not None and isinstance(batches, Batches) and self.trainer.fit_loop.restarted_mid_epoch:
+            if self._position.get("steps") != batches.steps:  # Lightning counts steps, and would go on elsewhere
+                raise UserError(
+                    f"the run was stopped in the middle of epoch {self.trainer.current_epoch + 1}, and its training "
+                    f"steps weren't of {batches.steps} mini-batches as they are now: go on with the version of this "
+                    "program, the callbacks and the limits that it had, or start anew"
+                )
             batches.load_state_dict(self._position)
         rank, before = self.trainer.global_rank, self.processes[-1:]
         if not before or before[0] != self.trainer.world_size:
