@@ -21,6 +21,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "batch_norm": lambda: nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(400, 10)
     ),
+    "dropout_of_all": lambda: nn.Sequential(
+        *(Dropout(0.1), nn.Flatten(), Dropout(0.1), Linear(144, 200), nn.ReLU(), Dropout(0.5), Dropout(0.2)),
+        *(nn.Tanh(), nn.ReLU(), nn.ReLU(), Linear(200, 10)),
+    ),
+    "attention": lambda: nn.Sequential(
+        nn.Flatten(1, 2), nn.TransformerEncoderLayer(12, 2, 16, batch_first=True), nn.Flatten(), nn.Linear(144, 10)
+    ),
 }
 
 
@@ -41,7 +48,8 @@ def train(net: nn.Module, repeats: bool, sizes: list[int]) -> tuple[list[Tensor]
     torch.manual_seed(3)
     optimizer, loss = torch.optim.SGD(net.parameters(), lr=0.1, fused=True), CrossEntropyLoss()
     replay, found, count = Replay(net, loss), [], 0
-    for images, labels in mini_batches(sizes):
+    given = mini_batches(sizes)
+    for images, labels in given:
         outcome = replay(images, labels) if repeats else None
         count += outcome is not None
         if outcome is None:
@@ -52,6 +60,7 @@ def train(net: nn.Module, repeats: bool, sizes: list[int]) -> tuple[list[Tensor]
             value = outcome[1]
         found.append(value.detach())
         optimizer.step()
+    assert all(torch.equal(one, same) for (one, _), (same, _) in zip(given, mini_batches(sizes), strict=True))
     return [*found, *(p.detach() for p in net.parameters()), *net.buffers(), torch.rand(3)], count
 
 

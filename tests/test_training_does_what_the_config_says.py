@@ -16,13 +16,14 @@ from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mnist_lab import load_run
 from mnist_lab.config import compose_config, plain
 from mnist_lab.data import EpochOrder, ImageDataModule, mnist_5k
 from mnist_lab.models import MLP
 from mnist_lab.result import Result
-from mnist_lab.training import Adam, AdamW, Classifier, RMSprop, schedules
+from mnist_lab.training import SGD, Adam, AdamW, Classifier, RMSprop, schedules
 
 
 def keras_rmsprop(
@@ -66,17 +67,33 @@ def test_rmsprop_shrinks_weights_apart_from_the_gradient() -> None:
 
 @given(
     seed=st.integers(0, 2**31),
-    pair=st.sampled_from([(Adam, torch.optim.Adam), (AdamW, torch.optim.AdamW)]),
+    kind=st.one_of(
+        st.tuples(
+            st.sampled_from([(Adam, torch.optim.Adam), (AdamW, torch.optim.AdamW)]),
+            st.fixed_dictionaries(
+                {"betas": st.tuples(st.floats(0, 0.99), st.floats(0, 0.99))}, optional={"amsgrad": st.booleans()}
+            ),
+        ),
+        st.tuples(
+            st.just((SGD, torch.optim.SGD)),
+            st.one_of(
+                st.fixed_dictionaries(
+                    {"momentum": st.sampled_from([0.0, 0.9]), "dampening": st.sampled_from([0.0, 0.5])}
+                ),
+                st.fixed_dictionaries({"momentum": st.just(0.9), "nesterov": st.booleans()}),
+            ),
+        ),
+    ),
     settings=st.fixed_dictionaries(
-        {"weight_decay": st.sampled_from([0.0, 0.1]), "betas": st.tuples(st.floats(0, 0.99), st.floats(0, 0.99))},
-        optional={"fused": st.just(True), "amsgrad": st.booleans(), "maximize": st.booleans()},
+        {"weight_decay": st.sampled_from([0.0, 0.1])}, optional={"fused": st.just(True), "maximize": st.booleans()}
     ),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_adam_is_pytorchs_bit_for_bit_and_their_checkpoints_are_exchangeable(
-    seed: int, pair: tuple[Any, Any], settings: dict[str, Any], dtype: torch.dtype
+def test_optimizers_are_pytorchs_bit_for_bit_and_their_checkpoints_are_exchangeable(
+    seed: int, kind: tuple[Any, dict[str, Any]], settings: dict[str, Any], dtype: torch.dtype
 ) -> None:
     torch.manual_seed(seed)
+    pair, settings = kind[0], kind[1] | settings
     start = [torch.randn(3, 4, dtype=dtype), torch.randn(4, dtype=dtype), torch.randn(2, dtype=dtype)]
     gradients = [[torch.randn_like(tensor) for tensor in start] for _ in range(6)]
     ends = []
@@ -97,18 +114,31 @@ def test_adam_is_pytorchs_bit_for_bit_and_their_checkpoints_are_exchangeable(
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
-@pytest.mark.parametrize("one", [Adam, AdamW])
-def test_adams_hooks_run_once_a_step(one: Any) -> None:
+@pytest.mark.parametrize("one", [SGD, Adam, AdamW, RMSprop])
+def test_hooks_run_once_a_step_and_profilers_see_it(one: Any) -> None:
     weight = nn.Parameter(torch.ones(2))
-    torch.optim.Adam([weight]), torch.optim.AdamW([weight])  # which wrap their step in the hooks
-    for fused in (True, False):
-        steps: list[int] = []
-        optimizer = one([weight], fused=fused)
-        optimizer.register_step_post_hook(lambda *_, steps=steps: steps.append(1))
-        for number in (1, 2):
+    torch.optim.SGD([weight]), torch.optim.Adam([weight]), torch.optim.AdamW([weight])  # which wrap their step in hooks
+    for settings in [{}] if one is RMSprop else [{"fused": True}, {"fused": False}]:
+        steps: list[str] = []
+        optimizer = one([weight], **settings)
+
+        def step(optimizer: Any = optimizer) -> None:
             weight.grad = torch.ones(2)
             optimizer.step()
-            assert len(steps) == number
+
+        step()
+        with torch.profiler.profile() as profile:
+            step()
+        assert [e.count for e in profile.key_averages() if e.key == f"Optimizer.step#{one.__name__}.step"] == [1]
+        own = optimizer.register_step_post_hook(lambda *_, steps=steps: steps.append("own"))
+        step()
+        everyones = register_optimizer_step_pre_hook(lambda *_, steps=steps: steps.append("everyone's"))
+        step()
+        own.remove()
+        step()
+        everyones.remove()
+        step()
+        assert steps == ["own", "everyone's", "own", "everyone's"]
 
 
 def test_adam_gives_what_its_closure_gave() -> None:

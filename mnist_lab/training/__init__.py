@@ -4,11 +4,12 @@ from mnist_lab.training.callbacks import EpochProgress, History, LayerTable, Neu
 from mnist_lab.training.checkpoints import Checkpoints, WholeFiles, newest
 from mnist_lab.training.classifier import Classifier
 from mnist_lab.training.dashboard import CHARTS, Dashboard
-from mnist_lab.training.optimizers import Adam, AdamW, RMSprop
+from mnist_lab.training.optimizers import SGD, Adam, AdamW, RMSprop
 from mnist_lab.training.replay import Replay
 
 __all__ = [
     "CHARTS",
+    "SGD",
     "Adam",
     "AdamW",
     "Checkpoints",

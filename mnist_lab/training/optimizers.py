@@ -4,15 +4,81 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+_GLOBAL_HOOKS = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)
 
 
-class RMSprop(Optimizer):
+class _Direct(Optimizer):
+    """Takes a step by the operations that it comes to.
+
+    What PyTorch does around them takes 50 µs a step, with Adam 150; a whole step of D takes some 600.
+    """
+
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """The step as PyTorch wraps it, for profilers and hooks, which is used only where there are any."""
+        wrapped = Optimizer.profile_hook_step(func)
+
+        @wraps(func)
+        def step(self: Optimizer, *args: Any, **named: Any) -> Any:
+            hooks = (self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *_GLOBAL_HOOKS)
+            watched = any(hooks) or torch._C._autograd._profiler_enabled()
+            return (wrapped if watched else func)(self, *args, **named)
+
+        return step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes one step.
+
+        Args:
+            closure: computes the loss again, with its gradients; None: the gradients are there already.
+
+        Returns:
+            The loss that the closure returned; None without a closure.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        learning: list[list[Tensor]] = [[p for p in group["params"] if p.grad is not None] for group in groups]
+        if not all(map(self._may_operate, groups, learning)):
+            step: Any = super().step
+            # PyTorch has wrapped this step in the optimiser's hooks: if it has wrapped its own too, they must run once.
+            (step.__wrapped__.__get__(self) if hasattr(step, "hooked") else step)()
+            return loss
+        for group, weights in zip(groups, learning, strict=True):
+            if weights:
+                self._operate(group, weights, [p.grad for p in weights if p.grad is not None])
+        return loss
+
+    def _may_operate(self, group: dict[str, Any], weights: list[Tensor]) -> bool:
+        """Whether `_operate` can do this step: for PyTorch's optimisers, whether it is one fused operation.
+
+        The first step can't be, where it creates the state.
+        """
+        return (
+            bool(group["fused"])
+            and not any(isinstance(number, Tensor) for number in (group["lr"], *group.get("betas", ())))
+            and getattr(self, "grad_scale", None) is None
+            and getattr(self, "found_inf", None) is None
+            and all(p.is_cpu and p.dtype is weights[0].dtype for p in weights)
+        )
+
+    def _operate(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
+        """Changes weights, one at least, that have gradients."""
+        raise NotImplementedError
+
+
+class RMSprop(_Direct):
     """RMSprop as Keras computes it: the gradient divided by sqrt(mean square + eps).
 
     `torch.optim.RMSprop` adds eps to the root instead, where 1e-7 damps the steps of weights with small gradients far
@@ -41,55 +107,37 @@ class RMSprop(Optimizer):
             params, {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum, "weight_decay": weight_decay}
         )
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Takes one step.
+    def _may_operate(self, group: dict[str, Any], weights: list[Tensor]) -> bool:
+        return True
 
-        Args:
-            closure: computes the loss again, with its gradients; None: the gradients are there already.
-
-        Returns:
-            The loss that the closure returned; None without a closure.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None]
-            if not weights:
-                continue
-            gradients = [p.grad for p in weights]
-            decay, eps, lr = group["alpha"], group["eps"], group["lr"] / math.sqrt(1 - group["alpha"])
-            if group["weight_decay"]:
-                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            # The mean squared gradient plus eps, divided by 1 − alpha. In this form it is Adagrad's sum of squares with
-            # decay, and PyTorch has Adagrad as one pass over all weights.
-            sums = [self._kept(p, "square_sum", eps / (1 - decay)) for p in weights]
-            if not group["momentum"] and all(p.is_cpu for p in weights):
-                floor = _scalar(eps / (1 - decay), weights[0].dtype)
-                one = _scalar(1, torch.float32)
-                for weight, gradient, kept in zip(weights, gradients, sums, strict=True):  # while it is in the cache
-                    kept.lerp_(floor, 1 - decay)
-                    torch._fused_adagrad_(
-                        *([weight], [gradient], [kept], [one]),
-                        **{"lr": lr, "lr_decay": 0.0, "weight_decay": 0.0, "eps": 0.0, "maximize": False},
-                    )
-                continue
-            torch._foreach_mul_(sums, decay)
-            torch._foreach_add_(sums, eps)
-            torch._foreach_addcmul_(sums, gradients, gradients, 1)
-            steps = list(torch._foreach_sqrt(sums))
-            torch._foreach_reciprocal_(steps)
-            torch._foreach_mul_(steps, gradients)
-            torch._foreach_mul_(steps, lr)
-            if group["momentum"]:
-                momenta = [self._kept(p, "momentum_buffer", 0.0) for p in weights]
-                torch._foreach_mul_(momenta, group["momentum"])
-                torch._foreach_add_(momenta, steps)
-                steps = momenta
-            torch._foreach_sub_(weights, steps)
-        return loss
+    def _operate(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
+        decay, eps, lr = group["alpha"], group["eps"], group["lr"] / math.sqrt(1 - group["alpha"])
+        if group["weight_decay"]:
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        # The mean squared gradient plus eps, divided by 1 − alpha. In this form it is Adagrad's sum of squares with
+        # decay, and PyTorch has Adagrad as one pass over all weights.
+        sums = [self._kept(p, "square_sum", eps / (1 - decay)) for p in weights]
+        if not group["momentum"] and all(p.is_cpu for p in weights):
+            for kept in sums:
+                kept.lerp_(_scalar(eps / (1 - decay), kept.dtype), 1 - decay)
+            torch._fused_adagrad_(
+                *(weights, gradients, sums, [_scalar(1, torch.float32)] * len(weights)),
+                **{"lr": lr, "lr_decay": 0.0, "weight_decay": 0.0, "eps": 0.0, "maximize": False},
+            )
+            return
+        torch._foreach_mul_(sums, decay)
+        torch._foreach_add_(sums, eps)
+        torch._foreach_addcmul_(sums, gradients, gradients, 1)
+        steps = list(torch._foreach_sqrt(sums))
+        torch._foreach_reciprocal_(steps)
+        torch._foreach_mul_(steps, gradients)
+        torch._foreach_mul_(steps, lr)
+        if group["momentum"]:
+            momenta = [self._kept(p, "momentum_buffer", 0.0) for p in weights]
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, steps)
+            steps = momenta
+        torch._foreach_sub_(weights, steps)
 
     def _kept(self, weight: Tensor, name: str, first: float) -> Tensor:
         """What is kept for a weight from step to step."""
@@ -100,54 +148,38 @@ class RMSprop(Optimizer):
         return kept
 
 
-class Adam(torch.optim.Adam):
-    """`torch.optim.Adam`, which with fused=True on a CPU directly calls the one operation that PyTorch's step ends in.
+class SGD(_Direct, torch.optim.SGD):
+    """`torch.optim.SGD`, whose step with fused=True on a CPU is one operation and nothing around it."""
 
-    What PyTorch does around that operation takes 150 µs a step; a whole step of D, with it, takes some 1,200.
-    """
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Takes one step.
-
-        Args:
-            closure: computes the loss again, with its gradients; None: the gradients are there already.
-
-        Returns:
-            The loss that the closure returned; None without a closure.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        learning = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        if not all(map(self._is_one_operation, self.param_groups, learning)):
-            step: Any = torch.optim.Adam.step
-            # PyTorch has wrapped this step in the optimiser's hooks: if it has wrapped its own too, they must run once.
-            (step.__wrapped__ if hasattr(step, "hooked") else step)(self)
-            return loss
-        for group, weights in zip(self.param_groups, learning, strict=True):
-            if not weights:
-                continue
-            states = [self.state[p] for p in weights]
-            means, squares, steps = ([state[k] for state in states] for k in ("exp_avg", "exp_avg_sq", "step"))
-            torch._foreach_add_(steps, 1)
-            (torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_)(
-                weights, [p.grad for p in weights], means, squares, [], steps,
-                lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
-                weight_decay=group["weight_decay"], amsgrad=False, maximize=group["maximize"],
-            )  # fmt: skip
-        return loss
-
-    def _is_one_operation(self, group: dict[str, Any], weights: list[nn.Parameter]) -> bool:
-        """Whether a single operation can do this step. The first step can't be one: it creates the state."""
-        return (
-            bool(group["fused"] and not group["amsgrad"])
-            and not any(isinstance(number, Tensor) for number in (group["lr"], *group["betas"]))
-            and getattr(self, "grad_scale", None) is None
-            and getattr(self, "found_inf", None) is None
-            and all(p.is_cpu and p.dtype is weights[0].dtype and self.state[p] for p in weights)
+    def _may_operate(self, group: dict[str, Any], weights: list[Tensor]) -> bool:
+        return super()._may_operate(group, weights) and (
+            not group["momentum"] or all(self.state[p].get("momentum_buffer") is not None for p in weights)
         )
+
+    def _operate(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
+        momenta = [self.state[p]["momentum_buffer"] for p in weights] if group["momentum"] else []
+        torch._fused_sgd_(
+            weights, gradients, momenta,
+            weight_decay=group["weight_decay"], momentum=group["momentum"], lr=group["lr"],
+            dampening=group["dampening"], nesterov=group["nesterov"], maximize=group["maximize"], is_first_step=False,
+        )  # fmt: skip
+
+
+class Adam(_Direct, torch.optim.Adam):
+    """`torch.optim.Adam`, whose step with fused=True on a CPU is one operation and nothing around it."""
+
+    def _may_operate(self, group: dict[str, Any], weights: list[Tensor]) -> bool:
+        return super()._may_operate(group, weights) and not group["amsgrad"] and all(self.state[p] for p in weights)
+
+    def _operate(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
+        states = [self.state[p] for p in weights]
+        means, squares, steps = ([state[k] for state in states] for k in ("exp_avg", "exp_avg_sq", "step"))
+        torch._foreach_add_(steps, 1)
+        (torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_)(
+            weights, gradients, means, squares, [], steps,
+            lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
+            weight_decay=group["weight_decay"], amsgrad=False, maximize=group["maximize"],
+        )  # fmt: skip
 
 
 class AdamW(Adam, torch.optim.AdamW):

@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mnist_lab.models.layers import OPERATIONS
 
 _KNOWN_LAYERS = ("torch.nn.modules.", "mnist_lab.models.")
 _ATEN = torch.ops.aten
+_MUL, _THRESHOLD = _ATEN.mul.Tensor, _ATEN.threshold_backward.default
 _FUNCTIONS = OPERATIONS | {
     _ATEN._log_softmax.default: torch._log_softmax,
     _ATEN.addmm.default: torch.addmm,
@@ -26,6 +29,7 @@ _FUNCTIONS = OPERATIONS | {
 }
 """What computes an operation: where PyTorch has to find it by its name, a step of A3 or D takes 2 % longer."""
 _LINEAR = "mkldnn._linear_pointwise.default"  # which not every PyTorch has
+_RANDOM_BITS = "mnist_lab.random_bits.default"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -151,14 +155,56 @@ class Replay:
             node.replace_all_uses_with(before)
             written.graph.erase_node(node)
         written.graph.eliminate_dead_code()
+        _save_memory(written.graph)
         for node in written.graph.nodes:
             node.target = _FUNCTIONS.get(node.target, node.target)
         written.recompile()
         # A module would look for each of its tensors in three dictionaries.
         tensors = {n.target: getattr(written, n.target) for n in written.graph.nodes if n.op == "get_attr"}
         repeated = partial(type(written).forward, SimpleNamespace(**tensors))
-        take(repeated)
+        with torch.no_grad():
+            take(repeated)
         return repeated if all(map(_same, *outcomes)) else None
+
+
+def _save_memory(graph: Graph) -> None:
+    """Has operations on each value write over what they change, if nobody needs that afterwards.
+
+    What is in the cache already is written to faster.
+    """
+    found = list(graph.nodes)
+    # ReLU's derivative asks which values are above 0, and what a dropout has left of them can answer as well.
+    for node in found:
+        if node.target is not _THRESHOLD or node.args[0].target is not _MUL:
+            continue
+        mask, relu = node.args[0].args[1], node.args[1]
+        if getattr(mask, "target", None) is _THRESHOLD and str(mask.args[1].target) == _RANDOM_BITS:
+            left = [user for user in relu.users if user.target is _MUL and user.args == (relu, mask)]
+            node.update_arg(1, [*left, relu][0])
+    number = {node: place for place, node in enumerate(found)}
+    own = {node for node in found if not _is_view(node)}
+    for node in found:
+        if node.target not in (_MUL, _THRESHOLD):
+            continue
+        first = node.args[0]
+        ends = own.issuperset([first, *first.users]) and number[node] == max(number[user] for user in first.users)
+        if ends and _layout(first) == _layout(node):
+            if node.target is _THRESHOLD:
+                node.target, node.kwargs = _ATEN.threshold_backward.grad_input, {"grad_input": first}
+            else:
+                node.target = Tensor.mul_
+
+
+def _is_view(node: Node) -> bool:
+    """Whether what a node of the graph gives may share its memory with something else."""
+    if not isinstance(node.target, OpOverload):
+        return True
+    return any(returned.alias_info is not None for returned in node.target._schema.returns)
+
+
+def _layout(node: Node) -> Any:
+    meta = node.meta["tensor_meta"]
+    return meta.shape, meta.stride, meta.dtype
 
 
 def _as_laid_out(gradient: Tensor | None, weight: Tensor) -> Tensor | None:
