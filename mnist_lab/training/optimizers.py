@@ -118,8 +118,7 @@ class RMSprop(_Direct):
         # decay, and PyTorch has Adagrad as one pass over all weights.
         sums = [self._kept(p, "square_sum", eps / (1 - decay)) for p in weights]
         if not group["momentum"] and all(p.is_cpu for p in weights):
-            for kept in sums:
-                kept.lerp_(_scalar(eps / (1 - decay), kept.dtype), 1 - decay)
+            torch._foreach_lerp_(sums, [_scalar(eps / (1 - decay), kept.dtype) for kept in sums], 1 - decay)
             torch._fused_adagrad_(
                 *(weights, gradients, sums, [_scalar(1, torch.float32)] * len(weights)),
                 **{"lr": lr, "lr_decay": 0.0, "weight_decay": 0.0, "eps": 0.0, "maximize": False},
@@ -174,7 +173,7 @@ class Adam(_Direct, torch.optim.Adam):
     def _operate(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         states = [self.state[p] for p in weights]
         means, squares, steps = ([state[k] for state in states] for k in ("exp_avg", "exp_avg_sq", "step"))
-        torch._foreach_add_(steps, 1)
+        torch._foreach_add_(steps, _scalar(1, torch.float32), alpha=1)  # a number would become a tensor for each
         (torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_)(
             weights, gradients, means, squares, [], steps,
             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
