@@ -175,7 +175,7 @@ def _save_memory(graph: Graph) -> None:
     found = list(graph.nodes)
     # ReLU's derivative asks which values are above 0, and what a dropout has left of them can answer as well.
     for node in found:
-        if node.target is not _THRESHOLD or node.args[0].target is not _MUL:
+        if node.target is not _THRESHOLD or node.args[0].target is not _MUL or node.args[2] != 0:
             continue
         mask, relu = node.args[0].args[1], node.args[1]
         if getattr(mask, "target", None) is _THRESHOLD and str(mask.args[1].target) == _RANDOM_BITS:
