@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -112,7 +113,8 @@ def bench(words: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(1, rounds + 1):
         for network in networks:
-            for name in contenders:
+            in_turn = random.Random(f"{number} {network}").sample(contenders, len(contenders))  # no one always follows
+            for name in in_turn:
                 # These take so long that one steady epoch per round must do.
                 short = name == "lightning" or (name, network) == ("keras_jax", "B")
                 epochs = ARTICLES[network] if whole else 2 if short else steady

@@ -342,7 +342,8 @@ class Classifier(L.LightningModule):
     def _require_finite_weights(self) -> None:
         """Raises Diverged if a weight is not finite: where a ReLU or a max-pool drops NaN the loss doesn't show it."""
         names, weights = zip(*self.net.named_parameters(), strict=True)
-        finite = torch.stack([weight.detach().isfinite().all() for weight in weights]).all().float()
+        sums = torch.stack([weight.detach().sum() for weight in weights])  # a fifth of what looking at each takes
+        finite = sums.isfinite().all().float()
         if float(self.trainer.strategy.reduce(finite, reduce_op="mean")) == 1:
             return
         for name, weight in zip(names, weights, strict=True):
