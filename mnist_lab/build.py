@@ -47,11 +47,16 @@ _BFLOAT16 = _X86 and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx
 def build(cfg: DictConfig, section: str) -> Any:
     """Makes what a section of the config describes.
 
+    Args:
+        cfg: the run's config.
+        section: its key, as "model" or "callbacks.early_stopping".
+
     Raises:
         UserError: its class doesn't exist, or doesn't take what the section gives it.
     """
+    described = OmegaConf.select(cfg, section)
     try:
-        return instantiate(cfg[section], _convert_="all")
+        return instantiate(described, _convert_="all")
     except (InstantiationException, TypeError) as error:  # the latter of a `_partial_` that is no truth value, say
         cause = error.__cause__
         mistake = cause is None or isinstance(
@@ -59,7 +64,7 @@ def build(cfg: DictConfig, section: str) -> Any:
         )
         if not mistake:
             raise
-        raise UserError(f"{section}: {cfg[section].get('_target_')} can't be made: {brief(cause or error)}") from error
+        raise UserError(f"{section}: {described.get('_target_')} can't be made: {brief(cause or error)}") from error
 
 
 def build_tested(cfg: DictConfig, run_dir: Path) -> ImageDataModule:

@@ -119,7 +119,10 @@ def run(
     net = build(cfg, "model")
     loss = build(cfg, "loss")
     history = History(run_dir / "history.csv")
-    configured = build(cfg, "callbacks")
+    configured: dict[str, Any] = {
+        key: build(cfg, f"callbacks.{key}") if OmegaConf.is_dict(described) else None
+        for key, described in cfg.callbacks.items()
+    }
     for key, callback in configured.items():
         if not isinstance(callback, L.Callback):
             raise UserError(f"callbacks.{key} is no Lightning callback: it needs a _target_ that is one")

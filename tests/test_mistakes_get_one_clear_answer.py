@@ -158,6 +158,11 @@ NEEDS_TORCH = {
     "data=mnist_5k +optimizer.speed=1": "unexpected keyword argument 'speed'",
     "data=mnist_5k data.one_vs_rest=3": "add model.num_classes=2",
     "data=mnist_5k +callbacks.x=1": "callbacks.x is no Lightning callback",
+    "data=mnist_5k +callbacks.x._target_=foo.Bar": "callbacks.x: foo.Bar can't be made: Error loading 'foo.Bar'",
+    "data=mnist_5k +callbacks.x._target_=lightning.pytorch.callbacks.EarlyStopping": (
+        "callbacks.x: lightning.pytorch.callbacks.EarlyStopping can't be made: EarlyStopping.__init__() missing 1 "
+        "required positional argument: 'monitor'"
+    ),
     "data=mnist_5k loss._target_=torch.nn.MSELoss ~loss.label_smoothing": "can't be used on logits and labels",
     "data=mnist_5k data.val=random trainer.limit_val_batches=0.1": "limit_val_batches",
     "data=mnist_5k +trainer.speed=1": "unexpected keyword argument 'speed'",
