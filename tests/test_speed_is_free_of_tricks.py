@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, Command, needs_mnist, result_in
 from lightning.pytorch.callbacks import LambdaCallback
 
-from mnist_lab import build
+from mnist_lab import bench, build
 from mnist_lab.config import compose_config
 from mnist_lab.config import plain as resolved
 from mnist_lab.errors import UserError
@@ -171,6 +171,25 @@ def test_the_benchmark_leaves_a_table_a_chart_and_its_measurements(tmp_path: Pat
         assert 0 < float(row["evaluation_s"]) < float(row["epoch_s"]) < float(row["command_s"])
         assert 0.3 < float(row["memory_gb"]) < 3
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+@needs_mnist
+def test_the_contenders_of_the_benchmark_take_turns_in_another_order_each_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    names = ["ours", "our_loop", "pytorch"]
+    orders: list[list[str]] = [[] for _ in range(4)]
+
+    def measured(number: int, network: str, name: str, *_: object) -> bench.Row:
+        orders[number - 1].append(name)
+        return bench.Row(number, network, name, 1.0, 0.1, 4.0, 0.9, 3.0, 0.9)
+
+    monkeypatch.setattr(bench, "measure", measured)
+    monkeypatch.setattr(bench, "peak", lambda: 4e11)
+    bench.bench(["rounds=4", "networks=C", f"contenders={','.join(names)}", f"dir={tmp_path}"])
+    assert all(sorted(order) == sorted(names) for order in orders)
+    assert len({order[0] for order in orders}) > 1
 
 
 @pytest.mark.parametrize(

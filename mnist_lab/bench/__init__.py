@@ -113,8 +113,8 @@ def bench(words: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(1, rounds + 1):
         for network in networks:
-            in_turn = random.Random(f"{number} {network}").sample(contenders, len(contenders))  # no one always follows
-            for name in in_turn:
+            # In another order each time: what comes right after a certain contender may be slower for it.
+            for name in random.Random(f"{number} {network}").sample(contenders, len(contenders)):
                 # These take so long that one steady epoch per round must do.
                 short = name == "lightning" or (name, network) == ("keras_jax", "B")
                 epochs = ARTICLES[network] if whole else 2 if short else steady
