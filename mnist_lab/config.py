@@ -132,9 +132,10 @@ def whole_number(key: str, word: str, low: int, high: int | None = None) -> int:
     Raises:
         UserError: it is no such number.
     """
-    value = int(word) if word.isascii() and word.isdecimal() else word
-    _integer(low, high).check(key, value)
-    return int(value)
+    rule = _integer(low, high)
+    if not (word.isascii() and word.isdecimal() and rule.holds(int(word))):
+        raise UserError(f"{key}={word} is not allowed: it must be {rule.allowed}.")
+    return int(word)
 
 
 def _amount(of: str, fraction: Rule) -> Rule:

@@ -166,7 +166,7 @@ def test_the_benchmark_leaves_a_table_a_chart_and_its_measurements(tmp_path: Pat
     table = (tmp_path / "table.md").read_text()
     assert "ours ÷ best of PyTorch loop, Keras" in table and "arithmetic floor" in table
     rows = list(csv.DictReader((tmp_path / "measurements.csv").open()))
-    assert {row["contender"] for row in rows} == {"ours", "our_loop", "pytorch"}
+    assert sorted(row["contender"] for row in rows) == ["our_loop", "ours", "pytorch"]
     for row in rows:
         assert 0 < float(row["evaluation_s"]) < float(row["epoch_s"]) < float(row["command_s"])
         assert 0.3 < float(row["memory_gb"]) < 3
@@ -198,6 +198,7 @@ def test_the_contenders_of_the_benchmark_take_turns_in_another_order_each_round(
         ("contenders=keras", "Did you mean keras_jax?"),
         ("networks=E", "They are: A3, B, C, D"),
         ("rounds=0", "a whole number, 1 or more"),
+        ("rounds=-1", "error: rounds=-1 is not allowed: it must be a whole number, 1 or more.\n"),
         ("round=1", "Did you mean rounds?"),
     ],
 )

@@ -342,7 +342,8 @@ class Classifier(L.LightningModule):
     def _require_finite_weights(self) -> None:
         """Raises Diverged if a weight is not finite: where a ReLU or a max-pool drops NaN the loss doesn't show it."""
         names, weights = zip(*self.net.named_parameters(), strict=True)
-        sums = torch.stack([weight.detach().sum() for weight in weights])  # a fifth of what looking at each takes
+        # Finite sums are those of finite weights, and take a fifth of the time; only else is each weight looked at.
+        sums = torch.stack([weight.detach().sum() for weight in weights])
         finite = sums.isfinite().all().float()
         if float(self.trainer.strategy.reduce(finite, reduce_op="mean")) == 1:
             return
