@@ -87,19 +87,20 @@ def _run(folder: Path, words: list[str]) -> None:
         raise UserError(f"{folder / 'run.json'} can't be read, or doesn't say what was asked for") from error
     from mnist_lab.result import Result
 
-    remarks = []
+    remarks, planned = list(asked.get("remarks", [])), load_config(folder, []).trainer.max_epochs
+    epochs = planned
     if not is_helper_process() and (folder / "result.json").exists():
         before = Result.load(folder)
         epochs = len(before.history)
-        if not options["trainer.max_epochs"] or cfg.trainer.max_epochs <= epochs:
+        if cfg.trainer.max_epochs in (planned, *range(epochs + 1)):
             print(f"{folder} is finished, after {epochs} epochs. To train it longer: trainer.max_epochs={epochs + 1}")
             return
         remarks = [note for note in before.notes if note.startswith(LONGER)]
-        if "_target_" in cfg.schedule or "early_stopping" in cfg.callbacks:
-            remarks.append(
-                f"{LONGER}, {epochs} → {cfg.trainer.max_epochs}: a run of {cfg.trainer.max_epochs} from the start has "
-                "another schedule, or may have stopped earlier."
-            )
+    if cfg.trainer.max_epochs != epochs and ("_target_" in cfg.schedule or "early_stopping" in cfg.callbacks):
+        remarks.append(
+            f"{LONGER}, {epochs} → {cfg.trainer.max_epochs}: a run of {cfg.trainer.max_epochs} from the start has "
+            "another schedule, or may have stopped earlier."
+        )
     from mnist_lab.run import flush_denormals, run
 
     flush_denormals()

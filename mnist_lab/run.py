@@ -144,11 +144,29 @@ def run(
     check_processes(cfg, trainer)
     check_device(cfg, trainer)
     check_regrouped(saved, trainer.world_size, run_dir)
+    epochs = done + bool(saved.get("counted", {}).get("sums"))
+    if cfg.trainer.max_epochs < epochs:
+        raise UserError(
+            f"trainer.max_epochs={cfg.trainer.max_epochs} is not allowed: {relative(run_dir)} has had more already, "
+            f"trainer.max_epochs={epochs} is the least"
+        )
     if last is not None:
         load_weights(net, last, saved)
+    began_with = saved.get("ImageDataModule", {})
+    if (reason := began_with.get("fallback")) is not None:
+        data.use_fallback(reason)
+    elif "digest" in began_with:
+        data.fallback = None
     data.prepare_data()
     data.setup()
-    remarks = [*remarks, *(doubts := check_fit(cfg, net, loss, data))]
+    assert data.images is not None
+    if began_with.get("digest", data.images.digest) != data.images.digest:
+        raise UserError(
+            f"{relative(run_dir)} began with other images than {data.images.name} has now, and those that it learned "
+            "from may be among today's validation or test images. To go on, put the files back as they were; to use "
+            "those of now, start a new run"
+        )
+    doubts = check_fit(cfg, net, loss, data)
     check_batches(net, data, trainer)
     optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule") or None
     check_optimizer(net, optimizer, schedule)
@@ -163,9 +181,10 @@ def run(
 
     if trainer.is_global_zero:
         text = marked(OmegaConf.to_yaml(cfg))
-        asked = {"command": command, "overrides": overrides, "report": report, "seal": seal(text)}
+        asked = {"command": command, "overrides": overrides, "report": report, "remarks": list(remarks)}
+        (run_dir / "result.json").unlink(missing_ok=True)  # of the shorter run that goes on
         write_whole(run_dir / "config.yaml", text)
-        write_whole(run_dir / "run.json", json.dumps(asked) + "\n")
+        write_whole(run_dir / "run.json", json.dumps(asked | {"seal": seal(text)}) + "\n")
         announce(cfg, net, data, trainer, run_dir)
         warn(doubts)
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -224,7 +243,7 @@ def run(
             "train": round(fit_end - fit_start, 3),
             "test": round(test_end - fit_end, 3),
         },
-        notes=[*notes(cfg, data, [*history.rows, module.metrics], module.processes), *remarks],
+        notes=[*notes(cfg, data, [*history.rows, module.metrics], module.processes), *remarks, *doubts],
         extras=extras(trainer),
     )
     log_hyperparameters(trainer.logger, result)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, outcome
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_lab.result import Result
@@ -182,6 +184,65 @@ def test_a_finished_run_can_be_trained_longer(lab: Command, tmp_path: Path) -> N
     assert two.config == four.config
     assert two.overrides[-1] == "trainer.max_epochs=4"
     assert two.command.endswith(" trainer.max_epochs=4"), "which repeats all of it"
+
+
+def test_a_longer_training_that_was_stopped_goes_on_and_nothing_else_is_its_result(
+    lab: Command, tmp_path: Path
+) -> None:
+    words = [*CNN, "schedule=cosine", "report=false"]
+    assert lab(*words, "trainer.max_epochs=1", "hydra.run.dir=run").returncode == 0
+    longer = ["resume", "run", "trainer.max_epochs=60"]
+    status, shown = stop(tmp_path, longer, tmp_path / "run/checkpoints/previous.ckpt", signal.SIGTERM, 0.5)
+    assert status == 128 + signal.SIGTERM and "To go on: python -m mnist_lab resume run" in shown
+    assert "has no result.json" in lab("report", "run=run").stderr, "that of one epoch is of other weights"
+    refused = lab("resume", "run", "trainer.max_epochs=1")
+    assert refused.returncode == 2 and "run has had more already" in refused.stderr
+    least = re.search("trainer.max_epochs=(\\d+) is the least", refused.stderr)
+    assert least is not None
+    config = (tmp_path / "run/config.yaml").read_text()
+    done = lab("resume", "run", f"trainer.max_epochs={least[1]}")
+    assert done.returncode == 0 and "max_epochs: 60" in config, done.stderr
+    result = Result.load(tmp_path / "run")
+    assert len(result.history) == int(least[1])
+    assert [note.partition(":")[0] for note in result.notes] == [
+        "The number of epochs has changed, 1 → 60",
+        f"The number of epochs has changed, 60 → {least[1]}",
+    ]
+
+
+def test_a_run_that_stopped_early_is_finished(lab: Command, tmp_path: Path) -> None:
+    words = [*MLP, "callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=2"]
+    assert lab(*words, "trainer.max_epochs=60", "report=false", "hydra.run.dir=run").returncode == 0
+    before = Result.load(tmp_path / "run")
+    done = lab("resume", "run", "trainer.max_epochs=60")
+    assert f"is finished, after {len(before.history)} epochs" in done.stdout and len(before.history) < 60
+    assert Result.load(tmp_path / "run") == before
+
+
+def test_averaged_weights_are_trained_longer_from_those_that_were_averaged(lab: Command, tmp_path: Path) -> None:
+    words = [*MLP, "report=false", "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"]
+    assert lab(*words, "trainer.max_epochs=3", "hydra.run.dir=three").returncode == 0
+    assert lab(*words, "trainer.max_epochs=2", "hydra.run.dir=two").returncode == 0
+    assert lab("resume", "two", "trainer.max_epochs=3").returncode == 0
+    assert outcome(tmp_path / "two") == outcome(tmp_path / "three")
+
+
+def test_a_run_goes_on_with_the_images_that_it_began_with_or_not_at_all(lab: Command, tmp_path: Path) -> None:
+    for n in range(40):
+        folder = tmp_path / "pictures" / "ab"[n % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 6 * n).save(folder / f"{n}.png")
+    words = ["data=image_folder", "data.root=pictures", "data.shape=[1,8,8]", "data.val=random", "model=mlp_784_32"]
+    words += ["trainer.max_epochs=1", "report=false", "hydra.run.dir=run"]
+    assert lab(*words).returncode == 0
+    more = tmp_path / "pictures/a/more.png"
+    shutil.copy(tmp_path / "pictures/a/0.png", more)
+    refused = lab("resume", "run", "trainer.max_epochs=2")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+    assert "began with other images than pictures has now" in refused.stderr
+    assert len(Result.load(tmp_path / "run").history) == 1
+    more.unlink()
+    assert lab("resume", "run", "trainer.max_epochs=2").returncode == 0
 
 
 def test_a_run_that_was_to_leave_no_report_leaves_none_when_it_goes_on(lab: Command, tmp_path: Path) -> None:

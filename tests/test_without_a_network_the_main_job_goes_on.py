@@ -1,9 +1,10 @@
 """No files, no network: mnist_5k stands in, in a way that nobody can miss, or it is an error."""
 
 import json
+import os
 from pathlib import Path
 
-from conftest import Command, result_in
+from conftest import Command, needs_mnist, result_in
 
 from mnist_lab.data import ImageDataModule, mnist_5k
 from mnist_lab.result import Result
@@ -79,3 +80,20 @@ def test_a_damaged_archive_is_named(lab: Command, tmp_path: Path) -> None:
     done = lab(MNIST_LAB_DATA=str(tmp_path / "data"), **OFFLINE)
     assert done.returncode == 2
     assert "train-images-idx3-ubyte.gz, the download of mnist, is damaged or incomplete" in done.stderr
+
+
+@needs_mnist
+def test_going_on_never_changes_the_data_either(lab: Command, tmp_path: Path) -> None:
+    offline = {"MNIST_LAB_DATA": str(tmp_path / "data"), **OFFLINE}
+    words = ["model=mlp_784_32", "data.val=none", "trainer.max_epochs=1", "report=false"]
+    assert lab(*words, "hydra.run.dir=stood_in", **offline).returncode == 0
+    (tmp_path / "data").symlink_to(os.environ["MNIST_LAB_DATA"])
+    assert lab(*words, "data.train_size=500", "hydra.run.dir=real", **offline).returncode == 0
+
+    assert lab("resume", "stood_in", "trainer.max_epochs=2").returncode == 0
+    stood_in, real = (Result.load(tmp_path / name) for name in ("stood_in", "real"))
+    assert (stood_in.data["name"], len(stood_in.history)) == ("mnist_5k", 2) and "NOT MNIST" in stood_in.notes[0]
+    (tmp_path / "data").unlink()
+    done = lab("resume", "real", "trainer.max_epochs=2", **offline)
+    assert done.returncode == 2 and "Three ways out" in done.stderr
+    assert Result.load(tmp_path / "real") == real

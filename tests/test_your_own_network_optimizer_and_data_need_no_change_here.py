@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import yaml
 from conftest import Command, result_in
 
-from mnist_lab.data import ImageSet
+from mnist_lab.data import ImageDataModule, ImageSet, from_datasets
 from mnist_lab.errors import UserError
 
 PYTHON = '''
@@ -270,6 +271,18 @@ def test_data_without_files_is_told_apart_by_its_images() -> None:
     images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
     sets = [ImageSet("own", images + n, labels, images, labels, ("a", "b")) for n in (0, 0, 1)]
     assert sets[0].digest == sets[1].digest != sets[2].digest
+
+
+def test_so_are_datasets_that_are_read_into_memory() -> None:
+    digests = []
+    for pixel in (0, 0, 1):
+        pairs = [(torch.full((1, 4, 4), pixel, dtype=torch.uint8), n % 2) for n in range(4)]
+        parts: dict[str, Any] = {"train": pairs, "test": pairs}
+        data = ImageDataModule("own", partial(from_datasets, **parts, classes=2), "/", (1, 4, 4), 2, val="none")
+        data.setup()
+        assert data.images is not None
+        digests.append(data.images.digest)
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_sweep_over_modules_of_ones_own_is_not_resumed_when_they_changed(mine: Path, lab: Command) -> None:

@@ -221,8 +221,11 @@ class ImageDataModule(L.LightningDataModule):
         return self._batches("test", order, self.eval_batch_size, whole)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must say for its network to be used without the training data."""
+        """What a checkpoint must say for its network to be used without the training data, or trained on with it."""
+        assert self.images is not None
         return {
+            "digest": self.images.digest,
+            "fallback": self.fallback_reason,
             "finished": self.finished,
             "shape": list(self.shape),
             "class_names": list(self.class_names),

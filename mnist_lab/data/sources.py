@@ -10,7 +10,7 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,15 @@ class ImageSet:
             object.__setattr__(self, f"{part}_images", images)
             object.__setattr__(self, f"{part}_labels", labels.long())
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 over the files' digests; of a data set that names no files, over its images and labels in memory."""
+        """SHA-256 over the files' digests; of a data set that names no files, over its images and labels in memory.
+
+        Of images that are read each time they are needed nothing is known: only their labels count.
+        """
         tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
         held = [t.contiguous().numpy() for t in tensors if isinstance(t, Tensor)] if not self.files else []
-        digests = self.files or {str(n): hashlib.sha256(array.tobytes()).hexdigest() for n, array in enumerate(held)}
+        digests = self.files or {str(n): hashlib.sha256(array.data).hexdigest() for n, array in enumerate(held)}
         lines = "".join(f"{name}:{digests[name]}\n" for name in sorted(digests))
         return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -394,11 +397,7 @@ def from_datasets(root: Path, download: bool, train: Dataset[Any], test: Dataset
             shape = list(image.shape)
             raise UserError(f"{kind} gives {image.dtype} {shape}, which is neither uint8 nor float32 (C, H, W)")
     names = tuple(map(str, getattr(train, "classes", range(classes))))
-    digest = {
-        f"{part} labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest()
-        for part, labels in (("train", found[1]), ("test", found[3]))
-    }
-    return ImageSet(type(train).__name__, found[0], found[1], found[2], found[3], names, digest)
+    return ImageSet(type(train).__name__, found[0], found[1], found[2], found[3], names)
 
 
 def _read_image(path: Path, shape: Sequence[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -20,7 +20,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 from mnist_lab.errors import UserError
 from mnist_lab.processes import is_helper_process
@@ -189,11 +189,15 @@ class Checkpoints(Checkpoint):
             self._leave(trainer, told)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listens no longer; and saves what an epoch that ended early, or a callback of others at the end, has left."""
+        """Listens no longer; and saves what an epoch that ended early, or a callback of others at the end, has left.
+
+        But for averaged weights, which the epoch's checkpoint has: a run goes on from those that were averaged.
+        """
         self._deafen()
         others = any(
             type(callback).on_train_end is not L.Callback.on_train_end
             and not type(callback).__module__.startswith("mnist_lab.")
+            and not isinstance(callback, WeightAveraging)
             for callback in trainer.callbacks  # type: ignore[attr-defined]
         )
         if others or trainer.global_step != self._step:
