@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, in_memory
+from PIL import Image
 
 import mnist_lab
 from mnist_lab.data import mnist_5k
@@ -63,6 +64,38 @@ def test_an_image_gets_the_class_of_the_highest_mean_probability(runs: Path, lab
 def test_what_makes_no_ensemble_gets_one_clear_answer(words: list[str], answer: str, runs: Path, lab: Command) -> None:
     done = lab("ensemble", *(word.replace("RUNS", str(runs)) for word in words))
     assert done.returncode == 2 and answer in done.stderr and "Traceback" not in done.stderr
+
+
+def test_all_accuracies_are_of_the_images_that_are_there_now(lab: Command, tmp_path: Path) -> None:
+    for n in range(60):
+        folder = tmp_path / "pictures" / "ab"[n % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 4 * n).save(folder / f"{n}.png")
+    words = ["data=image_folder", "data.root=pictures", "data.shape=[1,8,8]", "data.val=none", "model=mlp_784_32"]
+    for seed in "01":
+        assert (
+            lab(*words, f"seed={seed}", "trainer.max_epochs=1", "report=false", f"hydra.run.dir=runs/{seed}").returncode
+            == 0
+        )
+    recorded = lab("ensemble", "runs").stdout
+    for path in (tmp_path / "pictures/a").glob("*.png"):
+        shutil.copy(path, tmp_path / "pictures/b" / f"copy-{path.name}")  # no network can be right about both
+    done = lab("ensemble", "runs")
+    assert done.returncode == 0, done.stderr
+    assert "their digest differs" in done.stdout and "their digest differs" not in recorded
+    shown = [re.findall(r"runs/[01].*?([\d.]+)%", text) for text in (recorded, done.stdout)]
+    assert len(shown[0]) == 2 and shown[0] != shown[1], shown
+
+
+def test_losses_of_logits_far_apart_are_finite(lab: Command, tmp_path: Path) -> None:
+    words = ["data=mnist_5k", "data.scale=none", "model.hidden=[]", "model.dropout=0", "optimizer.lr=0.002"]
+    for seed in "01":
+        done = lab(*words, f"seed={seed}", "trainer.max_epochs=1", "report=false", f"hydra.run.dir=runs/{seed}")
+        assert done.returncode == 0, done.stderr
+    done = lab("ensemble", "runs")
+    for seed in "01":
+        loss = mnist_lab.load_run(tmp_path / "runs" / seed).result.test["loss"]
+        assert f"{loss:.4f}" in done.stdout and "inf" not in done.stdout
 
 
 def test_runs_of_different_test_sets_are_not_averaged(runs: Path, lab: Command, tmp_path: Path) -> None:

@@ -114,6 +114,22 @@ def test_optimizers_are_pytorchs_bit_for_bit_and_their_checkpoints_are_exchangea
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
+@pytest.mark.parametrize("settings", [{}, {"nesterov": True}, {"dampening": 0.5, "weight_decay": 0.1}])
+def test_momentum_of_weights_that_learn_later_begins_with_them(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    start, gradients = torch.randn(3, 4), torch.randn(4, 3, 4)
+    ends = []
+    for kind, fused in ((SGD, True), (torch.optim.SGD, False)):
+        weights = [nn.Parameter(row.clone()) for row in start]
+        optimizer = kind(weights, lr=0.1, momentum=0.9, fused=fused, **settings)
+        for number, found in enumerate(gradients):
+            for place, weight in enumerate(weights):
+                weight.grad = found[place].clone() if number >= place else None
+            optimizer.step()
+        ends.append(torch.stack([weight.detach() for weight in weights]))
+    torch.testing.assert_close(ends[0], ends[1])
+
+
 @pytest.mark.parametrize("one", [SGD, Adam, AdamW, RMSprop])
 def test_hooks_run_once_a_step_and_profilers_see_it(one: Any) -> None:
     weight = nn.Parameter(torch.ones(2))
@@ -278,6 +294,17 @@ def test_what_a_limit_of_steps_has_left_is_kept(lab: Command, tmp_path: Path) ->
     words = ["model=mlp_784_32", "data=mnist_5k", "data.val=none", "data.batch_size=100", "trainer.max_steps=50"]
     assert lab(*words, "checkpoint.every=9 epochs", "report=false", "hydra.run.dir=run").returncode == 0
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 50
+
+
+def test_what_a_limit_of_steps_comes_to_is_validated(lab: Command, tmp_path: Path) -> None:
+    words = ["model=mlp_784_32", "data=mnist_5k", "data.val=random", "data.batch_size=100", "trainer.max_steps=50"]
+    done = lab("-m", *words, "trainer.max_epochs=9", "optimizer.lr=0.01,0.1", "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.stderr  # a sweep judges by it
+    for trial in "01":
+        first, second = Result.load(tmp_path / "sweep" / trial).history
+        assert 0 < second["val/loss"] < first["val/loss"]
+        saved = torch.load(tmp_path / "sweep" / trial / "checkpoints/best.ckpt", weights_only=True)
+        assert saved["global_step"] == 50
 
 
 def test_accumulated_mini_batches_are_one_larger_mini_batch(lab: Command, tmp_path: Path) -> None:
@@ -623,6 +650,20 @@ def test_classes_can_weigh_differently_in_the_loss(lab: Command, tmp_path: Path)
     assert lab(*words, f"+loss.weight={weights}", "hydra.run.dir=weighed").returncode == 0
     plain, weighed = (Result.load(tmp_path / name).history[0]["train/loss"] for name in ("plain", "weighed"))
     assert weighed != plain
+
+
+def test_weights_of_classes_count_by_image_whatever_the_mini_batches_are(lab: Command, tmp_path: Path) -> None:
+    weight = torch.tensor([1.0, 1, 1, 1, 1, 1, 1, 1, 1, 20])
+    data = ImageDataModule("mnist_5k", mnist_5k, "/", (1, 28, 28), 10, eval_batch_size=7, val="none")
+    net = MLP([1, 28, 28], 10, [16])
+    module = Classifier(net, nn.CrossEntropyLoss(weight), torch.optim.Adam)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert data.images is not None
+    with torch.no_grad():
+        logits = net(in_memory(data.images.test_images) / 255)
+    expected = nn.functional.cross_entropy(logits, data.images.test_labels, weight).item()
+    assert module.metrics["test/loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_threads_give_up_their_cores_soon_and_the_user_may_say_when(lab: Command) -> None:

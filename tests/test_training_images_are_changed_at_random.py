@@ -181,6 +181,21 @@ def test_without_workers_a_transforms_random_numbers_are_its_own() -> None:
     assert not torch.equal(pixels(module(**options, augment_seed=1).train_dataloader()), one)
 
 
+def test_nor_are_they_the_augmentations() -> None:
+    drawn: dict[str, torch.Tensor] = {}
+
+    def transform(image: torch.Tensor) -> torch.Tensor:
+        drawn.setdefault("transform", torch.rand(4))
+        return image
+
+    def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        drawn.setdefault("augment", torch.rand(4, generator=generator))
+        return images
+
+    pixels(module(loader="workers", workers=0, transform=transform, augment=augment).train_dataloader())
+    assert not torch.isclose(drawn["transform"], drawn["augment"]).any()
+
+
 @pytest.mark.parametrize("augment", [Augment(shift=2, rotate=20, scale=0.1), Augment(elastic=1), Augment(erase=1)])
 def test_images_are_changed_the_same_way_in_every_precision(augment: Augment) -> None:
     images = torch.rand(20, 1, 100, 100)

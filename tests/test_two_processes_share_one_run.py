@@ -14,12 +14,16 @@ from mnist_lab.evaluate import load_config
 
 
 @pytest.mark.slow
-def test_three_processes_leave_one_result_and_learn_what_one_learns(lab: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "loss", ["label_smoothing=0", "weight={_target_: torch.tensor, data: [9.0,1,1,1,1,1,1,1,1,0]}"]
+)
+def test_three_processes_leave_one_result_and_learn_what_one_learns(loss: str, lab: Command, tmp_path: Path) -> None:
     # 3,501 images in batches of 125: every share of a batch is uneven, and two processes get nothing of the last one.
     # The same of 1,000 test images in batches of 111, and 499 for validation.
     words = ["data=mnist_5k", "model=mlp_512", "trainer.max_epochs=2", "trainer.accelerator=cpu", "report=false"]
     words += ["data.val=random", "data.val_size=499", "data.batch_size=125", "optimizer=sgd", "optimizer.lr=0.1"]
     words += ["data.eval_batch_size=111", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1"]
+    words += [f"++loss.{loss}"]
     three = lab(*words, "trainer=ddp", "trainer.devices=3", "hydra.run.dir=three")
     assert three.returncode == 0 and three.stderr == "", three.stderr
     assert three.stdout.count("epoch 2/2") == 1

@@ -227,7 +227,8 @@ class WorkerBatches(Batches):
             yield
             return
         with isolate_rng(include_cuda=False):
-            seed = self._seeded(torch.device("cpu"), number).initial_seed()
+            # The numbers from 0 up are the augmentation's, and -1 is the workers'.
+            seed = self._seeded(torch.device("cpu"), -2 - number).initial_seed()
             torch.default_generator.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)

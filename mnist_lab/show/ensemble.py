@@ -15,8 +15,8 @@ USAGE = "use: python -m mnist_lab ensemble DIR [DIR ...] [key=value of the runs'
 def ensemble(words: list[str]) -> None:
     """Tests the runs below some folders together: each image gets the class with the highest mean probability.
 
-    Shows each run's test result, their mean, and the ensemble's. Losses are the mean of -ln of the true class's
-    probability, whatever loss a run was trained with.
+    Shows each run's result on the test set as it is now, their mean, and the ensemble's. Losses are the mean of -ln of
+    the true class's probability, whatever loss a run was trained with.
 
     Args:
         words: folders of runs or sweeps, or folders above them; and `key=value` to replace in the runs' configs.
@@ -56,12 +56,18 @@ def ensemble(words: list[str]) -> None:
         return float(-probabilities[range(len(probabilities)), labels].log().mean())
 
     found: list[torch.Tensor] = []
+    doubts = {note for result in results for note in result.notes}
     rows: list[tuple[str, float | None, float]] = []
     for member, result in zip(members, results, strict=True):
         run = load_run(member, result.test["checkpoint"], overrides)
-        answers = answers_of(run, result, build_tested(run.cfg, member))
-        found.append(answers.probabilities.double())
-        rows.append((str(relative(member)), loss_of(found[-1], answers.labels), result.test["acc"]))
+        data = build_tested(run.cfg, member)
+        assert data.images is not None
+        if data.images.digest != result.data["digest"]:
+            doubts.add("These are not the files that the runs recorded: their digest differs.")
+        answers = answers_of(run, result, data)
+        found.append(answers.probabilities)
+        accuracy = float((answers.probabilities.argmax(1) == answers.labels).double().mean())
+        rows.append((str(relative(member)), loss_of(found[-1], answers.labels), accuracy))
     mean, labels = torch.stack(found).mean(0), answers.labels
     correct, n = int((mean.argmax(1) == labels).sum()), len(labels)
     title = f"{len(members)} runs, test, {n:,} images of {results[0].data['name']}"
@@ -75,4 +81,4 @@ def ensemble(words: list[str]) -> None:
     table.add_row("all together", f"{loss_of(mean, labels):.4f}", f"{correct / n:.2%}", style="bold")
     table.add_row("wrong, of all images", "", f"{n - correct:,}")
     show(table)
-    warn(sorted({note for result in results for note in result.notes}))
+    warn(sorted(doubts))

@@ -34,7 +34,7 @@ class Answers:
     """What a network predicts for images.
 
     Attributes:
-        probabilities: float32 (N, classes); NaN where training diverged.
+        probabilities: float (N, classes); NaN where training diverged.
         labels: int64 (N,).
         images: uint8 or float32 (N, C, H, W).
         classes: the classes' names.
@@ -52,7 +52,7 @@ class Answers:
 
     @property
     def confidence(self) -> Tensor:
-        """The probability of that class, float32 (N,)."""
+        """The probability of that class, (N,)."""
         return self.probabilities.amax(1)
 
     @property

@@ -142,7 +142,7 @@ def answers_of(run: TrainedRun, result: Result, data: ImageDataModule) -> Answer
     with torch.inference_mode():
         for batch in data.test_dataloader(whole=True):
             for images, truth in batch.mini_batches():
-                found.append(run.net(images.to(run.device)).float().softmax(1).cpu())
+                found.append(run.net(images.to(run.device)).cpu().double().softmax(1))
                 labels.append(truth.cpu())
             n += len(batch.labels)
             if n >= result.test["n"]:  # trainer.limit_test_batches

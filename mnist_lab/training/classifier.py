@@ -143,7 +143,7 @@ class Classifier(L.LightningModule):
         if number % self.accumulate == 0:
             self.optimizers().zero_grad()  # type: ignore[union-attr]
         logits, loss = self._predict(images, labels)
-        weight = self._weight(number, len(labels)) / self.accumulate
+        weight = self._weight(number, labels) / self.accumulate
         loss_of_step = loss if weight == 1 else loss * weight
         if self.direct:
             loss_of_step.backward()
@@ -155,6 +155,11 @@ class Classifier(L.LightningModule):
         """Clips the gradients, which mixed precision has scaled back by now, in the way that the Trainer says."""
         if self.clip is not None:
             self.clip_gradients(optimizer, self.clip)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Ends the training where trainer.max_steps does: Lightning would, but without validating what it came to."""
+        if self.trainer.global_step == self.trainer.max_steps:
+            self.trainer.should_stop = True
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Counts validation images."""
@@ -300,20 +305,37 @@ class Classifier(L.LightningModule):
         steps = self.trainer.max_epochs * -(-self._mini_batches // self.accumulate)
         return steps if self.trainer.max_steps == -1 else min(steps, self.trainer.max_steps)
 
-    def _weight(self, number: int, mine: int) -> float:
+    def _weight(self, number: int, labels: Tensor) -> float:
         """What a mini-batch's gradient counts: processes average theirs, whose shares of it need not be equal."""
         if self.trainer.world_size == 1:
             return 1.0
         batches = self.trainer.train_dataloader
         assert isinstance(batches, Batches)
-        return mine * self.trainer.world_size / batches.mini_batch_size(number)
+        if self._class_weights is None:
+            return len(labels) * self.trainer.world_size / batches.mini_batch_size(number)
+        mine = self._class_weights[labels].sum()
+        mean: Any = self.trainer.strategy.reduce(mine.clone(), reduce_op="mean")
+        return float(mine / mean)
+
+    @property
+    def _class_weights(self) -> Tensor | None:
+        """(classes,): the loss divides by the sum of its images' weights; None where it divides by their number."""
+        return self.loss.weight if isinstance(self.loss, nn.CrossEntropyLoss | nn.NLLLoss) else None
 
     def _count(self, stage: str, outcomes: list[tuple[Tensor, Tensor]], batch: Batch) -> None:
-        """Adds to the sums: loss and correct answers as tensors on the device, which nothing waits for; images."""
+        """Adds to the sums: loss, correct answers and, if classes have weights, theirs, as tensors on the device, which
+        nothing waits for; and images.
+        """
         with torch.no_grad():
-            loss = torch.stack([loss.float() * n for (_, loss), n in zip(outcomes, batch.sizes, strict=True)]).sum()
             correct = (torch.cat([logits for logits, _ in outcomes]).argmax(1) == batch.labels).sum()
-            found = torch.stack([loss, correct.float()])
+            if self._class_weights is None:
+                loss = torch.stack([loss.float() * n for (_, loss), n in zip(outcomes, batch.sizes, strict=True)]).sum()
+                found = torch.stack([loss, correct.float()])
+            else:
+                weights = torch.stack([self._class_weights[part].sum() for part in batch.labels.split(batch.sizes)])
+                # Of images without weight the mean is no number.
+                loss = (torch.stack([loss.float() for _, loss in outcomes]) * weights).where(weights > 0, 0).sum()
+                found = torch.stack([loss, correct.float(), weights.sum()])
             sums, n = self._sums.get(stage, (torch.zeros_like(found), 0))
             self._sums[stage] = (sums + found, n + len(batch.labels))
 
@@ -323,8 +345,8 @@ class Classifier(L.LightningModule):
             return 0
         sums, images = self._sums.pop(stage)
         everything: Any = self.trainer.strategy.reduce(torch.cat([sums, sums.new_tensor([images])]), reduce_op="sum")
-        loss, correct, n = everything.tolist()
-        found = {f"{stage}/loss": loss / n, f"{stage}/acc": correct / n}
+        loss, correct, *weights, n = everything.tolist()
+        found = {f"{stage}/loss": loss / (*weights, n)[0], f"{stage}/acc": correct / n}
         self.metrics |= found
         if stage == "train":
             self._require_finite(loss)

@@ -150,17 +150,24 @@ class RMSprop(_Direct):
 class SGD(_Direct, torch.optim.SGD):
     """`torch.optim.SGD`, whose step with fused=True on a CPU is one operation and nothing around it."""
 
-    def _may_operate(self, group: dict[str, Any], weights: list[Tensor]) -> bool:
-        return super()._may_operate(group, weights) and (
-            not group["momentum"] or all(self.state[p].get("momentum_buffer") is not None for p in weights)
-        )
-
     def _operate(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
-        momenta = [self.state[p]["momentum_buffer"] for p in weights] if group["momentum"] else []
+        states = [self.state[p] for p in weights] if group["momentum"] else []
+        late = {n for n, state in enumerate(states) if state.get("momentum_buffer") is None}
+        if late:  # a first step is another operation, and weights may begin to learn later than others
+            for n in late:
+                states[n]["momentum_buffer"] = torch.empty_like(weights[n])
+            self._fused(group, True, *([them[n] for n in sorted(late)] for them in (weights, gradients, states)))
+            rest = [n for n in range(len(weights)) if n not in late]
+            weights, gradients, states = ([them[n] for n in rest] for them in (weights, gradients, states))
+        if weights:
+            self._fused(group, False, weights, gradients, states)
+
+    @staticmethod
+    def _fused(group: dict[str, Any], is_first: bool, weights: Any, gradients: Any, states: Any) -> None:
         torch._fused_sgd_(
-            weights, gradients, momenta,
-            weight_decay=group["weight_decay"], momentum=group["momentum"], lr=group["lr"],
-            dampening=group["dampening"], nesterov=group["nesterov"], maximize=group["maximize"], is_first_step=False,
+            weights, gradients, [state["momentum_buffer"] for state in states],
+            weight_decay=group["weight_decay"], momentum=group["momentum"], lr=group["lr"], is_first_step=is_first,
+            dampening=group["dampening"], nesterov=group["nesterov"], maximize=group["maximize"],
         )  # fmt: skip
 
 
