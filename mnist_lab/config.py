@@ -59,17 +59,24 @@ PRECISIONS = ("32-true", "auto", "bf16-mixed", "16-mixed", "bf16-true", "16-true
 def class_folders(folder: str) -> list[str]:
     """Names, sorted, of the folders that hold one class each: in DIR/train where there is one, else in DIR.
 
+    The names train and test count in any case, as in Train.
+
     Raises:
         UserError: `folder` does not exist or has fewer than two class folders.
     """
     root = path_of(folder)
     if not root.is_dir():
         raise UserError(f"data.root={folder}: there is no such folder")
-    inner = root / "train" if (root / "train").is_dir() else root
+    inner = part_of(root, "train") or root
     names = sorted(d.name for d in inner.iterdir() if d.is_dir() and not d.name.startswith("."))
     if len(names) < 2:
         raise UserError(f"data.root={folder}: {inner} has {len(names)} class folder(s), and at least two are needed")
     return names
+
+
+def part_of(root: Path, *names: str) -> Path | None:
+    """The first folder in `root` of one of these names, in upper or lower case; None where there is none."""
+    return next((folder for folder in sorted(root.iterdir()) if folder.name.lower() in names and folder.is_dir()), None)
 
 
 OmegaConf.register_new_resolver("class_folders", lambda folder: len(class_folders(folder)), replace=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import EpsImagePlugin, Image, UnidentifiedImageError
+from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
 
 from mnist_lab.errors import UserError
 
@@ -75,3 +75,31 @@ def eight_bits(image: Image.Image) -> Image.Image:
     values = np.nan_to_num(np.asarray(image, np.float32), posinf=0.0, neginf=0.0)
     low, high = values.min(), values.max()
     return Image.fromarray(np.uint8((values - low) * (255 / (high - low if high > low else 1))))
+
+
+def flat(image: Image.Image) -> Image.Image:
+    """The picture in "L" or "RGB", upright as its EXIF data says, with paper behind transparent parts."""
+    image = eight_bits(ImageOps.exif_transpose(image))
+    if not image.has_transparency_data:
+        return image if image.mode in ("L", "RGB") else image.convert("RGB")
+    image = image.convert("RGBA")
+    opacity = np.asarray(image.getchannel("A"), np.float32)
+    grey = np.asarray(image.convert("RGB").convert("L"), np.float32)
+    light = (grey * opacity).sum() > 128 * opacity.sum()
+    paper = Image.new("RGBA", image.size, "black" if light else "white")
+    return Image.alpha_composite(paper, image).convert("RGB")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Files in a folder and those below it that are called as images are which Pillow reads; but none that are hidden,
+    as copies and what systems keep beside a file are.
+    """
+    Image.init()
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in endings
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not path.is_dir()
+    ]

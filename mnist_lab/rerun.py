@@ -59,7 +59,10 @@ def rerun(words: list[str]) -> None:
     elif numbers and (changed := [note for note in before.notes if "has changed" in note]):
         print(*changed, sep="\n")
     elif numbers:
-        print("Code, versions, data and machine are the same: this computation can't be repeated exactly.")
+        print(
+            "Code, versions, data and machine are the same as far as is recorded: this computation can't be repeated "
+            "exactly, or something else has changed."
+        )
     if numbers:
         sys.exit(1)
 

@@ -8,15 +8,17 @@ import math
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mnist_lab import __version__
 from mnist_lab.errors import UserError
-from mnist_lab.files import write_whole
+from mnist_lab.files import is_the_users, write_whole
 
 SCHEMA_VERSION = 1
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy", "tensorboard")
@@ -37,7 +39,8 @@ class Result:
         config: the run's whole config, resolved.
         seed: the seed of all randomness.
         started_at: ISO 8601 with time zone.
-        code: version of mnist_lab; commit of its git checkout and whether files were changed, or null.
+        code: version of mnist_lab; commit of its git checkout and whether files were changed, or null; and, where the
+            config names modules of the user's own, `own`: their files' SHA-256.
         packages: versions of Python and of the packages that matter.
         machine: system, processor, cores, torch threads, accelerator and its name, precision, processes, and the peak
             memory of the (first) process until the test's end: memory_gb and accelerator_memory_gb, in 10⁹ bytes, or
@@ -153,6 +156,36 @@ def code_state() -> dict[str, Any]:
         "commit": git("rev-parse", "HEAD") if tracked else None,
         "changed": None if changes is None else changes != "",
     }
+
+
+def own_modules(configs: Sequence[Any]) -> dict[str, str]:
+    """SHA-256 of each file of the user's own modules.
+
+    Args:
+        configs: whose `_target_`s name those modules; what is installed with Python is not looked at.
+    """
+    found: dict[str, Path] = {}
+    for name in sorted({target.partition(".")[0] for target in _targets(list(configs))}):
+        try:
+            spec = find_spec(name)
+        except ValueError:  # no module's name, or the script that runs
+            continue
+        for folder in map(Path, spec.submodule_search_locations or ()) if spec is not None else ():
+            if is_the_users(folder / "any.py"):
+                found |= {f"{name}/{path.relative_to(folder)}": path for path in sorted(folder.rglob("*.py"))}
+        if spec is not None and str(spec.origin).endswith(".py") and is_the_users(str(spec.origin)):
+            found[f"{name}.py"] = Path(str(spec.origin))
+    return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in found.items()}
+
+
+def _targets(config: Any) -> set[str]:
+    """The values of all keys `_target_` in nested dictionaries and lists."""
+    if isinstance(config, list):
+        return {target for value in config for target in _targets(value)}
+    if isinstance(config, dict):
+        own = {config["_target_"]} if isinstance(config.get("_target_"), str) else set()
+        return own | _targets(list(config.values()))
+    return set()
 
 
 @cache

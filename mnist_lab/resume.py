@@ -54,6 +54,8 @@ def resume(words: list[str]) -> None:
 
 
 def _sweep(folder: Path, words: list[str]) -> None:
+    from hydra._internal.utils import get_args_parser
+
     from mnist_lab.__main__ import train
 
     asked = load_asked(folder)
@@ -68,6 +70,9 @@ def _sweep(folder: Path, words: list[str]) -> None:
     for word in words:
         if not word.startswith("sweep."):
             raise UserError(f"{word}: only sweep.* can be changed of a sweep that has begun\n{USAGE}")
+    configs = get_args_parser().parse_args(asked["argv"]).config_dir
+    if configs is not None and "cwd" in asked and not Path(configs).is_dir():
+        raise UserError(f"--config-dir {configs}: there is no such folder here. Resume the sweep from {asked['cwd']}")
     train([sys.argv[0], *asked["argv"], *words, f"hydra.sweep.dir={quoted(folder.absolute())}"], fresh=False)
 
 

@@ -42,7 +42,16 @@ from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import Diverged, UserError
 from mnist_lab.files import marked, write_whole
 from mnist_lab.processes import processes
-from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, most_memory, package_versions, processor
+from mnist_lab.result import (
+    SCHEMA_VERSION,
+    Result,
+    code_state,
+    cores,
+    most_memory,
+    own_modules,
+    package_versions,
+    processor,
+)
 from mnist_lab.seeds import seed_of
 from mnist_lab.show.report import leave_report
 from mnist_lab.terminal import metrics_table, relative, show, show_result, show_where, warn
@@ -166,6 +175,7 @@ def run(
             "from may be among today's validation or test images. To go on, put the files back as they were; to use "
             "those of now, start a new run"
         )
+    own = own_modules([OmegaConf.to_container(cfg)])  # now: they may be edited while it trains
     doubts = check_fit(cfg, net, loss, data)
     check_batches(net, data, trainer)
     optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule") or None
@@ -221,7 +231,7 @@ def run(
         config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
         seed=cfg.seed,
         started_at=started_at,
-        code=code_state(),
+        code=code_state() | ({"own": own} if own else {}),
         packages=package_versions(),
         machine=machine(trainer),
         data=data_facts(cfg, data),

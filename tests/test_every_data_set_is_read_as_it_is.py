@@ -23,6 +23,8 @@ from torchvision import datasets
 from mnist_lab.config import compose_config
 from mnist_lab.data import DataUnavailableError, ImageDataModule, sources
 from mnist_lab.errors import UserError
+from mnist_lab.pictures import read_image
+from mnist_lab.show.prepare import Preparation, prepare
 
 rng = np.random.default_rng(0)
 
@@ -276,6 +278,54 @@ def test_a_folder_that_is_divided_already(tmp_path: Path) -> None:
         save_images(tmp_path / part / "b", count, (9, 9, 9))
     found = sources.image_folder(tmp_path, False, (1, 8, 8), 0.5)
     assert (len(found.train_labels), len(found.test_labels)) == (6, 4)
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Train", "TEST")])
+def test_the_names_of_its_parts_may_be_in_any_case(names: tuple[str, str], tmp_path: Path) -> None:
+    for part, count in zip(names, (3, 2), strict=True):
+        for name in "ab":
+            save_images(tmp_path / part / name, count, (0, 0, 0))
+    found = sources.image_folder(tmp_path, False, (1, 8, 8), 0.5)
+    assert (found.classes, len(found.train_labels), len(found.test_labels)) == (("a", "b"), 6, 4)
+
+
+@pytest.mark.parametrize(("parts", "said"), [("train val", "to test on it, call it"), ("train val test", "data.val")])
+def test_images_for_validation_that_are_not_read_are_not_passed_over_in_silence(
+    parts: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for part in parts.split():
+        for name in "ab":
+            save_images(tmp_path / part / name, 5, (0, 0, 0))
+    sources.image_folder(tmp_path, False, (1, 8, 8), 0.2)
+    assert len(caplog.messages) == 1 and f"{tmp_path / 'val'} is not read" in caplog.messages[0]
+    assert said in caplog.messages[0]
+
+
+def test_pictures_are_learned_from_as_predict_sees_them(tmp_path: Path) -> None:
+    """Upright as a camera has noted, with paper behind what is transparent, in any format, and nothing hidden."""
+    left = Image.new("RGB", (16, 16))
+    left.paste((250, 0, 0), (0, 0, 4, 16))
+    turned = Image.Exif()
+    turned[274] = 6
+    ink = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    ink.paste((0, 0, 0, 255), (2, 2, 6, 9))
+    pictures: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "turned.jpg": (left, {"exif": turned}), "ink.png": (ink, {}), "palette.gif": (left.convert("P"), {}),
+    }  # fmt: skip
+    for name in "ab":
+        (tmp_path / name / ".hidden").mkdir(parents=True)
+        for file, (image, options) in pictures.items():
+            image.save(tmp_path / name / file, **options)
+        left.save(tmp_path / name / ".hidden/copy.png")
+        (tmp_path / name / "._0.png").write_bytes(b"what macOS keeps beside a file")
+    for shape in ((1, 8, 8), (3, 8, 8)):
+        found = sources.image_folder(tmp_path, False, shape, 0.5)
+        learned = torch.cat([in_memory(found.train_images), in_memory(found.test_images)])
+        how = Preparation("resize", shape, squeeze=True)
+        seen = [prepare(read_image(tmp_path / "a" / file), how)[0] for file in pictures]
+        assert learned.unique(dim=0).equal(torch.from_numpy(np.stack(seen)).unique(dim=0)) and len(learned) == 6
+    assert (learned[:, :, 0].float().std(-1).amax(-1) == 0).any(), "the stripe on the left is on top"
+    assert learned.flatten(1).float().std(1).min() > 0, "none is of one colour"
 
 
 def test_a_class_that_only_the_test_set_has_is_named(tmp_path: Path) -> None:

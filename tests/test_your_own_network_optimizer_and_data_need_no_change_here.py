@@ -285,6 +285,27 @@ def test_so_are_datasets_that_are_read_into_memory() -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_a_module_that_has_changed_is_named_when_a_run_is_repeated(mine: Path, lab: Command) -> None:
+    own, path = mine / "lib/own.py", str(mine / "lib")
+    words = ["--config-dir", "my_conf", "model=mine", "data=stripes", "trainer.max_epochs=1", "report=false"]
+    assert lab(*words, "hydra.run.dir=run", PYTHONPATH=path).returncode == 0
+    own.write_text(own.read_text().replace("ReLU()", "Tanh()"))
+    done = lab("rerun", "run", PYTHONPATH=path)
+    assert done.returncode == 1 and "code.own.own.py: " in done.stdout, done.stdout
+    assert "can't be repeated exactly" not in done.stdout
+
+
+def test_a_sweep_says_from_where_its_configs_can_be_read(mine: Path, lab: Command) -> None:
+    path = str(mine / "lib")
+    words = ["-m", "--config-dir", "my_conf", "model=mine", "data=stripes", "trainer.max_epochs=1", "seed=0"]
+    assert lab(*words, "hydra.sweep.dir=sweep", PYTHONPATH=path).returncode == 0
+    (mine / "elsewhere").mkdir()
+    words = [sys.executable, "-m", "mnist_lab", "resume", "../sweep"]
+    done = subprocess.run(words, cwd=mine / "elsewhere", env=os.environ | {"PYTHONPATH": path}, check=False,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 2 and f"Resume the sweep from {mine}\n" in done.stderr, done.stderr
+
+
 def test_a_sweep_over_modules_of_ones_own_is_not_resumed_when_they_changed(mine: Path, lab: Command) -> None:
     (mine / "my_conf/model/wide.yaml").write_text("_target_: own.Net\nwidth: 9\n")
     words = ["--config-dir", "my_conf", "-m", "model=mine,wide", "data=stripes", "trainer.max_epochs=1"]

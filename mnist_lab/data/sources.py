@@ -6,6 +6,7 @@ A source is a function `source(root, download) -> ImageSet`, named in a config u
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import struct
 from collections.abc import Callable, Sequence
@@ -22,11 +23,14 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms.functional import pil_to_tensor
 
-from mnist_lab.config import class_folders
+from mnist_lab.config import class_folders, part_of
 from mnist_lab.data.download import Archive, fetch
 from mnist_lab.errors import UserError
 from mnist_lab.files import digests
-from mnist_lab.pictures import eight_bits, read_image
+from mnist_lab.pictures import flat, image_files, read_image
+from mnist_lab.processes import is_helper_process
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -323,16 +327,20 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
             f"data.shape={list(shape)} is not allowed: image folders are read in grey (1 channel) or colour (3)"
         )
     files: list[Path] = []
-    if (root / "train").is_dir() and (root / "test").is_dir():
-        tested = [path.name for path in (root / "test").iterdir() if path.is_dir() and not path.name.startswith(".")]
+    train, test = part_of(root, "train"), part_of(root, "test")
+    unread = part_of(root, "val", "valid", "validation", "dev") if train is not None else None
+    if unread is not None and not is_helper_process():
+        instead = "" if test is not None else f"; to test on it, call it {root / 'test'}"
+        log.warning(f"{unread} is not read: what validates is set aside from {train}, see data.val{instead}")
+    if train is not None and test is not None:
+        tested = [path.name for path in test.iterdir() if path.is_dir() and not path.name.startswith(".")]
         if unknown := sorted(set(tested) - set(classes)):
-            raise UserError(f"{root / 'test' / unknown[0]}: there is no class of this name in {root / 'train'}")
+            raise UserError(f"{test / unknown[0]}: there is no class of this name in {train}")
 
     def read(folder: Path) -> tuple[Tensor, Tensor]:
         images, labels = [], []
         for label, name in enumerate(classes):
-            found = (p for p in (folder / name).rglob("*") if not p.is_dir())
-            paths = sorted(p for p in found if p.suffix.lower() in datasets.folder.IMG_EXTENSIONS)
+            paths = sorted(image_files(folder / name))
             if not paths:
                 raise UserError(f"{folder / name} has no images: every class needs some")
             for path in paths:
@@ -342,13 +350,12 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
         order = _interleaved(torch.tensor(labels))
         return torch.from_numpy(np.stack(images))[order], torch.tensor(labels)[order]
 
-    if (root / "train").is_dir() and (root / "test").is_dir():
-        (train_images, train_labels), (test_images, test_labels) = read(root / "train"), read(root / "test")
+    if train is not None and test is not None:
+        (train_images, train_labels), (test_images, test_labels) = read(train), read(test)
     else:
-        images, labels = read(root / "train" if (root / "train").is_dir() else root)
-        test = stratified_part(labels, round(test_size * len(labels)), torch.Generator().manual_seed(0))
+        images, labels = read(train or root)
         chosen = torch.zeros(len(labels), dtype=torch.bool)
-        chosen[test] = True
+        chosen[stratified_part(labels, round(test_size * len(labels)), torch.Generator().manual_seed(0))] = True
         train_images, train_labels, test_images, test_labels = (
             images[~chosen],
             labels[~chosen],
@@ -403,7 +410,7 @@ def from_datasets(root: Path, download: bool, train: Dataset[Any], test: Dataset
 def _read_image(path: Path, shape: Sequence[int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     channels, height, width = shape
     try:
-        image = eight_bits(read_image(path)).convert("L" if channels == 1 else "RGB")
+        image = flat(read_image(path)).convert("L" if channels == 1 else "RGB")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     resized = image.resize((width, height), Image.Resampling.BILINEAR)

@@ -183,10 +183,8 @@ def predictions(
 
 def _files(words: str) -> tuple[dict[Path, Path], list[str]]:
     """The image files that `images=` names, each with its name for `save=`; and error messages for the rest."""
-    from PIL import Image
+    from mnist_lab.pictures import image_files
 
-    Image.init()
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files: dict[Path, Path] = {}
     mistakes = []
     named = [words] if is_there(words) else filter(None, words.split(","))
@@ -195,7 +193,7 @@ def _files(words: str) -> tuple[dict[Path, Path], list[str]]:
         if not is_there(word):
             mistakes.append(f"{path}: there is no such file or folder")
         elif path.is_dir():
-            within = [p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file() and p.name[0] != "."]
+            within = image_files(path)
             if not within:
                 mistakes.append(f"{path}: there is no image in this folder")
             files |= {p: p.relative_to(path) for p in sorted(within, key=lambda p: _natural(p.relative_to(path)))}

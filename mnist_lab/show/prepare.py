@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from mnist_lab.errors import UserError
-from mnist_lab.pictures import eight_bits
+from mnist_lab.pictures import flat
 
 Grey = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -61,7 +61,7 @@ def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.ui
         UserError: nothing is drawn in it; only for the kind "digit".
     """
     channels, height, width = preparation.shape
-    image = _flat(image)
+    image = flat(image)
     if preparation.kind == "resize":
         grey_or_colour = image.convert("L" if channels == 1 else "RGB")
         pixels = np.asarray(_resized(grey_or_colour, preparation), np.uint8).reshape(height, width, channels)
@@ -73,19 +73,6 @@ def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.ui
                 return np.repeat(candidate[None], channels, 0), inverted
     ink, inverted = _ink(image)
     return np.repeat(_placed(ink, preparation)[None], channels, 0), inverted
-
-
-def _flat(image: Image.Image) -> Image.Image:
-    """The picture in "L" or "RGB", upright as its EXIF data says, with paper behind transparent parts."""
-    image = eight_bits(ImageOps.exif_transpose(image))
-    if not image.has_transparency_data:
-        return image if image.mode in ("L", "RGB") else image.convert("RGB")
-    image = image.convert("RGBA")
-    opacity = np.asarray(image.getchannel("A"), np.float32)
-    grey = np.asarray(image.convert("RGB").convert("L"), np.float32)
-    light = (grey * opacity).sum() > 128 * opacity.sum()
-    paper = Image.new("RGBA", image.size, "black" if light else "white")
-    return Image.alpha_composite(paper, image).convert("RGB")
 
 
 def _resized(image: Image.Image, preparation: Preparation) -> Image.Image:

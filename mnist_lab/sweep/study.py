@@ -11,12 +11,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_lab.errors import UserError
-from mnist_lab.files import is_the_users, write_whole
+from mnist_lab.files import write_whole
+from mnist_lab.result import own_modules
 from mnist_lab.trust import is_sealed, seal, trusts
 
 if TYPE_CHECKING:
@@ -219,27 +219,7 @@ def code_digests(configs: Sequence[Any] = ()) -> dict[str, str]:
         *(path for part in ("data", "models", "training") for path in (package / part).glob("*.py")),
     ]
     found = {str(path.relative_to(package)): path for path in sorted(own)}
-    for name in sorted({target.partition(".")[0] for target in _targets(list(configs))}):
-        try:
-            spec = find_spec(name)
-        except ValueError:  # no module's name, or the script that runs
-            continue
-        for folder in map(Path, spec.submodule_search_locations or ()) if spec is not None else ():
-            if is_the_users(folder / "any.py"):
-                found |= {f"{name}/{path.relative_to(folder)}": path for path in sorted(folder.rglob("*.py"))}
-        if spec is not None and str(spec.origin).endswith(".py") and is_the_users(str(spec.origin)):
-            found[f"{name}.py"] = Path(str(spec.origin))
-    return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in found.items()}
-
-
-def _targets(config: Any) -> set[str]:
-    """The values of all keys `_target_` in nested dictionaries and lists."""
-    if isinstance(config, list):
-        return {target for value in config for target in _targets(value)}
-    if isinstance(config, dict):
-        own = {config["_target_"]} if isinstance(config.get("_target_"), str) else set()
-        return own | _targets(list(config.values()))
-    return set()
+    return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in found.items()} | own_modules(configs)
 
 
 def differences(before: Any, now: Any, key: str = "") -> list[str]:

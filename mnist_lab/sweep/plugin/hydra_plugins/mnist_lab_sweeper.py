@@ -320,6 +320,7 @@ class StudySweeper(Sweeper):
                 options[word] = self._composed(words)
         now = {
             "argv": _to_keep(sys.argv[1:]),
+            "cwd": str(Path.cwd()),
             "storage": self.options["storage"],
             # A database may hold sweeps of the same name from other folders.
             "study": folder.name if self.options["storage"] is None else f"{folder.name}-{uuid4().hex[:8]}",
