@@ -6,6 +6,7 @@ those of the command line; mistakes in them raise `UserError`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +49,8 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
     Raises:
         UserError: what is asked for can't be done. Nothing is left in `run_dir` then.
     """
+    from lightning.pytorch.utilities.seed import isolate_rng
+
     from mnist_lab.config import check_folder, compose_config, plain
     from mnist_lab.folders import at_work
     from mnist_lab.run import run
@@ -55,8 +58,15 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
 
     composed = compose_config(list(overrides))
     folder = path_of(run_dir or composed.hydra.run.dir).absolute()
-    with at_work(folder, until=check_folder("run_dir", str(folder), fresh=True)):
-        run(plain(composed), folder, list(overrides), command=list(overrides), report=composed.report)
+    environment = dict(os.environ)
+    # A run seeds all random numbers of the process, and the caller's go on as if there had been none.
+    with at_work(folder, until=check_folder("run_dir", str(folder), fresh=True)), isolate_rng():
+        try:
+            run(plain(composed), folder, list(overrides), command=list(overrides), report=composed.report)
+        finally:
+            for key in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # where Lightning keeps the seed
+                os.environ.pop(key, None)
+            os.environ |= environment
     return load_run(folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import logging
 import os
 import shutil
@@ -62,6 +63,9 @@ def main() -> None:
     # show tracebacks besides.
     logging.raiseExceptions = False
     threading.excepthook = lambda end: None if isinstance(end.exc_value, OSError) else threading.__excepthook__(end)
+    for stream in (sys.stdout, sys.stderr):  # file names may hold any characters, and a log file's encoding lack some
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words, verbs = sys.argv[1:], ("train", *VERBS)
     verb = words.pop(0) if words and words[0] in verbs else "train"
     try:

@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
@@ -102,16 +102,22 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], don
     checkpoints = Checkpoints(run_dir / "checkpoints", int(number), unit.rstrip("s"), best=cfg.data.val != "none")
     # TensorBoard writes through TensorFlow where that is installed, and imports all of it first: 4 s and 0.7 GB.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+    # What a process wrote that was killed before its first checkpoint is forgotten as well.
+    purge = {"purge_step": done + 1} if str(cfg.logger.get("_target_")).endswith("TensorBoardLogger") else {}
     try:
-        # What a process wrote that was killed before its first checkpoint is forgotten as well.
-        purge = {"purge_step": done + 1} if str(cfg.logger.get("_target_")).endswith("TensorBoardLogger") else {}
         logger = instantiate(cfg.logger, save_dir=run_dir, **purge) if cfg.logger else False
+    except InstantiationException as error:
+        raise UserError(f"logger: {brief(error.__cause__ or error)}") from error
+    # Progress is shown once: by a bar of the user's own, or by none.
+    shown = cfg.trainer.get("enable_progress_bar", True) and not any(isinstance(c, ProgressBar) for c in callbacks)
+    bars = [EpochProgress()] if shown else []
+    try:
         trainer: L.Trainer = instantiate(
             OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in OF_THE_CLASSIFIER]),
             precision=precision_of(cfg),
             logger=logger,
             # Checkpoints come last: they hold what the others know of the epoch, its row in the history among it.
-            callbacks=[EpochProgress(), LayerTable(), *callbacks, checkpoints],
+            callbacks=[*bars, LayerTable(), *callbacks, checkpoints],
             default_root_dir=run_dir,
             enable_model_summary=False,  # LayerTable is ours
             **distributed_arguments(cfg),
@@ -283,6 +289,8 @@ def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule)
             value = loss(logits, torch.zeros(2, dtype=torch.int64))
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"loss: {cfg.loss._target_} can't be used on logits and labels: {brief(error)}") from error
+    if getattr(loss, "reduction", None) == "sum":
+        raise UserError("loss.reduction=sum is not allowed: a loss is the mean over a batch's images")
     if not isinstance(value, torch.Tensor) or value.dim() != 0:
         raise UserError(f"loss: {cfg.loss._target_} doesn't give one number for a batch")
     if data.augment is not None:

@@ -69,7 +69,7 @@ def rerun(words: list[str]) -> None:
 
 def _numbers(result: Result) -> dict[str, Any]:
     rows = {f"epoch {row['epoch']}": {k: v for k, v in row.items() if k != "seconds"} for row in result.history}
-    return {**rows, "test": result.test}
+    return {**rows, "test": {k: v for k, v in result.test.items() if k != "epoch"}}  # which older results don't have
 
 
 def _circumstances(result: Result) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Result:
             val and test, val_from.
         model: target, parameters, trainable_parameters.
         history: one row per epoch: epoch, train/loss, train/acc, val/loss, val/acc, lr, seconds.
-        test: loss, acc, correct, n, and checkpoint ("last" or "best").
+        test: loss, acc, correct, n, checkpoint ("last" or "best") and the epoch that it is of.
         seconds: start (from the program's start to the first step), train, test; for a resumed run, those of the
             process that finished it.
         notes: what readers of the numbers must know: substitute data, a test set used for validation.
@@ -80,6 +80,12 @@ class Result:
     def __repr__(self) -> str:
         measured = f"test acc {self.test['acc']:.2%}, loss {self.test['loss']:.4f}"
         return f"Result({self.name}, seed {self.seed}, {len(self.history)} epochs: {measured})"
+
+    @property
+    def tested(self) -> dict[str, Any]:
+        """The history's row of the epoch whose weights were tested."""
+        row: dict[str, Any] = self.history[self.test.get("epoch", len(self.history)) - 1]
+        return row
 
     @property
     def train_seconds(self) -> float:

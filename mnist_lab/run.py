@@ -19,7 +19,12 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -71,6 +76,16 @@ warnings.filterwarnings("ignore", ".*but have no logger configured.*")  # logger
 warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero.*")  # data.val=none, too
 warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
 warnings.filterwarnings("ignore", "The `srun` command is available")  # where to start what is for the user to say
+
+
+INSTEAD = {
+    StochasticWeightAveraging: "Its EMAWeightAveraging averages weights here: "
+    "_target_: lightning.pytorch.callbacks.EMAWeightAveraging",
+    LearningRateFinder: "A sweep finds the rate here: -m sweep=tpe 'optimizer.lr=tag(log,interval(1e-4,1))'",
+    BatchSizeFinder: "A sweep compares sizes here: -m data.batch_size=32,128,512",
+    GradientAccumulationScheduler: "The same number in all epochs is trainer.accumulate_grad_batches=N",
+}
+"""Callbacks that count on automatic optimisation, and what does their work."""
 
 
 def flush_denormals() -> None:
@@ -135,16 +150,11 @@ def run(
     for key, callback in configured.items():
         if not isinstance(callback, L.Callback):
             raise UserError(f"callbacks.{key} is no Lightning callback: it needs a _target_ that is one")
-        if isinstance(callback, StochasticWeightAveraging):  # it counts on automatic optimisation
-            raise UserError(
-                f"callbacks.{key}: Lightning's StochasticWeightAveraging needs one training step a mini-batch. Its "
-                "EMAWeightAveraging averages weights here: _target_: lightning.pytorch.callbacks.EMAWeightAveraging"
-            )
-        if isinstance(callback, LearningRateFinder):  # it too
-            raise UserError(
-                f"callbacks.{key}: Lightning's LearningRateFinder needs one training step a mini-batch. A sweep finds "
-                "the rate here: -m sweep=tpe 'optimizer.lr=tag(log,interval(1e-4,1))'"
-            )
+        for kind, instead in INSTEAD.items():
+            if isinstance(callback, kind):
+                raise UserError(
+                    f"callbacks.{key}: Lightning's {kind.__name__} needs training steps of one mini-batch. {instead}"
+                )
     last = newest(run_dir / "checkpoints")
     saved = {} if last is None else read_checkpoint(last)
     states = saved.get("callbacks", {})
@@ -206,6 +216,10 @@ def run(
             trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         except MisconfigurationException as error:  # what Lightning sees only when it looks at the batches
             raise UserError(f"trainer: {brief(error)}") from error
+        except RuntimeError as error:
+            if not str(error).startswith("Early stopping conditioned on metric"):  # which is not there
+                raise
+            raise UserError(f"callbacks: {brief(error)}") from error
         except Diverged as error:
             kept = run_dir / "checkpoints" / "last.ckpt"
             good = f"the last good checkpoint is {relative(kept)}" if kept.exists() else "no checkpoint is there"
@@ -216,13 +230,22 @@ def run(
         best = Path(trainer.strategy.broadcast(str(run_dir / "checkpoints" / "best.ckpt")))
         if cfg.test_checkpoint == "best" and not best.exists():
             raise UserError("test_checkpoint=best: no epoch was validated, see trainer.check_val_every_n_epoch")
+        tested = len(history.rows)
         if cfg.test_checkpoint == "best":  # its weights alone: what came after it is part of the run
-            load_weights(net, best, read_checkpoint(best))
+            chosen = read_checkpoint(best)
+            load_weights(net, best, chosen)
+            tested = int(chosen["epoch"]) + 1
         trainer.test(module, datamodule=data, verbose=False)
     test_end = time.perf_counter()
     if not trainer.is_global_zero:
         return None
 
+    cut_short = [
+        f"Epoch {len(history.rows)} was cut short after {done:,} of {all_of_it:,} mini-batches: its training loss and "
+        "accuracy are of those alone."
+        for done, all_of_it in (module.mini_batches_done,)
+        if done < all_of_it
+    ]
     result = Result(
         schema_version=SCHEMA_VERSION,
         name=cfg.name,
@@ -247,13 +270,14 @@ def run(
             "correct": round(module.metrics["test/acc"] * module.metrics["test/n"]),
             "n": int(module.metrics["test/n"]),
             "checkpoint": cfg.test_checkpoint,
+            "epoch": tested,
         },
         seconds={
             "start": round(fit_start - started, 3),
             "train": round(fit_end - fit_start, 3),
             "test": round(test_end - fit_end, 3),
         },
-        notes=[*notes(cfg, data, [*history.rows, module.metrics], module.processes), *remarks, *doubts],
+        notes=[*notes(cfg, data, [*history.rows, module.metrics], module.processes), *cut_short, *remarks, *doubts],
         extras=extras(trainer),
     )
     log_hyperparameters(trainer.logger, result)
@@ -425,8 +449,17 @@ def extras(trainer: L.Trainer) -> dict[str, Any]:
 
 
 def log_hyperparameters(logger: Logger | None, result: Result) -> None:
-    """Gives TensorBoard the run's row in the HParams tab, with its test metrics, and the config as text."""
+    """Gives TensorBoard the run's row in the HParams tab, with its test metrics, and the config as text.
+
+    Other loggers get the test's metrics and the config as they take them.
+    """
+    if logger is None:
+        return
+    after = len(result.history) + 1  # what a process wrote that was killed now is forgotten when the run goes on
+    logger.log_metrics({"test/acc": result.test["acc"], "test/loss": result.test["loss"]}, after)
     if not isinstance(logger, TensorBoardLogger):
+        logger.log_hyperparams(result.config)
+        logger.finalize("success")
         return
     from torch.utils.tensorboard.summary import hparams
 
@@ -457,12 +490,11 @@ def log_hyperparameters(logger: Logger | None, result: Result) -> None:
         for key, value in chosen.items()
         if value is not None
     }
-    after = len(result.history) + 1  # what a process wrote that was killed now is forgotten when the run goes on
-    logger.log_metrics({"test/acc": result.test["acc"], "test/loss": result.test["loss"]}, after)
     validated = any(row.get("val/acc") is not None for row in result.history)
     curves = ["test/acc", "test/loss", *(["val/acc", "val/loss"] if validated else [])]
     for summary in hparams(chosen, dict.fromkeys(curves, 0.0)):  # the tab shows the last value of each curve
         logger.experiment.file_writer.add_summary(summary)
     logger.experiment.add_text("config", "```yaml\n" + OmegaConf.to_yaml(OmegaConf.create(config)) + "```")
     logger.experiment.add_text("command", f"`{result.command}`")
+    logger.finalize("success")
     logger.save()

@@ -91,14 +91,15 @@ def metrics_table(title: str, rows: list[tuple[str, float | None, float]]) -> Ta
 def show_result(result: Result) -> None:
     """Shows the small table at the end of a run, and the notes on its result."""
     rows: list[tuple[str, float | None, float]] = []
-    last = result.history[-1]
-    for stage, name in (("train", "train, last epoch"), ("val", "validation, last epoch")):
-        if last[f"{stage}/acc"] is not None:
-            rows.append((name, last[f"{stage}/loss"], last[f"{stage}/acc"]))
+    row = result.tested
+    which = "last epoch" if row is result.history[-1] else f"epoch {row['epoch']}, the best"
+    for stage, name in (("train", "train"), ("val", "validation")):
+        if row[f"{stage}/acc"] is not None:
+            rows.append((f"{name}, {which}", row[f"{stage}/loss"], row[f"{stage}/acc"]))
     test = result.test
     rows.append((f"test, {test['n']:,} images of {result.data['name']}", test["loss"], test["acc"]))
     table = metrics_table(result.name, rows)
-    table.add_row("gap, train − test", "", f"{100 * (last['train/acc'] - test['acc']):+.2f} points")
+    table.add_row("gap, train − test", "", f"{100 * (row['train/acc'] - test['acc']):+.2f} points")
     show(table)
     warn(result.notes)
 

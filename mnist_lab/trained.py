@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -129,7 +130,8 @@ def load_run(
     facts = saved.get("ImageDataModule")
     if not isinstance(facts, dict) or not {"shape", "class_names", "shift", "divisor"} <= facts.keys():
         raise UserError(f"{path} doesn't say how images are prepared for it: train the run again")
-    net = build(cfg, "model")
+    with isolate_rng():  # its first weights are not the caller's random numbers
+        net = build(cfg, "model")
     load_weights(net, path, saved)
     return TrainedRun(
         run_dir=run_dir,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import random
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from conftest import Command, result_in
@@ -98,3 +101,24 @@ def test_an_epoch_that_the_test_set_chose_is_said_to_be(lab: Command, tmp_path: 
     words = ["model=mlp_784_32", "data=mnist_5k", "trainer=debug", "logger=none", "data.val=test"]
     assert lab(*words, "test_checkpoint=best").returncode == 0
     assert any("chose the epoch" in note for note in result_in(tmp_path).notes)
+
+
+def test_a_training_leaves_the_callers_random_numbers_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a random search in a notebook would try the same values again and again."""
+
+    def numbers() -> list[float]:
+        return [random.random(), float(np.random.random()), float(torch.rand(()))]
+
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
+    found = []
+    for trains in (False, True):
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+        numbers()
+        if trains:
+            mnist_lab.train("data=mnist_5k", "trainer=debug", "report=false", "logger=none", run_dir=tmp_path / "run")
+        found.append(numbers())
+    assert found[0] == found[1]
+    assert os.environ["PL_GLOBAL_SEED"] == "1" and "PL_SEED_WORKERS" not in os.environ

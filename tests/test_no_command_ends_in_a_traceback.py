@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from conftest import Tally
+from conftest import Command, Tally
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -212,3 +212,10 @@ def test_many_commands(run: Path, tally: Tally) -> None:
         tally.count("commands typed")
 
     many()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_nor_one_whose_output_can_hold_few_characters(encoding: str, lab: Command, tmp_path: Path) -> None:
+    done = lab("data=mnist_5k", "trainer=debug", "hydra.run.dir=run", PYTHONIOENCODING=encoding)
+    assert done.returncode == 0 and "gap, train \\u2212 test" in done.stdout, done.stderr
+    assert (tmp_path / "run/report.html").exists()

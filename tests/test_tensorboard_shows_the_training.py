@@ -1,5 +1,6 @@
 """TensorBoard's own reader finds every run's curves over its epochs, and with callbacks=dashboard much more."""
 
+import csv
 import io
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import Command, in_memory
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
@@ -216,3 +218,15 @@ def test_the_projector_has_the_last_linear_layer_that_an_image_meets_whatever_it
     assert points.shape[1] == 6
     sprite = Image.open(tmp_path / "run/tensorboard/00000/last_hidden_layer/sprite.png")
     assert sprite.size[0] % 24 == sprite.size[1] % 24 == 0
+
+
+def test_another_logger_gets_the_test_and_the_config_too(lab: Command, tmp_path: Path) -> None:
+    words = ["model=mlp_784_32", "data=mnist_5k", "trainer.max_epochs=1", "report=false", "hydra.run.dir=run"]
+    done = lab(*words, "logger=none", "+logger._target_=lightning.pytorch.loggers.CSVLogger")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (path.parent for path in (tmp_path / "run").rglob("metrics.csv"))
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    accuracies = [float(row["test/acc"]) for row in rows if row["test/acc"]]
+    assert accuracies == [Result.load(tmp_path / "run").test["acc"]]
+    assert yaml.safe_load((folder / "hparams.yaml").read_text())["optimizer"]["lr"] == 0.01

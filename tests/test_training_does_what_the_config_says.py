@@ -305,6 +305,8 @@ def test_what_a_limit_of_steps_comes_to_is_validated(lab: Command, tmp_path: Pat
         assert 0 < second["val/loss"] < first["val/loss"]
         saved = torch.load(tmp_path / "sweep" / trial / "checkpoints/best.ckpt", weights_only=True)
         assert saved["global_step"] == 50
+        notes = Result.load(tmp_path / "sweep" / trial).notes
+        assert any(re.match("Epoch 2 was cut short after 14 of 36 mini-batches", note) for note in notes), notes
 
 
 def test_accumulated_mini_batches_are_one_larger_mini_batch(lab: Command, tmp_path: Path) -> None:
@@ -407,6 +409,10 @@ def test_the_best_is_the_first_highest_of_all_epochs_and_is_what_is_tested(lab: 
     first = found.index(max(found))
     assert first < 3 and found.count(max(found)) > 1, f"{found} has what this is about"
     assert torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)["epoch"] == first
+    assert result.test["epoch"] == first + 1 and result.tested == result.history[first]
+    shown = (tmp_path / "run/run.log").read_text()
+    gap = 100 * (result.tested["train/acc"] - result.test["acc"])
+    assert f"train, epoch {first + 1}, the best" in shown and f"{gap:+.2f} points" in shown
     images = mnist_5k(Path(), False)
     losses = {}
     for name in (None, "best", "last"):
@@ -635,6 +641,15 @@ def test_callbacks_have_an_epochs_metrics_when_lightning_says_it_is_over(
         (accuracy,), losses = found["validation", str(epoch)], found["training", str(epoch)]
         assert float(accuracy) == pytest.approx(row["val/acc"])
         assert [float(loss) for loss in losses] == pytest.approx([row["train/loss"]] * 2), "of one mini-batch"
+
+
+@pytest.mark.parametrize(
+    "words", ["+trainer.enable_progress_bar=false", "+callbacks.x._target_=lightning.pytorch.callbacks.RichProgressBar"]
+)
+def test_progress_is_shown_by_one_bar_or_by_none(words: str, lab: Command) -> None:
+    more = ["model=mlp_784_32", "data=mnist_5k", "data.train_size=500", "trainer.max_epochs=1", "report=false"]
+    done = lab(*more, words)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
 def test_a_profilers_report_is_in_the_runs_folder(lab: Command, tmp_path: Path) -> None:

@@ -152,6 +152,13 @@ def test_what_has_another_form_is_refused_in_a_line(mine: Path, lab: Command) ->
         "optimizer=lbfgs": "LBFGS computes the loss several times a step",
         "schedule=plateau": "ReduceLROnPlateau needs a metric",
         "+callbacks.x._target_=lightning.pytorch.callbacks.StochasticWeightAveraging +callbacks.x.swa_lrs=0.1": "EMAW",
+        "+callbacks.x._target_=lightning.pytorch.callbacks.BatchSizeFinder": "-m data.batch_size=",
+        "+callbacks.x={_target_:lightning.pytorch.callbacks.GradientAccumulationScheduler,scheduling:{4:2}}": (
+            "trainer.accumulate_grad_batches"
+        ),
+        "+callbacks.x._target_=lightning.pytorch.callbacks.EarlyStopping +callbacks.x.monitor=val_loss": "`val/loss`",
+        "+loss.reduction=sum": "a loss is the mean over a batch's images",
+        "logger._target_=lightning.pytorch.loggers.CSVLogger": "logger: CSVLogger.__init__()",
         "+trainer.callbacks=[]": "trainer.callbacks is not allowed, it is callbacks.NAME here",
     }.items():
         done = lab(*words, *(more.split() if "callbacks.x" in more else [more]), PYTHONPATH=str(mine / "lib"))

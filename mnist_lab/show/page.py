@@ -80,7 +80,7 @@ def _head(result: Result, notes: list[str]) -> list[str]:
     """What was run, its warnings, the main numbers and the command."""
     test, data, target = result.test, result.data, result.model["target"].rpartition(".")[2]
     low, high = wilson_interval(test["correct"], test["n"])
-    gap = 100 * (result.history[-1]["train/acc"] - test["acc"])
+    gap = 100 * (result.tested["train/acc"] - test["acc"])
     numbers = {
         "test accuracy": percent(test["acc"]),
         f"its 95 % interval: {test['correct']:,} of {test['n']:,} images": f"{100 * low:.2f} – {100 * high:.2f} %",

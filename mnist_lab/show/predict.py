@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import sys
@@ -95,8 +94,6 @@ def predict(words: list[str]) -> None:
 
     trained = load_run(run_dir, options["checkpoint"] or None)
     how = preparation(trained, options["prepare"])
-    assert isinstance(sys.stdout, io.TextIOWrapper)
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any characters
     for mistake in mistakes:
         _complain(mistake)
     seen = _print(files, predictions(trained, list(files), how), target, as_json="--json" in words)

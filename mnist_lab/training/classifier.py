@@ -65,6 +65,8 @@ class Classifier(L.LightningModule):
         """Repeats the operations of the first step."""
         self.metrics: dict[str, float] = {}
         """Of the latest epoch: train/loss, train/acc, val/loss, val/acc, lr; of a test: test/loss, test/acc, test/n."""
+        self.mini_batches_done = (0, 0)
+        """Of the latest epoch, and how many it has."""
         self.processes: list[int] = []
         """How many train; where a resumed run has others than before, one number after the other."""
         self._sums: dict[str, tuple[Tensor, int]] = {}
@@ -105,6 +107,7 @@ class Classifier(L.LightningModule):
                     schedule.step()  # type: ignore[union-attr]
             outcomes.append((logits, loss))
         self._count("train", outcomes, batch)
+        self.mini_batches_done = number, self._mini_batches
         self._end = time.perf_counter()
         if self.device.type == "cpu" and self.trainer.world_size == 1:  # elsewhere to look would be to wait
             self._look_for_divergence(number - len(outcomes), [loss for _, loss in outcomes])
