@@ -133,7 +133,9 @@ def markdown(experiments: Sequence[Sequence[Result]]) -> str:
         article: dict[str, Any] = results[0].config.get("reported", {}).get("article", {})
         for key, metric in (("train_acc_by_epoch", "train/acc"), ("train_loss_by_epoch", "train/loss")):
             if key in article:
-                ours = [fmean(r.history[e][metric] for r in results) for e in range(len(results[0].history))]
+                ours = [
+                    fmean(r.history[e][metric] for r in results) for e in range(min(len(r.history) for r in results))
+                ]
                 lines.append(
                     f"{results[0].name}, {metric} by epoch: article {' '.join(f'{v:.4f}' for v in article[key])}; "
                     f"ours {' '.join(f'{v:.4f}' for v in ours)}  "

@@ -455,6 +455,11 @@ def check(cfg: DictConfig) -> None:
         if section in SECTIONS and not isinstance(node.get("_target_"), str):
             raise UserError(f"{section}: its config names no class or function, {section}._target_")
     _check_there(cfg, NEEDED)
+    if "checkpoint" in cfg and not OmegaConf.is_dict(cfg.checkpoint):
+        raise UserError(
+            f"checkpoint={cfg.checkpoint} is not allowed: test_checkpoint=best says which is tested, and "
+            "checkpoint.every='500 steps' how often one is written"
+        )
     for group, package in PACKAGES.items():
         if cfg.get(group):
             inside = ", and has all the rest below augment:" if group == "augment" else ""

@@ -16,7 +16,11 @@ from mnist_lab.errors import UserError
 from mnist_lab.files import cache_dir
 
 HARMLESS = re.compile(
-    r"(torch\.nn|torch\.optim|torchvision\.transforms\.v2|mnist_lab\.(data|models|training|training\.schedules))\.\w+"
+    r"(torch\.nn|torch\.optim|torchvision\.transforms\.v2)\.\w+"
+    r"|mnist_lab\.models\.(CNN|MLP|ConvPool2d|ConvStack|Dropout|Linear|Neuron)"
+    r"|mnist_lab\.data\.(Augment|ImageDataModule|cifar10|emnist|fashion_mnist|from_datasets|image_folder|kmnist|mnist"
+    r"|mnist_5k|qmnist)"
+    r"|mnist_lab\.training\.(SGD|Adam|AdamW|RMSprop|Dashboard|NeuronForwardPass|schedules\.(step|cosine|one_cycle))"
     r"|lightning\.Trainer|lightning\.pytorch\.(callbacks\.EarlyStopping|loggers\.(TensorBoardLogger|CSVLogger))"
 )
 """Classes and functions that only build networks, data and their training."""
@@ -74,6 +78,11 @@ def check_origin(path: Path, config: Any, sealed: Any) -> None:
             f"{path} was not written here and has {value[:100]}, which could become the name of code. "
             "Write there what it stands for"
         )
+    for value in values(config):
+        if not isinstance(value, str | int | float | None):  # as YAML's own tags make of it
+            raise UserError(
+                f"{path} was not written here and has a {type(value).__name__}, {value}: write it as a text"
+            )
     for target in targets(config):
         package = str(target).partition(".")[0]
         if not HARMLESS.fullmatch(str(target)) and not trusts(package):
@@ -97,7 +106,13 @@ def targets(config: Any) -> Iterator[Any]:
 
 def interpolations(config: Any) -> Iterator[str]:
     """Every string in a config that contains an interpolation, which is replaced when the config is used."""
-    if isinstance(config, str) and "${" in config:
+    return (value for value in values(config) if isinstance(value, str) and "${" in value)
+
+
+def values(config: Any) -> Iterator[Any]:
+    """Every value in a config that is neither a dictionary nor a list."""
+    if not isinstance(config, dict | list):
         yield config
-    for value in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
-        yield from interpolations(value)
+        return
+    for value in config.values() if isinstance(config, dict) else config:
+        yield from values(value)

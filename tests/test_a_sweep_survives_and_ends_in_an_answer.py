@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,36 @@ def test_one_batch_and_all_of_them_are_two_values(lab: Command, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     found = [Result.load(tmp_path / f"s/{n}").config["trainer"]["limit_train_batches"] for n in (0, 1)]
     assert [repr(value) for value in found] == ["1", "1.0"]
+    assert "left out" not in done.stdout and len(list(csv.DictReader((tmp_path / "s/compare.csv").open()))) == 2
+
+
+def test_a_search_that_was_stopped_while_it_planned_goes_on(lab: Command, tmp_path: Path) -> None:
+    search = [
+        "sweep=random",
+        "sweep.trials=3",
+        "optimizer.lr=tag(log,interval(1e-3,1))",
+        "model.dropout=interval(0,0.5)",
+    ]
+    assert lab("-m", *QUICK, *search, "hydra.sweep.dir=s").returncode == 0
+    whole = [trial.params for trial in open_study(tmp_path / "s").get_trials()]
+    for number in range(3):
+        shutil.rmtree(tmp_path / "s" / str(number))
+    journal = tmp_path / "s/study.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    chosen = [n for n, line in enumerate(lines) if b"param_name" in line]
+    journal.write_bytes(b"".join(lines[: chosen[3]]))  # trial 1 has one of its two values, trial 2 isn't there yet
+    done = lab("resume", "s")
+    assert done.returncode == 0 and "3 trials, 3 complete" in done.stdout, done.stdout + done.stderr
+    open_study.cache_clear()
+    found = [trial.params for trial in open_study(tmp_path / "s").get_trials()]
+    assert found[0] == whole[0] and found[1].items() > set(list(whole[1].items())[:1]) and len(found[1]) == 2
+
+
+def test_a_folder_that_can_not_be_written_to_is_a_trials_reason(lab: Command, tmp_path: Path) -> None:
+    words = ["-m", "data=kmnist", "data.root=/proc/x", "model=mlp_784_32", "trainer.max_epochs=1", "seed=0,1"]
+    done = lab(*words, "hydra.sweep.dir=s")
+    assert done.returncode == 1 and done.stdout.count("/proc/x can't be written to") == 2, done.stdout
+    assert "was killed" not in done.stdout
 
 
 def test_a_failing_trial_is_tried_again_and_then_recorded_and_the_others_go_on(lab: Command, tmp_path: Path) -> None:

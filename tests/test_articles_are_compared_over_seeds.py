@@ -80,3 +80,14 @@ def test_their_folder_may_have_any_name(lab: Command, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "it's, mine/a1_neuron/seed=1/result.json").exists()
     assert (tmp_path / "it's, mine/table.md").exists()
+
+
+def test_curves_of_seeds_that_stopped_early_are_compared_as_far_as_all_go(lab: Command, tmp_path: Path) -> None:
+    words = ["data=mnist_5k", "data.fallback=null", "data.train_size=300", "optimizer.lr=0.02", "trainer.max_epochs=9"]
+    words += ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "data.val=random", "data.val_size=500"]
+    done = lab("articles", "experiments=d_mlp_512", "seeds=4", *words)
+    assert done.returncode == 0, done.stderr
+    lengths = [len(Result.load(path.parent).history) for path in tmp_path.rglob("result.json")]
+    table = (tmp_path / "outputs/articles/table.md").read_text()
+    (line,) = [line for line in table.splitlines() if "train/acc by epoch" in line]
+    assert len(set(lengths)) > 1 and len(line.partition("ours")[2].split()) == min(lengths), (lengths, line)

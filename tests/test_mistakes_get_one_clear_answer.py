@@ -49,6 +49,7 @@ MISTAKES = {
     "-m optimizer=adam,admw": "Did you mean adamw?",
     "-m seed=0,1 trainer.check_val_every_n_epoch=2 trainer.max_epochs=3": "a sweep judges: trainer.max_epochs=4",
     "loss=mse": "there is no such loss",
+    "checkpoint=best": "test_checkpoint=best says which is tested",
     "~schedule": "without schedule is not allowed",
     "callbacks={x:1}": "To add one: +callbacks.NAME=VALUE",
     "+experiment=fast99": "experiment=OPTION replaces",

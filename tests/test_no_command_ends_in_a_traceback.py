@@ -214,8 +214,7 @@ def test_many_commands(run: Path, tally: Tally) -> None:
     many()
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_nor_one_whose_output_can_hold_few_characters(encoding: str, lab: Command, tmp_path: Path) -> None:
-    done = lab("data=mnist_5k", "trainer=debug", "hydra.run.dir=run", PYTHONIOENCODING=encoding)
+def test_nor_one_whose_output_can_hold_few_characters(lab: Command, tmp_path: Path) -> None:
+    done = lab("data=mnist_5k", "trainer=debug", "hydra.run.dir=run", PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and "gap, train \\u2212 test" in done.stdout, done.stderr
     assert (tmp_path / "run/report.html").exists()

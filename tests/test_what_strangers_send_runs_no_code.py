@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,9 @@ def test_a_config_may_name_layers_and_nothing_that_does_more(run: Path, lab: Com
         {"optimizer": {"_target_": "torch.nn.modules.module.warnings.sys.modules.os.system"}},
         {"loss": {"_target_": "torch.load", "f": str(mark), "weights_only": False}},
         {"model": config["model"] | {"hidden": [{"_target_": "os.system", "command": f"touch {mark}"}]}},
+        {"model": config["model"] | {"hidden": [{"_target_": "mnist_lab.data.fetch", "root": str(mark)}]}},
+        {"callbacks": {"x": {"_target_": "mnist_lab.training.History", "path": str(mark)}}},
+        {"schedule": {"_target_": "mnist_lab.training.schedules.partial"}},
     ]
     for change in hostile:
         (run / "config.yaml").write_text(yaml.safe_dump(config | change))
@@ -80,6 +84,15 @@ def test_a_config_may_not_hide_a_name_in_what_is_put_in_its_place_later(
             done = lab(*verb.split())
             assert done.returncode == 2 and "was not written here and has " in done.stderr, (verb, done.stderr)
     assert not mark.exists()
+
+
+def test_a_config_may_have_no_objects_of_yaml_s_making(run: Path, lab: Command) -> None:
+    config = (run / "config.yaml").read_text()
+    changed = re.sub("(?m)^name: .*", "name: !!python/object/apply:pathlib.Path [x]", config)
+    assert changed != config
+    (run / "config.yaml").write_text("".join(changed.splitlines(keepends=True)[:-1]))  # the last line is its digest
+    done = lab("test", "run=run")
+    assert done.returncode == 2 and "was not written here and has a PosixPath" in done.stderr, done.stderr
 
 
 def test_a_run_that_travelled_is_as_good_as_before(run: Path, lab: Command, tmp_path: Path) -> None:

@@ -184,8 +184,11 @@ def grouped(results: Sequence[Result], metric: str) -> list[Group]:
     """
     known = Counter(name for name, _ in {(result.data["name"], result.data["digest"]) for result in results})
     flat = [_flat(result.config) | {"data.name": _data_name(result, known)} for result in results]
-    # 0 and 0.0 are one value.
-    alike = [{key: repr(float(v) if type(v) is int else v) for key, v in config.items()} for config in flat]
+    # 0 and 0.0 are one value; but of amounts 1 is one, and 1.0 all.
+    alike = [
+        {key: repr(float(v) if type(v) is int and not (v == 1 and is_amount(key)) else v) for key, v in config.items()}
+        for config in flat
+    ]
     keys = list(dict.fromkeys(key for config in flat for key in config if matters(key)))
     differing = [key for key in keys if len({config.get(key) for config in alike}) > 1]
     of_seeds: dict[str, dict[str, int]] = {}
@@ -247,6 +250,11 @@ def value_of(result: Result, metric: str) -> float | None:
     stage, _, name = metric.partition("/")
     value = result.test[name] if stage == "test" else result.history[-1][metric]
     return None if value is None else float(value)
+
+
+def is_amount(key: str) -> bool:
+    """Whether a whole number of this option is a number of images or batches, and any other a fraction."""
+    return key.startswith("trainer.") or key.endswith("_size")
 
 
 def _data_name(result: Result, known: Counter[str]) -> str:

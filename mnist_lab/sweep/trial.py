@@ -6,6 +6,7 @@ import math
 import os
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,24 +79,25 @@ def run_trial(run_dir: Path, run: Run) -> None:
     folder, number = run_dir.parent, int(run_dir.name)
     study, asked = open_study(folder), load_asked(folder)
     options = asked["options"]
-    try:
-        with held(run_dir, f"trial {number}"):
-            trial = trials_of(study)[number]
-            limit = options["max_failures"]
-            failures = sum(t.state.name == "FAIL" for t in trials_of(study))
-            if trial.state.is_finished() or (limit is not None and failures >= limit):
-                return
-            set_state(study, trial, "RUNNING")
-            if asked["side_by_side"] > 1:
-                torch.set_num_threads(max(1, cores() // asked["side_by_side"]))
-                take_gpu(folder)
-            quiet, get_console().quiet = get_console().quiet, True  # a sweep shows one table; run.log has everything
-            try:
-                _attempts(study, number, asked, run)
-            finally:
-                get_console().quiet = quiet
-    except UserError:
-        return  # held by another process, which will record it
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(run_dir, f"trial {number}"))
+        except UserError:
+            return  # by another process, which will record it
+        trial = trials_of(study)[number]
+        limit = options["max_failures"]
+        failures = sum(t.state.name == "FAIL" for t in trials_of(study))
+        if trial.state.is_finished() or (limit is not None and failures >= limit):
+            return
+        set_state(study, trial, "RUNNING")
+        if asked["side_by_side"] > 1:
+            torch.set_num_threads(max(1, cores() // asked["side_by_side"]))
+            take_gpu(folder)
+        quiet, get_console().quiet = get_console().quiet, True  # a sweep shows one table; run.log has everything
+        try:
+            _attempts(study, number, asked, run)
+        finally:
+            get_console().quiet = quiet
 
 
 @cache
@@ -157,7 +159,7 @@ def _attempts(
         except SystemExit as stopped:  # Lightning turns Ctrl-C into this, and our checkpoints SIGTERM
             raise KeyboardInterrupt(143 if stopped.code == 143 else 130) from stopped
         except Exception as error:
-            if disk_fault(error) is not None:
+            if not isinstance(error, UserError) and disk_fault(error) is not None:
                 raise  # not the trial's fault: it can be resumed when the disk works
             set_attr(study, trial, "error", f"{type(error).__name__}: {error}"[:2000])
             set_attr(study, trial, "traceback", traceback.format_exc()[-8000:])

@@ -224,6 +224,21 @@ class StudySweeper(Sweeper):
         for trial in trials_of(self.study)[planned:]:  # only now: to ask again would give one that waits
             set_state(self.study, trial, "WAITING")
 
+    def _complete(self) -> None:
+        """Gives trials their values that were being planned when the sweep was stopped."""
+        import optuna
+
+        distributions = {one.name: one.distribution() for one in self.axes}
+        for trial in trials_of(self.study):
+            missing = [name for name in distributions if name not in trial.params]
+            if trial.state.is_finished() or not missing:
+                continue
+            self.study.sampler = sampler_of(self.options["sampler"], self.options["seed"], trial.number)
+            asked = optuna.trial.Trial(self.study, trial._trial_id)
+            for name in missing:
+                asked._suggest(name, distributions[name])
+            set_state(self.study, trial, "WAITING")
+
     def _side_by_side(self) -> int:
         """How many trials the launcher runs at a time, on this machine."""
         jobs = int(self.base.hydra.launcher.get("n_jobs", 1) or 1)
@@ -235,6 +250,7 @@ class StudySweeper(Sweeper):
         def at_work(trial: FrozenTrial) -> bool:
             return is_held(self.folder / str(trial.number))
 
+        self._complete()
         launches: dict[int, int] = {}
         while True:
             todo = [trial for trial in trials_of(self.study) if not trial.state.is_finished()]
@@ -254,9 +270,9 @@ class StudySweeper(Sweeper):
                     todo.remove(trial)
             before = self._states()
             stopped: Exception | None = None
+            jobs = [self._job(trial) for trial in todo]
             try:
                 if todo:
-                    jobs = [self._job(trial) for trial in todo]
                     returned = list(self.engine.launch(jobs, initial_job_idx=todo[0].number))
                     found.append(returned)
                     if not self.ours:
