@@ -162,9 +162,9 @@ def test_a_search_that_was_stopped_while_it_planned_goes_on(lab: Command, tmp_pa
 
 
 def test_a_folder_that_can_not_be_written_to_is_a_trials_reason(lab: Command, tmp_path: Path) -> None:
-    words = ["-m", "data=kmnist", "data.root=/proc/x", "model=mlp_784_32", "trainer.max_epochs=1", "seed=0,1"]
+    words = ["-m", "data=kmnist", "data.root=/sys/x", "model=mlp_784_32", "trainer.max_epochs=1", "seed=0,1"]
     done = lab(*words, "hydra.sweep.dir=s")
-    assert done.returncode == 1 and done.stdout.count("/proc/x can't be written to") == 2, done.stdout
+    assert done.returncode == 1 and done.stdout.count("/sys/x can't be written to") == 2, done.stdout
     assert "was killed" not in done.stdout
 
 
