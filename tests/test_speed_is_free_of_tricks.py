@@ -195,7 +195,7 @@ def test_the_contenders_of_the_benchmark_take_turns_in_another_order_each_round(
 @pytest.mark.parametrize(
     ("word", "answer"),
     [
-        ("contenders=keras", "Did you mean keras_jax?"),
+        ("contenders=keras", "Did you mean keras_tensorflow?"),
         ("networks=E", "They are: A3, B, C, D"),
         ("rounds=0", "a whole number, 1 or more"),
         ("rounds=-1", "error: rounds=-1 is not allowed: it must be a whole number, 1 or more.\n"),
