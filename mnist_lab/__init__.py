@@ -49,6 +49,7 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
     Raises:
         UserError: what is asked for can't be done. Nothing is left in `run_dir` then.
     """
+    import torch
     from lightning.pytorch.utilities.seed import isolate_rng
 
     from mnist_lab.config import check_folder, compose_config, plain
@@ -60,7 +61,8 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
     folder = path_of(run_dir or composed.hydra.run.dir).absolute()
     environment = dict(os.environ)
     # A run seeds all random numbers of the process, and the caller's go on as if there had been none.
-    with at_work(folder, until=check_folder("run_dir", str(folder), fresh=True)), isolate_rng():
+    seeds = isolate_rng(include_cuda=torch.cuda.is_initialized())
+    with at_work(folder, until=check_folder("run_dir", str(folder), fresh=True)), seeds:
         try:
             run(plain(composed), folder, list(overrides), command=list(overrides), report=composed.report)
         finally:

@@ -53,13 +53,13 @@ NEEDED = (
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid")
 INITS = ("glorot_uniform", "pytorch")
 EMNIST_CLASSES = {"balanced": 47, "byclass": 62, "bymerge": 47, "letters": 26, "digits": 10, "mnist": 10}
+VALIDATION = ("val", "valid", "validation", "dev")
+"""Names that folders of validation images have, which are not read."""
 PRECISIONS = ("32-true", "auto", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
 
 def class_folders(folder: str) -> list[str]:
     """Names, sorted, of the folders that hold one class each: in DIR/train where there is one, else in DIR.
-
-    The names train and test count in any case, as in Train.
 
     Raises:
         UserError: `folder` does not exist or has fewer than two class folders.
@@ -75,8 +75,13 @@ def class_folders(folder: str) -> list[str]:
 
 
 def part_of(root: Path, *names: str) -> Path | None:
-    """The first folder in `root` of one of these names, in upper or lower case; None where there is none."""
-    return next((folder for folder in sorted(root.iterdir()) if folder.name.lower() in names and folder.is_dir()), None)
+    """The first folder in `root` of one of these names; None where there is none.
+
+    In upper case too, as in Train, where no other folder lies beside them: there it may be a class.
+    """
+    folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+    parts = all(folder.name.lower() in ("train", "test", *VALIDATION) for folder in folders)
+    return next((folder for folder in folders if (folder.name.lower() if parts else folder.name) in names), None)
 
 
 OmegaConf.register_new_resolver("class_folders", lambda folder: len(class_folders(folder)), replace=True)

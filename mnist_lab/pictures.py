@@ -20,6 +20,8 @@ EpsImagePlugin.gs_binary = False  # any file may be EPS, a program that Ghostscr
 
 LONGEST = 4096
 """Largest longer side in pixels: more than any network here or any search for ink can use."""
+KNOWN_BUT_NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+"""Formats that Pillow recognises only, or reads with another program."""
 _large = threading.Lock()
 
 
@@ -95,7 +97,8 @@ def image_files(folder: Path) -> list[Path]:
     as copies and what systems keep beside a file are.
     """
     Image.init()
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    read = Image.OPEN.keys() - KNOWN_BUT_NOT_READ
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in read}
     return [
         path
         for path in folder.rglob("*")

@@ -178,7 +178,8 @@ def own_modules(configs: Sequence[Any]) -> dict[str, str]:
             continue
         for folder in map(Path, spec.submodule_search_locations or ()) if spec is not None else ():
             if is_the_users(folder / "any.py"):
-                found |= {f"{name}/{path.relative_to(folder)}": path for path in sorted(folder.rglob("*.py"))}
+                files = (path for path in sorted(folder.rglob("*.py")) if path.is_file())  # no link of an editor's
+                found |= {f"{name}/{path.relative_to(folder)}": path for path in files}
         if spec is not None and str(spec.origin).endswith(".py") and is_the_users(str(spec.origin)):
             found[f"{name}.py"] = Path(str(spec.origin))
     return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in found.items()}

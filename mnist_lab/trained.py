@@ -130,7 +130,7 @@ def load_run(
     facts = saved.get("ImageDataModule")
     if not isinstance(facts, dict) or not {"shape", "class_names", "shift", "divisor"} <= facts.keys():
         raise UserError(f"{path} doesn't say how images are prepared for it: train the run again")
-    with isolate_rng():  # its first weights are not the caller's random numbers
+    with isolate_rng(include_cuda=False):  # its first weights are not the caller's random numbers
         net = build(cfg, "model")
     load_weights(net, path, saved)
     return TrainedRun(

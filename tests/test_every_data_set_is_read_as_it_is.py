@@ -289,6 +289,12 @@ def test_the_names_of_its_parts_may_be_in_any_case(names: tuple[str, str], tmp_p
     assert (found.classes, len(found.train_labels), len(found.test_labels)) == (("a", "b"), 6, 4)
 
 
+def test_but_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("Bus", "Train"):
+        save_images(tmp_path / name, 5, (0, 0, 0))
+    assert sources.image_folder(tmp_path, False, (1, 8, 8), 0.2).classes == ("Bus", "Train")
+
+
 @pytest.mark.parametrize(("parts", "said"), [("train val", "to test on it, call it"), ("train val test", "data.val")])
 def test_images_for_validation_that_are_not_read_are_not_passed_over_in_silence(
     parts: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -318,6 +324,7 @@ def test_pictures_are_learned_from_as_predict_sees_them(tmp_path: Path) -> None:
             image.save(tmp_path / name / file, **options)
         left.save(tmp_path / name / ".hidden/copy.png")
         (tmp_path / name / "._0.png").write_bytes(b"what macOS keeps beside a file")
+        (tmp_path / name / "features.h5").write_bytes(b"a format that Pillow only recognises")
     for shape in ((1, 8, 8), (3, 8, 8)):
         found = sources.image_folder(tmp_path, False, shape, 0.5)
         learned = torch.cat([in_memory(found.train_images), in_memory(found.test_images)])

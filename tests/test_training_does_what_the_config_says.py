@@ -309,6 +309,16 @@ def test_what_a_limit_of_steps_comes_to_is_validated(lab: Command, tmp_path: Pat
         assert any(re.match("Epoch 2 was cut short after 14 of 36 mini-batches", note) for note in notes), notes
 
 
+def test_a_run_that_is_tested_later_says_as_well_that_its_epoch_was_cut_short(lab: Command, tmp_path: Path) -> None:
+    words = ["model=mlp_784_32", "data=mnist_5k", "data.batch_size=100", "trainer.max_steps=50", "hydra.run.dir=run"]
+    assert lab(*words, "report=false").returncode == 0
+    before = Result.load(tmp_path / "run")
+    (tmp_path / "run/result.json").unlink()  # as if it had been stopped in its test
+    assert lab("resume", "run").returncode == 0
+    assert any("was cut short after 14 of 36" in note for note in before.notes), before.notes
+    assert Result.load(tmp_path / "run").notes == before.notes
+
+
 def test_accumulated_mini_batches_are_one_larger_mini_batch(lab: Command, tmp_path: Path) -> None:
     """In the loss, in the weights, and in the steps that the schedule counts."""
     words = ["model=mlp_784_32", "data=mnist_5k", "data.val=none", "trainer.max_epochs=2", "optimizer.lr=0.5"]

@@ -302,6 +302,18 @@ def test_a_module_that_has_changed_is_named_when_a_run_is_repeated(mine: Path, l
     assert "can't be repeated exactly" not in done.stdout
 
 
+def test_a_link_that_an_editor_leaves_beside_ones_code_is_no_code(mine: Path, lab: Command) -> None:
+    (mine / "lib/package").mkdir()
+    (mine / "lib/own.py").rename(mine / "lib/package/__init__.py")
+    (mine / "lib/package/.#__init__.py").symlink_to("me@host.123:1")
+    words = ["data=mnist_5k", "data.train_size=100", "trainer.max_epochs=1", "model=mlp_784_32", "report=false"]
+    done = lab(
+        *words, "loss._target_=package.Focal", "+loss.gamma=2.0", "~loss.label_smoothing", PYTHONPATH=str(mine / "lib")
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(result_in(mine / "outputs").code["own"]) == ["package/__init__.py"]
+
+
 def test_a_sweep_says_from_where_its_configs_can_be_read(mine: Path, lab: Command) -> None:
     path = str(mine / "lib")
     words = ["-m", "--config-dir", "my_conf", "model=mine", "data=stripes", "trainer.max_epochs=1", "seed=0"]

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms.functional import pil_to_tensor
 
-from mnist_lab.config import class_folders, part_of
+from mnist_lab.config import VALIDATION, class_folders, part_of
 from mnist_lab.data.download import Archive, fetch
 from mnist_lab.errors import UserError
 from mnist_lab.files import digests
@@ -328,7 +328,7 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
         )
     files: list[Path] = []
     train, test = part_of(root, "train"), part_of(root, "test")
-    unread = part_of(root, "val", "valid", "validation", "dev") if train is not None else None
+    unread = part_of(root, *VALIDATION) if train is not None else None
     if unread is not None and not is_helper_process():
         instead = "" if test is not None else f"; to test on it, call it {root / 'test'}"
         log.warning(f"{unread} is not read: what validates is set aside from {train}, see data.val{instead}")

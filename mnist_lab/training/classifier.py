@@ -209,7 +209,8 @@ class Classifier(L.LightningModule):
         shares = {
             stage: self._of_each(torch.cat([sums, sums.new_tensor([n])])) for stage, (sums, n) in self._sums.items()
         }
-        checkpoint["counted"] = {"sums": shares, "metrics": self.metrics, "elapsed": elapsed}
+        done = self.mini_batches_done
+        checkpoint["counted"] = {"sums": shares, "metrics": self.metrics, "elapsed": elapsed, "mini_batches": done}
         batches = self.trainer.train_dataloader
         checkpoint["batches"] = batches.state_dict() if isinstance(batches, Batches) else None
 
@@ -224,6 +225,7 @@ class Classifier(L.LightningModule):
             *found, n = shares[self.trainer.global_rank].tolist()
             self._sums[stage] = (torch.tensor(found, dtype=torch.float32), int(n))
         self.metrics = dict(counted["metrics"])
+        self.mini_batches_done = tuple(counted.get("mini_batches", self.mini_batches_done))
 
     def on_train_start(self) -> None:
         """Goes on with what the checkpoint has, if there is one: random numbers, frozen weights, place in the epoch."""
