@@ -19,6 +19,7 @@ from typing import Any
 from mnist_lab import __version__
 from mnist_lab.errors import UserError
 from mnist_lab.files import is_the_users, write_whole
+from mnist_lab.trust import targets
 
 SCHEMA_VERSION = 1
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy", "tensorboard")
@@ -171,7 +172,7 @@ def own_modules(configs: Sequence[Any]) -> dict[str, str]:
         configs: whose `_target_`s name those modules; what is installed with Python is not looked at.
     """
     found: dict[str, Path] = {}
-    for name in sorted({target.partition(".")[0] for target in _targets(list(configs))}):
+    for name in sorted({str(target).partition(".")[0] for target in targets(list(configs))}):
         try:
             spec = find_spec(name)
         except ValueError:  # no module's name, or the script that runs
@@ -183,16 +184,6 @@ def own_modules(configs: Sequence[Any]) -> dict[str, str]:
         if spec is not None and str(spec.origin).endswith(".py") and is_the_users(str(spec.origin)):
             found[f"{name}.py"] = Path(str(spec.origin))
     return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in found.items()}
-
-
-def _targets(config: Any) -> set[str]:
-    """The values of all keys `_target_` in nested dictionaries and lists."""
-    if isinstance(config, list):
-        return {target for value in config for target in _targets(value)}
-    if isinstance(config, dict):
-        own = {config["_target_"]} if isinstance(config.get("_target_"), str) else set()
-        return own | _targets(list(config.values()))
-    return set()
 
 
 @cache

@@ -240,12 +240,13 @@ def run(
     if not trainer.is_global_zero:
         return None
 
-    cut_short = [
-        f"Epoch {len(history.rows)} was cut short after {done:,} of {all_of_it:,} mini-batches: its training loss and "
-        "accuracy are of those alone."
-        for done, all_of_it in (module.mini_batches_done,)
-        if done < all_of_it
-    ]
+    cut_short = []
+    seen, there = module.mini_batches_done
+    if seen < there:
+        cut_short = [
+            f"Epoch {len(history.rows)} was cut short after {seen:,} of {there:,} mini-batches: its training loss and "
+            "accuracy are of those alone."
+        ]
     result = Result(
         schema_version=SCHEMA_VERSION,
         name=cfg.name,
