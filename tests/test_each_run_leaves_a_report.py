@@ -150,13 +150,15 @@ def test_figures_have_labels_down_predictions_across_and_precision_by_its_name(f
 
 def test_curves_bear_the_names_of_what_they_show() -> None:
     rows = [{"epoch": n, "train/loss": 1 / n, "train/acc": 0.5, "val/loss": 2 / n, "val/acc": 0.4} for n in (1, 2)]
-    result: Any = SimpleNamespace(history=rows, test={"loss": 0.7, "acc": 0.3})
+    result: Any = SimpleNamespace(history=rows, test={"loss": 0.7, "acc": 0.3}, tested=rows[-1])
     loss, accuracy = (
         {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in ax.lines}
         for ax in curves(result).axes
     )
     assert loss == {"training": [1, 0.5], "validation": [2, 1], "test, at the end": [0.7, 0.7]}
     assert accuracy == {"training": [50, 50], "validation": [40, 40], "test, at the end": [30, 30]}
+    result.tested = rows[0]
+    assert "test, epoch 1's network" in [line.get_label() for line in curves(result).axes[0].lines]
 
 
 def test_that_the_images_are_not_those_of_the_run_is_said(folder: Path, lab: Command, tmp_path: Path) -> None:

@@ -191,7 +191,9 @@ def curves(result: Result) -> Figure:
                 gaps = [math.nan if value is None else scale * value for value in values]
                 ax.plot(epochs, gaps, line, color=colour, markersize=4, label=label)
         if result.test[kind] is not None:
-            ax.axhline(scale * result.test[kind], color=GREY, linestyle=":", label="test, at the end")
+            at_end = result.tested is result.history[-1]
+            label = "test, at the end" if at_end else f"test, epoch {result.tested['epoch']}'s network"
+            ax.axhline(scale * result.test[kind], color=GREY, linestyle=":", label=label)
         if not any(np.isfinite(line.get_ydata()).any() for line in ax.lines):
             ax.text(0.5, 0.5, "no finite value", transform=ax.transAxes, ha="center", color=GREY)
             ax.set_yticks([])

@@ -81,11 +81,13 @@ def _head(result: Result, notes: list[str]) -> list[str]:
     test, data, target = result.test, result.data, result.model["target"].rpartition(".")[2]
     low, high = wilson_interval(test["correct"], test["n"])
     gap = 100 * (result.tested["train/acc"] - test["acc"])
+    at = "" if result.tested is result.history[-1] else f", epoch {result.tested['epoch']}"
+    gap_of = f"gap, train − test accuracy{at}"
     numbers = {
         "test accuracy": percent(test["acc"]),
         f"its 95 % interval: {test['correct']:,} of {test['n']:,} images": f"{100 * low:.2f} – {100 * high:.2f} %",
         "test loss": "not finite" if test["loss"] is None else f"{test['loss']:.4f}",
-        "gap, train − test accuracy": f"{gap:+.2f} points".replace("-", "−"),
+        gap_of: f"{gap:+.2f} points".replace("-", "−"),
         "to train": f"{result.train_seconds:.1f} s",
     }
     shown = "".join(f"<div><b>{value}</b><span>{what}</span></div>" for what, value in numbers.items())
