@@ -88,12 +88,12 @@ def _run(folder: Path, words: list[str]) -> None:
     asked = asked_of(folder)
     try:
         command, overrides = list(asked["command"]), list(asked["overrides"])
+        remarks = list(map(str, asked.get("remarks", [])))
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / 'run.json'} can't be read, or doesn't say what was asked for") from error
     from mnist_lab.result import Result
 
-    remarks, planned = list(asked.get("remarks", [])), load_config(folder, []).trainer.max_epochs
-    epochs = planned
+    epochs = planned = load_config(folder, []).trainer.max_epochs
     if not is_helper_process() and (folder / "result.json").exists():
         before = Result.load(folder)
         epochs = len(before.history)

@@ -1,5 +1,6 @@
 """Runs that are really stopped, at any moment, and resumed: they end as one that was never stopped."""
 
+import json
 import os
 import random
 import re
@@ -288,9 +289,11 @@ def test_what_can_t_be_resumed_is_told(lab: Command, tmp_path: Path) -> None:
     assert lab(*MLP, "trainer.max_epochs=1", "hydra.run.dir=run").returncode == 0
     done = lab("resume", "run", "optimizer.lr=1")
     assert done.returncode == 2 and "only trainer.max_epochs and trainer.devices can be changed" in done.stderr
-    (tmp_path / "run/run.json").write_text("{")
-    done = lab("resume", "run", "trainer.max_epochs=2")
-    assert done.returncode == 2 and "run.json can't be read" in done.stderr
+    asked = tmp_path / "run/run.json"
+    for damaged in (json.dumps(json.loads(asked.read_text()) | {"remarks": 3}), "{"):
+        asked.write_text(damaged)
+        done = lab("resume", "run", "trainer.max_epochs=2")
+        assert done.returncode == 2 and "run.json can't be read" in done.stderr, done.stderr
 
 
 def test_checkpoints_are_never_there_in_part(lab: Command, tmp_path: Path) -> None:
