@@ -109,7 +109,7 @@ def train(argv: list[str], fresh: bool = True) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from mnist_lab.config import CONF_DIR, check_command, one_line, plain, quoted
+    from mnist_lab.config import CONF_DIR, check, check_command, one_line, plain, quoted
     from mnist_lab.errors import ProcessLost, UserError
     from mnist_lab.folders import kept_or_nothing
     from mnist_lab.processes import helping, is_helper_process, refuse_launcher
@@ -152,11 +152,13 @@ def train(argv: list[str], fresh: bool = True) -> None:
                     from mnist_lab.sweep.trial import run_trial
 
                     def trial(callbacks: list[Callback], remarks: list[str]) -> Result | None:
+                        check(cfg)  # how its values fit together: alone they have been checked
                         return run(plain(cfg), run_dir, overrides, words, callbacks=callbacks, remarks=remarks)
 
                     run_trial(run_dir, trial)
                     return
                 with helping() if is_helper_process() else held(run_dir, str(run_dir)):
+                    check(cfg)
                     run(plain(cfg), run_dir, overrides, words, started, report=report)
         except (ProcessLost, UserError) as error:
             fail(error)

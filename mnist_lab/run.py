@@ -225,6 +225,8 @@ def run(
             good = f"the last good checkpoint is {relative(kept)}" if kept.exists() else "no checkpoint is there"
             raise Diverged(f"{error}; {good}. A smaller optimizer.lr may help") from error
         fit_end = time.perf_counter()
+        if not history.rows:
+            raise UserError("training was stopped before its first step: see trainer.max_time and the callbacks")
         if trainer.is_global_zero and len(history.rows) < cfg.trainer.max_epochs:
             log.info(f"stopped after epoch {len(history.rows)} of {cfg.trainer.max_epochs}")
         best = Path(trainer.strategy.broadcast(str(run_dir / "checkpoints" / "best.ckpt")))

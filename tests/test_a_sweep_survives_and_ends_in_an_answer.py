@@ -221,11 +221,20 @@ def test_two_sweeps_of_one_name_share_a_database_and_nothing_else(lab: Command, 
     assert lab("resume", "a/s").returncode == 0 and len(states(tmp_path / "a/s")) == 2
 
 
-def test_a_trial_that_can_not_run_says_why_and_is_not_tried_again(lab: Command, tmp_path: Path) -> None:
-    done = lab("-m", *QUICK, "model.num_classes=5,10", "hydra.sweep.dir=s")
-    assert done.returncode == 1 and "for two images it gives [2, 5], where [2, 10] is needed" in done.stdout
-    assert states(tmp_path / "s") == {0: "FAIL", 1: "COMPLETE"}
-    assert open_study(tmp_path / "s").get_trials()[0].user_attrs["failures"] == 1
+@pytest.mark.parametrize(
+    "words, why",
+    [
+        (["model.num_classes=10,5"], "for two images it gives [2, 5], where [2, 10] is needed"),
+        (["model=neuron", "model.digit=3,12"], "model.digit=12 is not allowed: mnist_5k has the classes 0 to 9"),
+    ],
+)
+def test_a_trial_that_can_not_run_says_why_and_is_not_tried_again(
+    words: list[str], why: str, lab: Command, tmp_path: Path
+) -> None:
+    done = lab("-m", *QUICK, *words, "hydra.sweep.dir=s")
+    assert done.returncode == 1 and why in done.stdout
+    assert states(tmp_path / "s") == {0: "COMPLETE", 1: "FAIL"}
+    assert open_study(tmp_path / "s").get_trials()[1].user_attrs["failures"] == 1
 
 
 def test_the_command_that_goes_on_with_a_sweep_can_be_pasted_whatever_its_folder_is_called(

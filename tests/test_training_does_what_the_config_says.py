@@ -309,6 +309,13 @@ def test_what_a_limit_of_steps_comes_to_is_validated(lab: Command, tmp_path: Pat
         assert any(re.match("Epoch 2 was cut short after 14 of 36 mini-batches", note) for note in notes), notes
 
 
+def test_a_training_without_a_step_is_no_result(lab: Command, tmp_path: Path) -> None:
+    done = lab("model=mlp_784_32", "data=mnist_5k", "+trainer.max_time=00:00:00:00", "hydra.run.dir=run")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: training was stopped before its first step"), done.stderr
+    assert not (tmp_path / "run/result.json").exists()
+
+
 def test_a_run_that_is_tested_later_says_as_well_that_its_epoch_was_cut_short(lab: Command, tmp_path: Path) -> None:
     words = ["model=mlp_784_32", "data=mnist_5k", "data.batch_size=100", "trainer.max_steps=50", "hydra.run.dir=run"]
     assert lab(*words, "report=false").returncode == 0

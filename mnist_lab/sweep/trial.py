@@ -161,7 +161,8 @@ def _attempts(
         except Exception as error:
             if not isinstance(error, UserError) and disk_fault(error) is not None:
                 raise  # not the trial's fault: it can be resumed when the disk works
-            set_attr(study, trial, "error", f"{type(error).__name__}: {error}"[:2000])
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            set_attr(study, trial, "error", f"{kind}{error}"[:2000])
             set_attr(study, trial, "traceback", traceback.format_exc()[-8000:])
             set_attr(study, trial, "failures", attempt + 1)
             if attempt >= options["retries"] or isinstance(error, UserError):
