@@ -35,7 +35,7 @@ from mnist_lab.processes import ANSWER_WITHIN, started_together
 from mnist_lab.result import Result
 from mnist_lab.training import Checkpoints, Classifier, EpochProgress, LayerTable, Replay, WholeFiles
 from mnist_lab.training.checkpoints import damage
-from mnist_lab.training.schedules import make_schedule
+from mnist_lab.training.schedules import Plateau, make_schedule
 
 OF_THE_CLASSIFIER = ("gradient_clip_val", "accumulate_grad_batches")
 """Arguments of Lightning's Trainer that our LightningModule sees to: it makes the optimiser's steps itself."""
@@ -342,8 +342,9 @@ def check_optimizer(net: nn.Module, optimizer: Any, schedule: Any) -> None:
         if closure is not None and closure.default is closure.empty:
             raise UserError(f"optimizer: {name} computes the loss several times a step, which training here doesn't")
         section = "schedule"
-        if schedule is not None and isinstance(make_schedule(schedule, made, 100, 1)[0], ReduceLROnPlateau):
-            raise UserError("schedule: ReduceLROnPlateau needs a metric at each step, which schedules here don't get")
+        trial = None if schedule is None else make_schedule(schedule, made, 100, 1)[0]
+        if isinstance(trial, ReduceLROnPlateau) and not isinstance(trial, Plateau):
+            raise UserError("schedule: ReduceLROnPlateau doesn't say by which metric, as schedule=plateau does")
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{section}: {brief(error)}") from error
 

@@ -165,6 +165,7 @@ up_to_one = Rule("a number above 0, at most 1", lambda v: _is_number(v) and 0 < 
 zero_to_one = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 boolean = Rule("true or false", lambda v: isinstance(v, bool))
 text = Rule("a text", lambda v: isinstance(v, str) and v != "")
+of_an_epoch = one_of("val/loss", "val/acc", "train/loss", "train/acc")
 part = _amount("images", inside_one)
 share = _amount("images", up_to_one)
 batches = _amount("batches", up_to_one)
@@ -263,6 +264,11 @@ RULES: dict[str, Rule] = {
     "schedule.warmup": below_one,
     "schedule.initial": up_to_one,
     "schedule.final": zero_to_one,
+    "schedule.monitor": of_an_epoch,
+    "schedule.factor": inside_one,
+    "schedule.patience": _integer(0),
+    "schedule.min_delta": not_negative,
+    "schedule.min_lr": not_negative,
     "trainer.max_epochs": _integer(1),
     "trainer.accelerator": text,
     "trainer.devices": device_count,
@@ -292,7 +298,7 @@ RULES: dict[str, Rule] = {
     "sweep.storage": text.or_null(),
     "sweep.dry_run": boolean,
     "sweep.accept_changes": boolean,
-    "callbacks.early_stopping.monitor": one_of("val/loss", "val/acc", "train/loss", "train/acc"),
+    "callbacks.early_stopping.monitor": of_an_epoch,
     "callbacks.early_stopping.mode": one_of("min", "max"),
     "callbacks.early_stopping.patience": _integer(1),
     "callbacks.early_stopping.min_delta": not_negative,
@@ -512,8 +518,9 @@ def _check_together(cfg: DictConfig) -> None:
             raise UserError(
                 "test_checkpoint=best needs validation data, and data.val=none gives none: use data.val=random"
             )
-        if str(get("callbacks.early_stopping.monitor")).startswith("val/"):
-            raise UserError("early stopping watches validation data, and data.val=none gives none: use data.val=random")
+        for name, key in (("early stopping", "callbacks.early_stopping.monitor"), ("the schedule", "schedule.monitor")):
+            if str(get(key)).startswith("val/"):
+                raise UserError(f"{name} watches validation data, and data.val=none gives none: use data.val=random")
     every, epochs = get("trainer.check_val_every_n_epoch"), get("trainer.max_epochs")
     if cfg.test_checkpoint == "best" and _is_integer(every) and _is_integer(epochs) and every > epochs:
         raise UserError(

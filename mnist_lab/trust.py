@@ -20,7 +20,8 @@ HARMLESS = re.compile(
     r"|mnist_lab\.models\.(CNN|MLP|ConvPool2d|ConvStack|Dropout|Linear|Neuron)"
     r"|mnist_lab\.data\.(Augment|ImageDataModule|cifar10|emnist|fashion_mnist|from_datasets|image_folder|kmnist|mnist"
     r"|mnist_5k|qmnist)"
-    r"|mnist_lab\.training\.(SGD|Adam|AdamW|RMSprop|Dashboard|NeuronForwardPass|schedules\.(step|cosine|one_cycle))"
+    r"|mnist_lab\.training\.(SGD|Adam|AdamW|RMSprop|Dashboard|NeuronForwardPass)"
+    r"|mnist_lab\.training\.schedules\.(step|cosine|one_cycle|Plateau)"
     r"|lightning\.Trainer|lightning\.pytorch\.(callbacks\.EarlyStopping|loggers\.(TensorBoardLogger|CSVLogger))"
 )
 """Classes and functions that only build networks, data and their training."""

@@ -27,6 +27,7 @@ CNN = [*MLP, "model=cnn", "model.filters=4"]  # whose epochs of 3,500 images are
 RECIPES = {
     "momentum, cosine": [*MLP, "optimizer=sgd", "optimizer.momentum=0.9", "schedule=cosine"],
     "dropout, augmentation": [*CNN, "augment=affine", "callbacks=early_stopping"],
+    "plateau": [*CNN, "schedule=plateau", "schedule.patience=0", "schedule.min_delta=0.1", "callbacks=none"],
     "accumulation, batch normalisation": [
         *(*MLP, "model=conv_stack", "model.layers=[8,pool]", "model.hidden=16", "data.train_size=1000"),
         *("trainer.accumulate_grad_batches=3", "data.batch_size=32", "optimizer=adamw"),

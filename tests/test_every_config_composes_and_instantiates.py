@@ -17,6 +17,7 @@ from mnist_lab.models import layers
 from mnist_lab.sweep.space import axis
 from mnist_lab.sweep.study import sampler_of
 from mnist_lab.training import Classifier
+from mnist_lab.training.schedules import make_schedule
 
 OPTIONS = sorted(
     (path.parent.name, path.stem)
@@ -74,7 +75,7 @@ def test_an_option_makes_what_it_describes(group: str, option: str, tmp_path: Pa
     optimizer = instantiate(cfg.optimizer, _convert_="all")(net.parameters())
     assert isinstance(optimizer, torch.optim.Optimizer)
     if cfg.schedule:
-        schedule = instantiate(cfg.schedule)(optimizer, total_steps=100, epochs=5)
+        schedule, _ = make_schedule(instantiate(cfg.schedule), optimizer, total_steps=100, epochs=5)
         assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
     callbacks = list(instantiate(cfg.callbacks, _convert_="all").values())
     assert isinstance(build_trainer(cfg, tmp_path, callbacks), lightning.Trainer)

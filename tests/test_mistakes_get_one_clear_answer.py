@@ -40,6 +40,8 @@ MISTAKES = {
     "model=neuron model.digit=10": "classes 0 to 9",
     "data.val=none test_checkpoint=best": "needs validation data",
     "data.val=none callbacks=early_stopping": "watches validation data",
+    "data.val=none schedule=plateau": "the schedule watches validation data",
+    "schedule=plateau schedule.monitor=val/ac": "Did you mean val/acc?",
     "optimizer=sgd optimizer.nesterov=true": "needs momentum",
     "model=mlp,cnn": "--multirun",
     "model=[mlp": "not understood",

@@ -506,6 +506,30 @@ def test_history_has_the_rate_that_was_used_and_only_the_epochs_own_validation(l
     assert [row["val/acc"] is None for row in history] == [True, False, True, False]
 
 
+@pytest.mark.parametrize("monitor", ["val/loss", "train/acc"])
+def test_the_rate_falls_when_a_metric_stands_still(monitor: str, lab: Command, tmp_path: Path) -> None:
+    words = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "data.train_size=600", "trainer.max_epochs=24"]
+    words += ["optimizer.lr=0.5", "trainer.check_val_every_n_epoch=2", "schedule=plateau", "schedule.patience=0"]
+    words += [f"schedule.monitor={monitor}", "schedule.min_delta=0.05", "schedule.factor=0.5", "schedule.min_lr=0.1"]
+    done = lab(*words)
+    assert done.returncode == 0, done.stderr
+    history = result_in(tmp_path).history
+    best, waited, rate, rates = None, 0, 0.5, []
+    for row in history:
+        rates.append(rate)
+        if row[monitor] is None:
+            continue
+        value = row[monitor] if monitor.endswith("loss") else -row[monitor]
+        if best is None or value < best - 0.05:
+            best, waited = value, 0
+        else:
+            waited += 1
+        if waited > 0:
+            rate, waited = max(rate / 2, 0.1), 0
+    assert [row["lr"] for row in history] == pytest.approx(rates)
+    assert len(set(rates)) > 2, rates
+
+
 def test_a_training_that_diverges_stops_and_says_where(lab: Command, tmp_path: Path) -> None:
     words = ["data=mnist_5k", "model=mlp_512", "trainer.max_epochs=3", "optimizer=sgd"]
     done = lab(*words, "optimizer.lr=1e30")

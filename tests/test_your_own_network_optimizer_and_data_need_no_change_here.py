@@ -83,7 +83,7 @@ CONFIGS = {
     "loss/focal.yaml": {"_target_": "own.Focal", "gamma": 2.0},
     "schedule/halving.yaml": {"_target_": "torch.optim.lr_scheduler.ExponentialLR", "_partial_": True, "gamma": 0.5},
     "optimizer/lbfgs.yaml": {"_target_": "torch.optim.LBFGS", "_partial_": True, "lr": 1.0},
-    "schedule/plateau.yaml": {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "_partial_": True},
+    "schedule/mine.yaml": {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "_partial_": True},
     "augment/flip.yaml": {"augment": {"_target_": "own.Flip"}},
     "data/stripes.yaml": {
         "name": "stripes",
@@ -150,7 +150,7 @@ def test_what_has_another_form_is_refused_in_a_line(mine: Path, lab: Command) ->
         "data.augment={_target_: torch.nn.Identity}": "data.augment: augment(images float32 (B, C, H, W), 0 to 255",
         "augment=bare": "augment: a file of this group begins with the line `# @package data`",
         "optimizer=lbfgs": "LBFGS computes the loss several times a step",
-        "schedule=plateau": "ReduceLROnPlateau needs a metric",
+        "schedule=mine": "as schedule=plateau does",
         "+callbacks.x._target_=lightning.pytorch.callbacks.StochasticWeightAveraging +callbacks.x.swa_lrs=0.1": "EMAW",
         "+callbacks.x._target_=lightning.pytorch.callbacks.BatchSizeFinder": "-m data.batch_size=",
         "+callbacks.x={_target_:lightning.pytorch.callbacks.GradientAccumulationScheduler,scheduling:{4:2}}": (

@@ -19,7 +19,7 @@ from mnist_lab.data import Batch, Batches
 from mnist_lab.errors import Diverged, UserError
 from mnist_lab.seeds import seed_of
 from mnist_lab.training.replay import Replay
-from mnist_lab.training.schedules import make_schedule
+from mnist_lab.training.schedules import Plateau, make_schedule
 
 
 class Classifier(L.LightningModule):
@@ -182,8 +182,12 @@ class Classifier(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Logs train/loss, train/acc, images a second of training alone, and the learning rate of the last step."""
         images = self._log_sums("train") or self._trained  # an epoch may have ended early
-        if self._by_epoch:
-            self.lr_schedulers().step()  # type: ignore[union-attr]
+        schedule: Any = self.lr_schedulers()
+        if isinstance(schedule, Plateau):
+            if schedule.monitor in self.metrics:
+                schedule.step(self.metrics[schedule.monitor])
+        elif self._by_epoch:
+            schedule.step()
         self._require_finite_weights()
         self._tell({"train/images_per_second": images / (self._end - self._start), "lr": self.metrics["lr"]})
 

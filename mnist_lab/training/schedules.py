@@ -2,7 +2,7 @@
 
 Each is a function `schedule(optimizer, total_steps, epochs, ...) -> LRScheduler`, stepped after each step of the
 optimiser; a config names one under `schedule`. One of your own may take `total_steps` and `epochs` or not: one that
-doesn't take `total_steps`, as most of `torch.optim.lr_scheduler`, is stepped after each epoch.
+doesn't take `total_steps`, as `Plateau` and most of `torch.optim.lr_scheduler`, is stepped after each epoch.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, StepLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
 
 
 def make_schedule(
@@ -95,6 +96,28 @@ def one_cycle(
         return _half_cosine(1.0, final, min(1.0, (now - top) / max(1.0, total_steps - 1 - top)))
 
     return LambdaLR(optimizer, factor)
+
+
+class Plateau(ReduceLROnPlateau):
+    """The rate falls to `factor` times itself when a metric has not improved for more than `patience` epochs.
+
+    Only epochs that measure it count: between validations nothing happens.
+
+    Args:
+        optimizer: whose rates are set.
+        monitor: val/loss, val/acc, train/loss or train/acc.
+        factor: above 0 and below 1.
+        patience: epochs, 0 or more.
+        min_delta: what counts as an improvement, 0 or more, in the metric's own unit.
+        min_lr: no rate falls below it, 0 or more.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, monitor: str, factor: float, patience: int, min_delta: float, min_lr: float
+    ) -> None:
+        mode: Literal["min", "max"] = "max" if monitor.endswith("acc") else "min"
+        super().__init__(optimizer, mode, factor, patience, min_delta, threshold_mode="abs", min_lr=min_lr, eps=0)
+        self.monitor = monitor
 
 
 def _half_cosine(start: float, end: float, progress: float) -> float:
