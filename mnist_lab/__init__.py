@@ -48,24 +48,35 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
 
     Raises:
         UserError: what is asked for can't be done. Nothing is left in `run_dir` then.
+        KeyboardInterrupt: by Ctrl-C. What was trained is kept; `python -m mnist_lab resume RUN_DIR` goes on with it.
     """
+    import logging
+    import warnings
+
     import torch
     from lightning.pytorch.utilities.seed import isolate_rng
 
     from mnist_lab.config import check_folder, compose_config, plain
     from mnist_lab.folders import at_work
-    from mnist_lab.run import run
+    from mnist_lab.run import LIGHTNING_LOGS, run
     from mnist_lab.words import path_of
 
     composed = compose_config(list(overrides))
     folder = path_of(run_dir or composed.hydra.run.dir).absolute()
     environment = dict(os.environ)
+    levels = {log: log.level for log in map(logging.getLogger, LIGHTNING_LOGS)}
     # A run seeds all random numbers of the process, and the caller's go on as if there had been none.
     seeds = isolate_rng(include_cuda=torch.cuda.is_initialized())
-    with at_work(folder, until=check_folder("run_dir", str(folder), fresh=True)), seeds:
+    with at_work(folder, until=check_folder("run_dir", str(folder), fresh=True)), seeds, warnings.catch_warnings():
         try:
             run(plain(composed), folder, list(overrides), command=list(overrides), report=composed.report)
+        except SystemExit as stopped:
+            if stopped.code != 130:
+                raise
+            raise KeyboardInterrupt from stopped
         finally:
+            for log, level in levels.items():
+                log.setLevel(level)
             for key in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # where Lightning keeps the seed
                 os.environ.pop(key, None)
             os.environ |= environment

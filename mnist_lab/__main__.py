@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -63,6 +64,7 @@ def main() -> None:
     # show tracebacks besides.
     logging.raiseExceptions = False
     threading.excepthook = lambda end: None if isinstance(end.exc_value, OSError) else threading.__excepthook__(end)
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's: read_image says it in its own words
     for stream in (sys.stdout, sys.stderr):  # file names may hold any characters, and a log file's encoding lack some
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -128,8 +130,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
         run_dir = Path(hydra_cfg.runtime.output_dir)
         overrides = list(hydra_cfg.overrides.task)
         sweep = multirun and is_sweep(run_dir.parent)
-        not_its_own = (str(hydra_cfg.output_subdir).partition("/")[0], "run.log", ".held", ".holder")
-        if not (sweep or is_helper_process()) and any(path.name not in not_its_own for path in run_dir.iterdir()):
+        of_a_run = ("config.yaml", "history.csv", "checkpoints", "result.json")
+        if not (sweep or is_helper_process()) and any((run_dir / name).exists() for name in of_a_run):
             fail(UserError(f"{run_dir} has the files of another run: each job of a sweep needs a folder of its own"))
         try:
             with kept_or_nothing(run_dir, until=None if is_helper_process() else existing):

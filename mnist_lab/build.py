@@ -111,13 +111,14 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], don
     # Progress is shown once: by a bar of the user's own, or by none.
     shown = cfg.trainer.get("enable_progress_bar", True) and not any(isinstance(c, ProgressBar) for c in callbacks)
     bars = [EpochProgress()] if shown else []
+    tables = [LayerTable()] if cfg.trainer.get("enable_model_summary", True) else []
     try:
         trainer: L.Trainer = instantiate(
             OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in OF_THE_CLASSIFIER]),
             precision=precision_of(cfg),
             logger=logger,
             # Checkpoints come last: they hold what the others know of the epoch, its row in the history among it.
-            callbacks=[*bars, LayerTable(), *callbacks, checkpoints],
+            callbacks=[*bars, *tables, *callbacks, checkpoints],
             default_root_dir=run_dir,
             enable_model_summary=False,  # LayerTable is ours
             **distributed_arguments(cfg),
@@ -228,7 +229,8 @@ def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifi
     And has the operations of the first step repeated.
     """
     hooks = ["on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward"]
-    hooks += ["on_after_backward", "on_before_optimizer_step"]
+    hooks += ["on_after_backward", "on_before_optimizer_step", "on_validation_batch_start", "on_validation_batch_end"]
+    hooks += ["on_test_batch_start", "on_test_batch_end"]
     followed = any(
         getattr(type(callback), hook) is not getattr(Callback, hook) or hook in vars(callback)
         for callback in trainer.callbacks  # type: ignore[attr-defined]
@@ -237,7 +239,8 @@ def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifi
         and not (isinstance(callback, ModelCheckpoint) and callback._every_n_train_steps == 0)
     )
     parts = (trainer.limit_train_batches, trainer.limit_val_batches, trainer.limit_test_batches)
-    limited = not all(map(_is_all, (*parts, trainer.val_check_interval))) or trainer.overfit_batches != 0  # type: ignore[attr-defined]
+    interval = getattr(trainer, "val_check_interval", None)  # which one of minutes, say, doesn't set
+    limited = not all(map(_is_all, (*parts, interval))) or trainer.overfit_batches != 0  # type: ignore[attr-defined]
     if not (followed or limited or trainer.max_steps != -1 or trainer.fast_dev_run):  # type: ignore[attr-defined]
         # Who stops a run waits for the step to end, which takes long where layers convolve.
         convolves = any(isinstance(layer, _ConvNd) for layer in module.net.modules())
@@ -254,7 +257,7 @@ def make_steps_cheap(trainer: L.Trainer, data: ImageDataModule, module: Classifi
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
 
-def _is_all(share: float) -> bool:
+def _is_all(share: float | None) -> bool:
     """Whether Lightning takes this as a whole epoch: 1.0. It takes 1, which Python finds equal, as one batch."""
     return isinstance(share, float) and share == 1.0
 
@@ -289,6 +292,8 @@ def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule)
             value = loss(logits, torch.zeros(2, dtype=torch.int64))
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"loss: {cfg.loss._target_} can't be used on logits and labels: {brief(error)}") from error
+    if isinstance(loss, nn.Module) and any(weight.requires_grad for weight in loss.parameters()):
+        raise UserError(f"loss: {cfg.loss._target_} has weights to learn, and only those of the network are trained")
     if getattr(loss, "reduction", None) == "sum":
         raise UserError("loss.reduction=sum is not allowed: a loss is the mean over a batch's images")
     if not isinstance(value, torch.Tensor) or value.dim() != 0:
@@ -319,7 +324,8 @@ def check_batches(net: nn.Module, data: ImageDataModule, trainer: L.Trainer) -> 
     last = len(data.train_index) % data.batch_size or data.batch_size
     shares = {last // trainer.world_size, -(-last // trainer.world_size)}
     normalises = any(isinstance(layer, nn.BatchNorm1d) for layer in net.modules())
-    if normalises and 1 in shares and _is_all(trainer.limit_train_batches):
+    limit, batches = trainer.limit_train_batches, -(-len(data.train_index) // data.batch_size)
+    if normalises and 1 in shares and (_is_all(limit) or (isinstance(limit, int) and limit >= batches)):
         raise UserError(
             f"data.batch_size={data.batch_size} leaves one image for the last of {len(data.train_index):,} training "
             "images' mini-batches, and batch normalisation needs two: choose another"

@@ -53,8 +53,9 @@ NEEDED = (
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid")
 INITS = ("glorot_uniform", "pytorch")
 EMNIST_CLASSES = {"balanced": 47, "byclass": 62, "bymerge": 47, "letters": 26, "digits": 10, "mnist": 10}
+TRAINING, TEST = ("train", "training"), ("test", "testing")
 VALIDATION = ("val", "valid", "validation", "dev")
-"""Names that folders of validation images have, which are not read."""
+"""Names that folders of training, test and validation images have; the last are not read."""
 PRECISIONS = ("32-true", "auto", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
 
@@ -67,21 +68,22 @@ def class_folders(folder: str) -> list[str]:
     root = path_of(folder)
     if not root.is_dir():
         raise UserError(f"data.root={folder}: there is no such folder")
-    inner = part_of(root, "train") or root
+    inner = part_of(root, TRAINING) or root
     names = sorted(d.name for d in inner.iterdir() if d.is_dir() and not d.name.startswith("."))
     if len(names) < 2:
         raise UserError(f"data.root={folder}: {inner} has {len(names)} class folder(s), and at least two are needed")
     return names
 
 
-def part_of(root: Path, *names: str) -> Path | None:
+def part_of(root: Path, names: tuple[str, ...]) -> Path | None:
     """The first folder in `root` of one of these names; None where there is none.
 
-    In upper case too, as in Train, where no other folder lies beside them: there it may be a class.
+    The first of them is taken anywhere. Others, and Train in upper case, only where no folder of another kind lies
+    beside them: there it may be a class.
     """
     folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
-    parts = all(folder.name.lower() in ("train", "test", *VALIDATION) for folder in folders)
-    return next((folder for folder in folders if (folder.name.lower() if parts else folder.name) in names), None)
+    parts = all(folder.name.lower() in (*TRAINING, *TEST, *VALIDATION) for folder in folders)
+    return next((f for f in folders if (f.name.lower() in names if parts else f.name == names[0])), None)
 
 
 OmegaConf.register_new_resolver("class_folders", lambda folder: len(class_folders(folder)), replace=True)
@@ -323,7 +325,10 @@ def hydra_with(config_dir: str | None = None, config_path: str | None = None) ->
         if folder is not None and not Path(folder).is_dir():
             raise UserError(f"{flag} {folder}: there is no such folder")
     # Hydra's public compose() can't be given these folders; this is what its own command line does with them, in the
-    # releases that pyproject.toml allows.
+    # releases that pyproject.toml allows. Who calls `mnist_lab.train` may be at work with a Hydra of his own.
+    globals_ = [vars(one.instance()) for one in (GlobalHydra, HydraConfig, version.VersionBase)]
+    before = [dict(values) for values in globals_]
+    GlobalHydra.instance().clear()
     version.setbase("1.3")
     search_path = create_config_search_path(str(Path(config_path).resolve() if config_path else CONF_DIR))
     if config_dir is not None:
@@ -332,7 +337,8 @@ def hydra_with(config_dir: str | None = None, config_path: str | None = None) ->
     try:
         yield Hydra.create_main_hydra2(task_name="mnist_lab", config_search_path=search_path)
     finally:
-        GlobalHydra.instance().clear()
+        for values, value in zip(globals_, before, strict=True):
+            values.update(value)
 
 
 def compose_config(overrides: list[str], config_name: str = "config", hydra: Hydra | None = None) -> DictConfig:
@@ -351,7 +357,10 @@ def compose_config(overrides: list[str], config_name: str = "config", hydra: Hyd
     """
     if hydra is None:
         with hydra_with() as hydra:
-            return compose_config(overrides, config_name, hydra)
+            cfg = compose_config(overrides, config_name, hydra)
+            ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+            cfg.merge_with(OmegaConf.to_container(ours, resolve=True))  # while it is known what ${hydra:...} means
+            return cfg
     try:
         cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.RUN)
     except MissingConfigException as error:
@@ -378,9 +387,13 @@ def _check_read(key: str, cfg: DictConfig) -> None:
     """Raises UserError where a value was added at the top, beside the sections, and none of them refers to it."""
     if key not in cfg or isinstance(cfg[key], DictConfig):
         return
-    if re.search(rf"\$\{{[^}}]*\b{key}\b", OmegaConf.to_yaml(cfg)) is None:
+    if not _is_referred_to(key, cfg):
         others = OmegaConf.masked_copy(cfg, [str(other) for other in cfg if other != key])
         raise UserError(f"+{key}: nothing reads this.{unknown_key_hint(key, others)}")
+
+
+def _is_referred_to(key: str, cfg: DictConfig) -> bool:
+    return re.search(rf"\$\{{[^}}]*\b{key}\b", OmegaConf.to_yaml(cfg)) is not None
 
 
 def one_line(error: Exception) -> str:
@@ -475,6 +488,7 @@ def check(cfg: DictConfig) -> None:
         if cfg.get(group):
             inside = ", and has all the rest below augment:" if group == "augment" else ""
             raise UserError(f"{group}: a file of this group begins with the line `# @package {package}`{inside}")
+    _check_used(cfg)
     keys = [k for k in _keys(cfg) if k.partition(".")[0] != "hydra"]
     for key in sorted(keys, key=lambda k: k.count(".")):
         try:
@@ -492,6 +506,24 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
         RULES[key].check(key, value)
     _check_together(cfg)
+
+
+def _check_used(cfg: DictConfig) -> None:
+    """Raises UserError for what looks like a key of ours and isn't: a file of the user's own can add any.
+
+    Notes and what values refer to stay.
+    """
+    sections = {"seeds": [], "checkpoint": [], "sweep": ["space"]}  # which are read here, key by key
+    for section, known in sections.items():
+        known += [key.partition(".")[2] for key in RULES if key.startswith(f"{section}.")]
+        for key in map(str, cfg[section] if OmegaConf.is_dict(cfg.get(section)) else ()):
+            if key not in known and not _is_referred_to(f"{section}.{key}", cfg):
+                raise UserError(f"{section}.{key}: nothing reads this.{closest(key, known)}")
+    ours = [*SECTIONS, *MAY_BE_EMPTY, *PACKAGES, *sections, *(key.partition(".")[0] for key in NEEDED)]
+    ours += ["report", "reported"]
+    for key in map(str, cfg):
+        if key not in (*ours, "hydra") and (hint := closest(key, ours)) and not _is_referred_to(key, cfg):
+            raise UserError(f"{key}: nothing reads this.{hint}")
 
 
 def _check_there(cfg: DictConfig, keys: Iterable[str]) -> None:
@@ -571,8 +603,10 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> tuple[
     name, overrides = args.config_name or "config", list(args.overrides)
     with hydra_with(args.config_dir, args.config_path) as hydra:
         if not multirun:
-            folder = compose_config(overrides, name, hydra).hydra.run.dir
-            return Path(folder).absolute(), check_folder("hydra.run.dir", folder, fresh)
+            composed = compose_config(overrides, name, hydra).hydra
+            if composed.mode == RunMode.MULTIRUN:
+                raise UserError("hydra.mode=MULTIRUN is not allowed in a config: -m makes a command a multirun")
+            return Path(composed.run.dir).absolute(), check_folder("hydra.run.dir", composed.run.dir, fresh)
         try:
             parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
         except OverrideParseException as error:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import site
 import sysconfig
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,8 @@ too long."""
 def is_the_users(path: str | Path) -> bool:
     """Whether a file of code is the user's own: neither Python's, nor of an installed package, nor of this one."""
     paths = sysconfig.get_paths()
-    others = [paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")] + [str(Path(__file__).parent)]
+    others = [paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    others += [*site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parent)]
     parents = Path(path).resolve().parents
     frozen = str(path).startswith("<")
     return not frozen and not any(Path(folder).resolve() in parents for folder in others)

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import math
 import threading
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mnist_lab.errors import UserError
-
-# Up to twice its limit of pixels Pillow only warns, and a file of a few kB becomes a GB in memory.
-warnings.simplefilter("error", Image.DecompressionBombWarning)
-EpsImagePlugin.gs_binary = False  # any file may be EPS, a program that Ghostscript would run
 
 LONGEST = 4096
 """Largest longer side in pixels: more than any network here or any search for ink can use."""
 KNOWN_BUT_NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-"""Formats that Pillow recognises only, or reads with another program."""
+"""Formats that Pillow recognises only, or reads with another program, as EPS with Ghostscript, which would run it."""
 _large = threading.Lock()
 
 
@@ -42,8 +37,9 @@ def read_image(file: Path | IO[bytes], draft: int | None = None) -> Image.Image:
     if isinstance(file, Path) and not file.is_file():
         raise UserError("that is no file" if file.exists() else "there is no such file")
     try:
-        with Image.open(file) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # if warning filters were reset
+        with Image.open(file, formats=_formats()) as image:
+            # Up to twice its limit Pillow only warns, and a file of a few kB becomes a GB in memory.
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise Image.DecompressionBombError
             if draft is not None:
                 image.draft("RGB", (draft, draft))
@@ -57,6 +53,11 @@ def read_image(file: Path | IO[bytes], draft: int | None = None) -> Image.Image:
         raise UserError("no image in a format that Pillow reads") from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
         raise UserError(f"can't be read as an image: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [kind for kind in Image.ID if kind not in KNOWN_BUT_NOT_READ]
 
 
 def _reduced(image: Image.Image, factor: int) -> Image.Image:
@@ -96,8 +97,7 @@ def image_files(folder: Path) -> list[Path]:
     """Files in a folder and those below it that are called as images are which Pillow reads; but none that are hidden,
     as copies and what systems keep beside a file are.
     """
-    Image.init()
-    read = Image.OPEN.keys() - KNOWN_BUT_NOT_READ
+    read = _formats()
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in read}
     return [
         path

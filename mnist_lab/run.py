@@ -64,19 +64,7 @@ from mnist_lab.training import CHARTS, Classifier, History, NeuronForwardPass, n
 from mnist_lab.trust import seal
 
 log = logging.getLogger(__name__)
-
-# Lightning's advice on DataLoader workers and its reports of what a Trainer found are not about anything done here.
-for name in ("lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(name).setLevel(logging.WARNING)
-warnings.filterwarnings("ignore", ".*does not have many workers.*")
-warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # scalars are logged by epoch
-warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist.*")  # sums are over all processes
-warnings.filterwarnings("ignore", ".*but have no logger configured.*")  # logger=none is a choice
-warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero.*")  # data.val=none, too
-warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-warnings.filterwarnings("ignore", "The `srun` command is available")  # where to start what is for the user to say
-
+LIGHTNING_LOGS = ("lightning.pytorch", "lightning.fabric")
 
 INSTEAD = {
     StochasticWeightAveraging: "Its EMAWeightAveraging averages weights here: "
@@ -86,6 +74,20 @@ INSTEAD = {
     GradientAccumulationScheduler: "The same number in all epochs is trainer.accumulate_grad_batches=N",
 }
 """Callbacks that count on automatic optimisation, and what does their work."""
+
+
+def quieten() -> None:
+    """Silences what Lightning says that is not about anything done here."""
+    for name in LIGHTNING_LOGS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # scalars are logged by epoch
+    warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist.*")  # sums are of all
+    warnings.filterwarnings("ignore", ".*but have no logger configured.*")  # logger=none is a choice
+    warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero.*")  # data.val=none, too
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # where to start what is for the user to say
 
 
 def flush_denormals() -> None:
@@ -135,6 +137,7 @@ def run(
     """
     started = time.perf_counter() if started is None else started
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
+    quieten()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     keep_memory()
 
@@ -304,6 +307,7 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
     Raises:
         UserError: the checkpoint is of another network or can't be read, or the data can't be had.
     """
+    quieten()
     recorded = Result.load(run_dir) if (run_dir / "result.json").exists() else None
     data = build_tested(cfg, run_dir)
     net, loss = build(cfg, "model"), build(cfg, "loss")

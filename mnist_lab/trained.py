@@ -89,14 +89,16 @@ class TrainedRun:
         Raises:
             UserError: images of another shape or type.
         """
-        images = torch.as_tensor(images)
+        # A copy, where an array is read-only, as Pillow's are, or runs backwards.
+        images = images if isinstance(images, Tensor) else torch.from_numpy(np.require(images, None, ["C", "W"]))
         if images.dim() == 3 and self.shape[0] == 1:
             images = images.unsqueeze(1)
         kind = torch.float32 if self.finished else torch.uint8
         if images.dtype != kind or tuple(images.shape[1:]) != self.shape:
             raise UserError(
-                f"{self.run_dir} takes {str(kind).removeprefix('torch.')} images of the shape {list(self.shape)}, "
-                f"not {str(images.dtype).removeprefix('torch.')} of the shape {list(images.shape[1:])}"
+                f"{self.run_dir} takes {str(kind).removeprefix('torch.')} images of the shape "
+                f"(N, {', '.join(map(str, self.shape))}), "
+                f"not {str(images.dtype).removeprefix('torch.')} of the shape {tuple(images.shape)}"
             )
         batches = images.split(batch_size)
         found = [self.net(self.scale(batch)).float().softmax(1).cpu() for batch in batches]

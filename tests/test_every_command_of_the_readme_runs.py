@@ -213,6 +213,39 @@ def test_a_mistake_in_python_is_an_error_and_leaves_nothing(tmp_path: Path, monk
     assert not list(tmp_path.iterdir())
 
 
+ITS_OWN = """
+import os, signal, sys, warnings
+import hydra, lightning
+from hydra.core.hydra_config import HydraConfig
+from hydra.version import getbase
+import mnist_lab
+
+class Stop(lightning.Callback):
+    def on_train_epoch_end(self, trainer, module):
+        os.kill(os.getpid(), signal.SIGINT)
+
+@hydra.main(config_path=".", config_name="own", version_base="1.2")
+def main(cfg):
+    warnings_before = list(warnings.filters)
+    words = ["data=mnist_5k", "data.train_size=500", "model=mlp_784_32", "trainer.max_epochs=3", "report=false"]
+    try:
+        mnist_lab.train(*words, "+callbacks.stop._target_=__main__.Stop", run_dir="run")
+    except KeyboardInterrupt:
+        print("stopped,", mnist_lab.compose("model=cnn").name, cfg.a)
+    assert HydraConfig.get().runtime.choices.get("model") is None and getbase().minor == 2
+    assert warnings.filters == warnings_before
+
+main()
+"""
+
+
+def test_a_hydra_and_a_ctrl_c_of_the_callers_own_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(ITS_OWN)
+    (tmp_path / "own.yaml").write_text("a: 1")
+    done = subprocess.run([sys.executable, "own.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "stopped, cnn-mnist 1" in done.stdout, done.stderr
+
+
 def test_the_readme_shows_the_groups_that_there_are() -> None:
     from mnist_lab.config import CONF_DIR
 

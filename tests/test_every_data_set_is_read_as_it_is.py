@@ -280,8 +280,8 @@ def test_a_folder_that_is_divided_already(tmp_path: Path) -> None:
     assert (len(found.train_labels), len(found.test_labels)) == (6, 4)
 
 
-@pytest.mark.parametrize("names", [("train", "test"), ("Train", "TEST")])
-def test_the_names_of_its_parts_may_be_in_any_case(names: tuple[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [("train", "test"), ("Train", "TEST"), ("training", "testing")])
+def test_its_parts_may_be_called_as_is_usual(names: tuple[str, str], tmp_path: Path) -> None:
     for part, count in zip(names, (3, 2), strict=True):
         for name in "ab":
             save_images(tmp_path / part / name, count, (0, 0, 0))
@@ -289,10 +289,11 @@ def test_the_names_of_its_parts_may_be_in_any_case(names: tuple[str, str], tmp_p
     assert (found.classes, len(found.train_labels), len(found.test_labels)) == (("a", "b"), 6, 4)
 
 
-def test_but_a_class_may_be_called_train(tmp_path: Path) -> None:
-    for name in ("Bus", "Train"):
+@pytest.mark.parametrize("names", [("Bus", "Train"), ("running", "training")])
+def test_but_a_class_may_be_called_train(names: tuple[str, str], tmp_path: Path) -> None:
+    for name in names:
         save_images(tmp_path / name, 5, (0, 0, 0))
-    assert sources.image_folder(tmp_path, False, (1, 8, 8), 0.2).classes == ("Bus", "Train")
+    assert sources.image_folder(tmp_path, False, (1, 8, 8), 0.2).classes == names
 
 
 @pytest.mark.parametrize(("parts", "said"), [("train val", "to test on it, call it"), ("train val test", "data.val")])

@@ -55,6 +55,11 @@ MISTAKES = {
     "~schedule": "without schedule is not allowed",
     "callbacks={x:1}": "To add one: +callbacks.NAME=VALUE",
     "+experiment=fast99": "experiment=OPTION replaces",
+    "++optimiser.lr=3": "optimiser: nothing reads this. Did you mean optimizer?",
+    "++seeds.ordr=3": "seeds.ordr: nothing reads this. Did you mean order?",
+    "++checkpoint.evry=3": "Did you mean every?",
+    "-m ++sweep.trails=3 seed=0,1": "Did you mean trials?",
+    "++hydra.mode=MULTIRUN": "-m makes a command a multirun",
     "epochs=3": "Did you mean trainer.max_epochs?",
     "+epochs=3": "nothing reads this. Did you mean trainer.max_epochs?",
     "data.root=é": """quoted twice: 'data.root="é"'""",
@@ -158,6 +163,7 @@ NEEDS_TORCH = {
     "data=mnist_5k model.input_shape=[3,32,32]": "doesn't take images of the shape [1, 28, 28]",
     "data=mnist_5k model=cnn model.kernel_size=29": "Kernel size",
     "data=mnist_5k model=conv_stack data.val=none data.batch_size=3999": "leaves one image for the last of 4,000",
+    "data=mnist_5k model=conv_stack data.batch_size=3999 data.val=none trainer.limit_train_batches=7": "leaves one",
     "data=mnist_5k data.shape=[1,32,32]": "images of the shape [1, 28, 28]",
     "data=mnist_5k model.num_classes=5": "[2, 10] is needed",
     "data=mnist_5k +optimizer.speed=1": "unexpected keyword argument 'speed'",
@@ -225,6 +231,25 @@ def test_no_word_ends_in_a_traceback(key: str, value: str) -> None:
 def test_a_value_of_ones_own_may_be_added_where_another_refers_to_it() -> None:
     cfg = compose_config(["+width=64", "model.hidden=${width}"])
     assert cfg.model.hidden == 64
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("optimiser: {lr: 0.5}", "optimiser: nothing reads this. Did you mean optimizer?"),
+        ("test_chekpoint: best", "Did you mean test_checkpoint?"),
+        ("seeds: {ordr: 3}", "seeds.ordr: nothing reads this."),
+        ("hydra: {mode: MULTIRUN}", "-m makes a command a multirun"),
+        ("notes: {by: me}\nrate: 0.5\nseeds: {mine: 3}\noptimizer: {lr: '${rate}', mine: '${seeds.mine}'}", "lr: 0.5"),
+    ],
+)
+def test_a_wrong_word_in_a_file_of_ones_own_is_told_as_well(
+    lines: str, said: str, lab: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "my_conf/experiment").mkdir(parents=True)
+    (tmp_path / "my_conf/experiment/mine.yaml").write_text(f"# @package _global_\n{lines}\n")
+    done = lab("--config-dir", "my_conf", "experiment=mine", "--cfg", "job", "--resolve")
+    assert said in (done.stdout if said == "lr: 0.5" else done.stderr), done.stderr
 
 
 def test_hydra_full_error_shows_where_it_was_found(lab: Command) -> None:

@@ -41,6 +41,13 @@ def test_globs_and_folders_of_yours_work_as_in_hydra(lab: Command, tmp_path: Pat
     assert shlex.split(result.command)[3:7] == ["--config-dir", str(folder), "--config-name", "mine"]
 
 
+def test_the_log_of_another_logging_is_no_other_run(lab: Command, tmp_path: Path) -> None:
+    words = ["data=mnist_5k", "trainer=debug", "report=false", "hydra/job_logging=default", "hydra.run.dir=run"]
+    done = lab(*words)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/__main__.log").exists() and (tmp_path / "run/result.json").exists()
+
+
 def test_a_job_never_writes_into_the_folder_of_another(lab: Command, tmp_path: Path) -> None:
     words = ["-m", "seed=0,1", "hydra.sweep.subdir=same", "data=mnist_5k", "trainer=debug", "hydra.sweep.dir=s"]
     done = lab(*words)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -145,6 +147,16 @@ def test_a_thin_pen_is_read(trained: TrainedRun) -> None:
     pixels, inverted = prepare(picture, preparation(trained))
     assert inverted and pixels.max() > 200
     assert int(trained.predict(pixels[None]).argmax()) == 1
+
+
+def test_arrays_of_any_layout_are_predicted(trained: TrainedRun) -> None:
+    pixels = torch.randint(0, 256, (2, 28, 28), dtype=torch.uint8).numpy()
+    kept = np.frombuffer(pixels.tobytes(), np.uint8).reshape(2, 28, 28)  # read-only, as Pillow's arrays are
+    with warnings.catch_warnings(action="error"):
+        same, backwards = trained.predict(kept), trained.predict(pixels[::-1])
+    assert torch.equal(same, trained.predict(pixels)) and torch.equal(backwards.flip(0), same)
+    with pytest.raises(UserError, match=re.escape("of the shape (N, 1, 28, 28), not uint8 of the shape (28, 28)")):
+        trained.predict(Image.new("L", (28, 28)))  # type: ignore[arg-type]
 
 
 def test_other_sizes_are_prepared_in_proportion() -> None:

@@ -309,6 +309,13 @@ def test_what_a_limit_of_steps_comes_to_is_validated(lab: Command, tmp_path: Pat
         assert any(re.match("Epoch 2 was cut short after 14 of 36 mini-batches", note) for note in notes), notes
 
 
+def test_validation_may_come_by_the_clock_and_the_table_of_layers_be_left_out(lab: Command, tmp_path: Path) -> None:
+    words = ["model=mlp_784_32", "data=mnist_5k", "data.val=random", "trainer.max_epochs=2"]
+    done = lab(*words, "+trainer.val_check_interval=00:01:00:00", "+trainer.enable_model_summary=false")
+    assert done.returncode == 0, done.stderr
+    assert len(result_in(tmp_path).history) == 2 and "parameters │" not in done.stdout and "Linear" not in done.stdout
+
+
 def test_a_training_without_a_step_is_no_result(lab: Command, tmp_path: Path) -> None:
     done = lab("model=mlp_784_32", "data=mnist_5k", "+trainer.max_time=00:00:00:00", "hydra.run.dir=run")
     assert done.returncode == 2
@@ -536,6 +543,9 @@ def test_a_training_that_diverges_stops_and_says_where(lab: Command, tmp_path: P
     assert done.returncode == 2 and "Traceback" not in done.stderr
     expected = r"training diverged: in mini-batch \d+ of epoch 1 the loss is (nan|inf), at a learning rate of 1e\+30"
     assert re.search(expected, done.stderr), done.stderr
+    accumulating = ["trainer.accumulate_grad_batches=4", "trainer.limit_train_batches=4", "data.scale=none"]
+    done = lab(*words, *accumulating, "optimizer.lr=1e38")
+    assert done.returncode == 2 and "training diverged" in done.stderr and "Traceback" not in done.stderr, done.stderr
     words += ["schedule=step", "schedule.every=1", "schedule.gamma=1", "optimizer.lr=0.01", "hydra.run.dir=run"]
     (tmp_path / "own.py").write_text(
         "from lightning.pytorch.callbacks import Callback\n\n\n"
@@ -617,6 +627,15 @@ class Metrics(Callback):
     def on_train_epoch_end(self, trainer, module):
         print("training", trainer.current_epoch, float(trainer.callback_metrics["train/loss"]), self.loss)
 
+class Zeroed(Callback):
+    def on_before_zero_grad(self, trainer, module, optimizer):
+        print("zeroed")
+
+class Tested(Callback):
+    def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        ((images, labels),) = batch.mini_batches()
+        print("tested", len(labels))
+
 class Seen(Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         print("seen", batch.labels.tolist())
@@ -634,6 +653,14 @@ def with_callbacks(lab: Command, tmp_path: Path) -> Command:
         return lab(*words, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
 
     return command
+
+
+def test_a_callback_sees_each_mini_batch_of_a_test_and_each_zeroing_of_gradients(with_callbacks: Command) -> None:
+    words = ["model=mlp_784_32", "data.batch_size=100", "trainer.max_epochs=1"]
+    done = with_callbacks("Zeroed", *words, "trainer.accumulate_grad_batches=2")
+    assert done.returncode == 0 and done.stdout.splitlines().count("zeroed") == 5, done.stderr
+    done = with_callbacks("Tested", *words, "hydra.run.dir=other")
+    assert re.findall("tested ([0-9]+)", done.stdout) == ["400", "400", "200"], done.stderr
 
 
 def test_weights_that_a_callback_changes_at_the_end_are_kept(with_callbacks: Command, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 import torch
 import yaml
 from conftest import Command, result_in
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from mnist_lab.data import ImageDataModule, ImageSet, from_datasets
 from mnist_lab.errors import UserError
@@ -44,6 +46,11 @@ class Focal(nn.Module):
     def forward(self, logits, labels):
         of_label = logits.softmax(1).gather(1, labels[:, None])
         return (-(1 - of_label) ** self.gamma * of_label.log()).mean()
+
+class Scaled(nn.CrossEntropyLoss):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
 
 class Flip(nn.Module):
     """A training image in two is mirrored."""
@@ -157,6 +164,7 @@ def test_what_has_another_form_is_refused_in_a_line(mine: Path, lab: Command) ->
             "trainer.accumulate_grad_batches"
         ),
         "+callbacks.x._target_=lightning.pytorch.callbacks.EarlyStopping +callbacks.x.monitor=val_loss": "`val/loss`",
+        "loss={_target_: own.Scaled}": "only those of the network are trained",
         "+loss.reduction=sum": "a loss is the mean over a batch's images",
         "logger._target_=lightning.pytorch.loggers.CSVLogger": "logger: CSVLogger.__init__()",
         "+trainer.callbacks=[]": "trainer.callbacks is not allowed, it is callbacks.NAME here",
@@ -183,6 +191,7 @@ def test_arrays_and_lists_are_as_good_as_tensors() -> None:
         ("train_images", list(IMAGES), "train_images are list"),
         ("test_labels", LABELS[:5], "test_images are 6, and their labels 5"),
         ("train_labels", LABELS / 1, "train_labels are not whole numbers"),
+        ("test_labels", list("ababab"), "test_labels are not whole numbers"),
     ],
 )
 def test_images_and_labels_that_would_train_something_else_are_refused(part: str, value: Any, said: str) -> None:
@@ -290,6 +299,26 @@ def test_so_are_datasets_that_are_read_into_memory() -> None:
         assert data.images is not None
         digests.append(data.images.digest)
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_dataset_gives_what_it_gives_by_position() -> None:
+    """Not the labels that it had before its own transform, nor a picture's numbers of colours."""
+    colours = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).convert(
+        "P", palette=Image.Palette.ADAPTIVE
+    )
+
+    class Pairs:
+        targets, target_transform = (0, 0, 1), staticmethod(lambda label: 1 - label)
+
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, position: int) -> tuple[Image.Image, int]:
+            return colours, self.target_transform(self.targets[position])
+
+    found = from_datasets(Path(), False, Pairs(), Pairs(), 2)  # type: ignore[arg-type]
+    assert found.train_labels.tolist() == found.test_labels.tolist() == [1, 1, 0]
+    assert torch.equal(found.train_images[0], pil_to_tensor(colours.convert("RGB")))
 
 
 def test_a_module_that_has_changed_is_named_when_a_run_is_repeated(mine: Path, lab: Command) -> None:

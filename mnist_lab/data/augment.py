@@ -14,7 +14,7 @@ class Augment:
     """Moves, turns, resizes, bends and blots images, in one resampling.
 
     Args:
-        shift: largest shift along each axis, pixels, 0 or more.
+        shift: largest shift along each axis, pixels, 0 or more, before the image is turned and resized.
         rotate: largest turn either way, degrees, 0 to 180.
         scale: largest change of size, as a fraction: 0.1 gives sizes from 0.9 to 1.1; from 0 to below 1.
         elastic: standard deviation of a smooth random displacement at 7×7 points, pixels, 0 or more (after Simard,

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms.functional import pil_to_tensor
 
-from mnist_lab.config import VALIDATION, class_folders, part_of
+from mnist_lab.config import TEST, TRAINING, VALIDATION, class_folders, part_of
 from mnist_lab.data.download import Archive, fetch
 from mnist_lab.errors import UserError
 from mnist_lab.files import digests
@@ -63,7 +63,11 @@ class ImageSet:
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         for part in ("train", "test"):
-            images, labels = getattr(self, f"{part}_images"), torch.as_tensor(getattr(self, f"{part}_labels"))
+            images = getattr(self, f"{part}_images")
+            try:
+                labels = torch.as_tensor(getattr(self, f"{part}_labels"))
+            except (TypeError, ValueError, RuntimeError) as error:  # of a list of names, say
+                raise UserError(f"{self.name}: {part}_labels are not whole numbers, one an image") from error
             if isinstance(images, np.ndarray):
                 images = torch.from_numpy(images)
             what, kind = f"{self.name}: {part}_images", str(getattr(images, "dtype", "")).removeprefix("torch.")
@@ -109,7 +113,10 @@ class DatasetImages:
 
     def __getitem__(self, position: int) -> Tensor:
         image = self.dataset[position][0]
-        return image if isinstance(image, Tensor) else pil_to_tensor(image)
+        if isinstance(image, Tensor):
+            return image
+        pixels: Tensor = pil_to_tensor(flat(image) if image.mode in ("P", "PA") else image)  # those number colours
+        return pixels
 
     @property
     def shape(self) -> torch.Size:
@@ -327,8 +334,8 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
             f"data.shape={list(shape)} is not allowed: image folders are read in grey (1 channel) or colour (3)"
         )
     files: list[Path] = []
-    train, test = part_of(root, "train"), part_of(root, "test")
-    unread = part_of(root, *VALIDATION) if train is not None else None
+    train, test = part_of(root, TRAINING), part_of(root, TEST)
+    unread = part_of(root, VALIDATION) if train is not None else None
     if unread is not None and not is_helper_process():
         instead = "" if test is not None else f"; to test on it, call it {root / 'test'}"
         log.warning(f"{unread} is not read: what validates is set aside from {train}, see data.val{instead}")
@@ -381,8 +388,8 @@ def from_datasets(root: Path, download: bool, train: Dataset[Any], test: Dataset
         root: not used.
         download: not used.
         train: gives pairs (image, label) by position. The image is uint8 or finished float32 (C, H, W), or a PIL image;
-            the label is 0 to classes - 1. With an attribute `targets`, as torchvision's have, the labels are taken from
-            there, without reading all images.
+            the label is 0 to classes - 1. With an attribute `targets`, as torchvision's have, and without a
+            `target_transform`, the labels are taken from there, without reading all images.
         test: the same.
         classes: number of classes.
 
@@ -394,7 +401,7 @@ def from_datasets(root: Path, download: bool, train: Dataset[Any], test: Dataset
         kind = type(dataset).__name__
         try:
             labels = getattr(dataset, "targets", None)
-            if labels is None:
+            if labels is None or getattr(dataset, "target_transform", None) is not None:
                 labels = [dataset[position][1] for position in range(len(dataset))]  # type: ignore[arg-type]
             found += [DatasetImages(dataset), torch.as_tensor(labels, dtype=torch.int64)]
             image = found[-2][0]

@@ -91,6 +91,7 @@ class Classifier(L.LightningModule):
         direct = self.direct and self.clip is None
         if self.replay is not None:
             self.replay.check(self.net, self.loss)
+        self.metrics.setdefault("lr", optimizer.param_groups[0]["lr"])  # of an epoch that ends before its first step
         outcomes = []
         for images, labels in batch.mini_batches():
             logits, loss = self._differentiate(images, labels, number)
@@ -144,7 +145,10 @@ class Classifier(L.LightningModule):
         if self.replay is not None and self.accumulate == 1 and (found := self.replay(images, labels)) is not None:
             return found
         if number % self.accumulate == 0:
-            self.optimizers().zero_grad()  # type: ignore[union-attr]
+            optimizer: Any = self.optimizers()
+            for callback in () if self.direct else self.trainer.callbacks:  # type: ignore[attr-defined]
+                callback.on_before_zero_grad(self.trainer, self, optimizer)  # which Lightning leaves to who does this
+            optimizer.zero_grad()
         logits, loss = self._predict(images, labels)
         weight = self._weight(number, labels) / self.accumulate
         loss_of_step = loss if weight == 1 else loss * weight
