@@ -425,7 +425,8 @@ def _unknown_key(error: ConfigCompositionException, overrides: list[str], config
         return f"+{group[1]}: there is one already, which {group[1]}=OPTION replaces"
     found = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^'=]+)", str(error))
     cause = error.__cause__
-    if found is None or not isinstance(cause, ConfigKeyError | AttributeError):
+    deleted = str(error).endswith("does not exist.")
+    if found is None or not (deleted or isinstance(cause, ConfigKeyError | AttributeError)):
         return one_line(error)
     key = found.group(1)
     rest = [o for o in overrides if re.split(r"[=@]", o.lstrip("+~"), maxsplit=1)[0] != key]

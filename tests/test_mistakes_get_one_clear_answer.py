@@ -68,6 +68,7 @@ MISTAKES = {
     "model=mlp explore": "the verb comes first, python -m mnist_lab explore",
     "trainer.max_steps=0": "1 or more, or -1",
     "~test_checkpoint": "test_checkpoint can't be left out: set it, test_checkpoint=VALUE",
+    "~model.dropuot": "model.dropuot: there is no such option. Did you mean model.dropout?",
     "~trainer.strategy": "trainer.strategy can't be left out",
     "~seeds.dropout": "seeds.dropout can't be left out",
     "-m ~sweep.pruner seed=0,1": "sweep.pruner can't be left out",
