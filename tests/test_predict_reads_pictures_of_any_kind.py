@@ -6,6 +6,7 @@ import re
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 from conftest import Command
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import ndimage
 
 from mnist_lab.data import mnist_5k
@@ -177,6 +178,22 @@ def test_photographs_of_other_things_are_only_resized() -> None:
     assert grey.min() < 80 and (grey[0, :7] == 255).all()  # all of it, with a margin
     squeezed, _ = prepare(picture, Preparation("resize", (3, 32, 32), squeeze=True))
     assert squeezed[1, 0, 0] == 255 and squeezed[1, 16, 16] == 0
+
+
+def test_clothes_photographed_on_white_become_light_on_black_as_fashion_mnist_has_them(
+    trained: TrainedRun, digits: tuple[Pixels, list[int]]
+) -> None:
+    for name, expected in (("mnist_lab.data.fashion_mnist", True), ("mnist_lab.data.image_folder", False)):
+        cfg = trained.cfg.copy()
+        cfg.data.source._target_ = name
+        how = preparation(replace(trained, cfg=cfg))
+        for size in ((28, 28), (280, 280), (280, 420)):
+            on_black = Image.fromarray(digits[0][0]).resize(size)
+            pixels, inverted = prepare(ImageOps.invert(on_black), how)
+            assert inverted == expected
+            original, kept = prepare(on_black, how)
+            assert not kept
+            assert np.allclose(pixels, original if expected else 255.0 - original, atol=1)
 
 
 def test_the_table_and_the_lines_of_json_say_what_was_seen(

@@ -125,9 +125,12 @@ def preparation(trained: TrainedRun, kind: str = "auto") -> Preparation:
         )
     source = str(trained.cfg.data.get("source", {}).get("_target_", ""))
     module, _, name = source.rpartition(".")
-    handwriting = module.startswith("mnist_lab.data") and name in BOXES
+    ours = module.startswith("mnist_lab.data")
+    handwriting = ours and name in BOXES
     if kind == "resize" or (kind == "auto" and not handwriting):
-        return Preparation("resize", trained.shape, squeeze=name == "image_folder")
+        # Clothes are photographed on white as a rule, and those of Fashion-MNIST are light on black.
+        on_black = ours and name == "fashion_mnist"
+        return Preparation("resize", trained.shape, squeeze=name == "image_folder", on_black=on_black)
     box, by_mass = BOXES[name if handwriting else "mnist"]
     return Preparation("digit", trained.shape, box, by_mass)
 

@@ -38,6 +38,7 @@ class Preparation:
         by_mass: for "digit", whether the ink's centre of mass is put in the middle, or else the middle of its box.
         squeeze: for "resize", whether pictures of another aspect ratio are squeezed to fit, as those of an image folder
             are; otherwise colour pictures are cropped and grey ones padded.
+        on_black: for "resize", whether the data set's images are on black: then pictures on light paper are inverted.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Preparation:
     box: float = 20 / 28
     by_mass: bool = True
     squeeze: bool = False
+    on_black: bool = False
 
 
 def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.uint8], bool]:
@@ -55,7 +57,7 @@ def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.ui
         preparation: how to prepare it.
 
     Returns:
-        uint8 (C, H, W), 0 to 255, and whether the picture was inverted because its ink was darker than its paper.
+        uint8 (C, H, W), 0 to 255, and whether the picture was inverted because it was dark on light.
 
     Raises:
         UserError: nothing is drawn in it; only for the kind "digit".
@@ -64,8 +66,11 @@ def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.ui
     image = flat(image)
     if preparation.kind == "resize":
         grey_or_colour = image.convert("L" if channels == 1 else "RGB")
+        inverted = preparation.on_black and _margin(np.asarray(grey_or_colour)) > 127
+        if inverted:
+            grey_or_colour = ImageOps.invert(grey_or_colour)
         pixels = np.asarray(_resized(grey_or_colour, preparation), np.uint8).reshape(height, width, channels)
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1)), False
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1)), inverted
     if image.size == (width, height):
         pixels = np.asarray(image.convert("L"))
         for inverted, candidate in ((False, pixels), (True, 255 - pixels)):
@@ -81,15 +86,17 @@ def _resized(image: Image.Image, preparation: Preparation) -> Image.Image:
         return image.resize((width, height), Image.Resampling.BILINEAR)
     if image.mode == "RGB":
         return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    values = np.asarray(image)
-    margin = np.median(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]]))
-    return ImageOps.pad(image, (width, height), Image.Resampling.BILINEAR, color=int(margin))
+    return ImageOps.pad(image, (width, height), Image.Resampling.BILINEAR, color=int(_margin(np.asarray(image))))
+
+
+def _margin(values: NDArray[np.uint8]) -> float:
+    """The median of the values at the edges of (H, W) or (H, W, C)."""
+    return float(np.median(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])))
 
 
 def _is_of_the_data_set(pixels: NDArray[np.uint8], preparation: Preparation) -> bool:
     """Whether (H, W) pixels are already like the data set's: light on black, with ink of its size and position."""
-    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    if np.median(edge) > 0 or pixels.max() < 128:
+    if _margin(pixels) > 0 or pixels.max() < 128:
         return False
     if not preparation.by_mass:
         return True
