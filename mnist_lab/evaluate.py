@@ -23,16 +23,16 @@ def test(words: list[str]) -> None:
     """Tests a run's checkpoint and shows the outcome beside the recorded one.
 
     Args:
-        words: `run=DIR`, `checkpoint=last` (default) or `checkpoint=best`, and values of the run's own config to
-            replace, such as `data.root=DIR` or `trainer.accelerator=cpu`.
+        words: `run=DIR`, `checkpoint=last` or `checkpoint=best` (default: the one that the run was tested with), and
+            values of the run's own config to replace, such as `data.root=DIR` or `trainer.accelerator=cpu`.
 
     Raises:
         UserError: there is no such run or checkpoint, or a word is not understood.
     """
-    options, overrides = divide(words, {"run": "", "checkpoint": "last"}, USAGE, needed=("run",))
+    options, overrides = divide(words, {"run": "", "checkpoint": ""}, USAGE, needed=("run",))
     run_dir = path_of(options["run"])
     cfg = load_config(run_dir, overrides)
-    path = checkpoint_of(run_dir, options["checkpoint"])
+    path = checkpoint_of(run_dir, options["checkpoint"] or cfg.test_checkpoint)
 
     from mnist_lab.run import test_again
 

@@ -444,6 +444,8 @@ def test_the_best_is_the_first_highest_of_all_epochs_and_is_what_is_tested(lab: 
         losses[name] = nn.functional.nll_loss(probabilities.log(), images.test_labels).item()
     assert losses[None] == losses["best"] == pytest.approx(result.test["loss"], rel=1e-5)
     assert losses["last"] != pytest.approx(result.test["loss"], rel=1e-3)
+    row = f"{result.test['loss']:.4f} │   {result.test['acc']:.2%}"
+    assert lab("test", "run=run").stdout.count(row) == 2, "it is what `test` tests again, beside what was recorded"
 
 
 def test_label_smoothing_reaches_the_loss(lab: Command, tmp_path: Path) -> None:
