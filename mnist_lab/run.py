@@ -75,6 +75,9 @@ INSTEAD = {
 }
 """Callbacks that count on automatic optimisation, and what does their work."""
 
+HPARAMS = ".hparams"
+"""The end of the name of TensorBoard's file with the run's row in the HParams tab."""
+
 
 def quieten() -> None:
     """Silences what Lightning says that is not about anything done here."""
@@ -211,6 +214,8 @@ def run(
         announce(cfg, net, data, trainer, run_dir)
         warn(doubts)
         if isinstance(trainer.logger, TensorBoardLogger):
+            for row in Path(trainer.logger.log_dir).glob(f"*{HPARAMS}"):  # TensorBoard keeps the first that it reads
+                row.unlink()
             trainer.logger.experiment.add_custom_scalars(CHARTS)
     torch.manual_seed(seed_of("dropout", cfg.seeds.dropout, trainer.global_rank))
     fit_start = time.perf_counter()
@@ -468,6 +473,7 @@ def log_hyperparameters(logger: Logger | None, result: Result) -> None:
         logger.log_hyperparams(result.config)
         logger.finalize("success")
         return
+    from torch.utils.tensorboard import FileWriter
     from torch.utils.tensorboard.summary import hparams
 
     config = result.config
@@ -497,11 +503,11 @@ def log_hyperparameters(logger: Logger | None, result: Result) -> None:
         for key, value in chosen.items()
         if value is not None
     }
-    validated = any(row.get("val/acc") is not None for row in result.history)
-    curves = ["test/acc", "test/loss", *(["val/acc", "val/loss"] if validated else [])]
-    for summary in hparams(chosen, dict.fromkeys(curves, 0.0)):  # the tab shows the last value of each curve
-        logger.experiment.file_writer.add_summary(summary)
     logger.experiment.add_text("config", "```yaml\n" + OmegaConf.to_yaml(OmegaConf.create(config)) + "```")
     logger.experiment.add_text("command", f"`{result.command}`")
     logger.finalize("success")
     logger.save()
+    row = FileWriter(logger.log_dir, filename_suffix=HPARAMS)
+    for summary in hparams(chosen, {})[1:]:  # the first fixes the tab's columns, for all runs to those of one
+        row.add_summary(summary)
+    row.close()

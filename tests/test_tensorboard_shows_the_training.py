@@ -14,9 +14,16 @@ import yaml
 from conftest import Command, in_memory
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams import get_experiment, list_session_groups
+from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS, GetExperimentRequest, ListSessionGroupsRequest
+from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.util.tensor_util import make_ndarray
 
 from mnist_lab import train
@@ -218,6 +225,33 @@ def test_the_projector_has_the_last_linear_layer_that_an_image_meets_whatever_it
     assert points.shape[1] == 6
     sprite = Image.open(tmp_path / "run/tensorboard/00000/last_hidden_layer/sprite.png")
     assert sprite.size[0] % 24 == sprite.size[1] % 24 == 0
+
+
+def test_the_hparams_tab_has_a_column_for_all_settings_of_all_runs_as_they_are_now(
+    lab: Command, tmp_path: Path
+) -> None:
+    words = ["data=mnist_5k", "data.val=random", "data.train_size=200", "trainer.max_epochs=1", "report=false"]
+    for model in ("mlp_784_32", "cnn", "neuron"):
+        done = lab(*words, f"model={model}", f"hydra.run.dir=runs/{model}")
+        assert done.returncode == 0, done.stderr
+    assert lab("resume", "runs/cnn", "trainer.max_epochs=2").returncode == 0
+    events = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "runs")).Reload()
+    tab = Context(TBContext(data_provider=MultiplexerDataProvider(events, str(tmp_path))))
+    asked = RequestContext(), tab, ""
+    columns = get_experiment.Handler(*asked, GetExperimentRequest()).run()
+    settings = {info.name for info in columns.hparam_infos}
+    assert {"model.filters", "model.digit", "model.hidden", "optimizer.lr", "data.batch_size"} <= settings
+    metrics = {info.name.tag for info in columns.metric_infos}
+    assert {"test/acc", "test/loss", "val/acc", "val/loss"} <= metrics
+    shown = ListSessionGroupsRequest(start_index=0, slice_size=10, allowed_statuses=[STATUS_SUCCESS])
+    for info in columns.metric_infos:
+        shown.col_params.add().metric.CopyFrom(info.name)
+    groups = list_session_groups.Handler(*asked, shown).run().session_groups
+    assert len(groups) == 3
+    (cnn,) = (group for group in groups if group.hparams["model"].string_value == "CNN")
+    assert cnn.hparams["trainer.max_epochs"].number_value == 2
+    values = {value.name.tag: value.value for value in cnn.metric_values}
+    assert values["test/acc"] == pytest.approx(Result.load(tmp_path / "runs/cnn").test["acc"])
 
 
 def test_another_logger_gets_the_test_and_the_config_too(lab: Command, tmp_path: Path) -> None:
