@@ -116,7 +116,7 @@ def test_a_command_runs(line: str, tmp_path: Path, cnn_run: Path) -> None:
     if "mnist_lab compare" in line:
         for folder in ("articles", "recipes"):
             shutil.copytree(cnn_run, tmp_path / "outputs" / folder / "run")
-        (tmp_path / "outputs/bench").mkdir()
+        (tmp_path / "outputs/peers").mkdir()
         done = run(line, tmp_path, [])
         assert done.returncode == 0 and (tmp_path / "outputs/all/compare.html").exists(), done.stderr
         return

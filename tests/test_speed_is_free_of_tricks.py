@@ -207,6 +207,16 @@ def test_the_benchmark_answers_mistakes_in_a_line(lab: Command, word: str, answe
     assert done.returncode == 2 and answer in done.stderr and "Traceback" not in done.stderr
 
 
+def test_the_benchmark_overwrites_nothing_and_says_so_before_it_measures(lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured/table.md").write_text("of last week")
+    for networks in ("networks=fast99", "networks=C"):
+        for folder in ("measured", "measured/table.md", "measured/table.md/x"):
+            done = lab("bench", networks, "rounds=1", f"dir={folder}")
+            assert done.returncode == 2 and done.stdout == ""
+            assert done.stderr.startswith(f"error: dir={folder} ") and len(done.stderr.splitlines()) == 1
+
+
 def test_compare_draws_what_the_benchmark_has_measured_beside_our_runs(
     lab: Command, cnn_run: Path, tmp_path: Path
 ) -> None:

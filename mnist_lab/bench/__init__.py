@@ -78,13 +78,15 @@ def bench(words: list[str]) -> None:
     Args:
         words: `rounds=N` (3); `epochs=N` (3): epochs to train, of which the first is not counted, or `epochs=articles`:
             as many as in the articles; `networks=NAME,NAME` and `contenders=NAME,NAME` (all); `dir=DIR`
-            (outputs/bench). `networks=fast99` compares that recipe with the public record instead, and writes
-            DIR/race.md and DIR/race.csv. `compare` draws the peers of such a folder beside our own runs.
+            (outputs/bench), a new or an empty folder. `networks=fast99` compares that recipe with the public record
+            instead, and writes DIR/race.md and DIR/race.csv. `compare` draws the peers of such a folder beside our own
+            runs.
 
     Raises:
-        UserError: a word is not understood, a peer or the data set is missing, or a contender failed.
+        UserError: a word is not understood, a peer or the data set is missing, the folder can't be written to or has
+            files already, or a contender failed.
     """
-    from mnist_lab.config import compose_config, plain, whole_number
+    from mnist_lab.config import check_folder, compose_config, plain, whole_number
     from mnist_lab.words import path_of, understood
 
     defaults = {"rounds": "3", "epochs": "3", "networks": "", "contenders": "", "dir": "outputs/bench"}
@@ -95,6 +97,8 @@ def bench(words: list[str]) -> None:
     whole = own["epochs"] == "articles"
     rounds = whole_number("rounds", own["rounds"], 1)
     steady = 0 if whole else whole_number("epochs", own["epochs"], 2)
+    folder, rows = path_of(own["dir"]), []
+    check_folder("dir", str(folder), fresh=True)
     missing = sorted(
         {need for name in contenders for need in NEEDS.get(name, ()) if not importlib.util.find_spec(need)}
     )
@@ -104,7 +108,6 @@ def bench(words: list[str]) -> None:
     if not (root / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
         raise UserError(f"data.root={root}: MNIST is not there. Any run downloads it: python -m mnist_lab model=mlp")
 
-    folder, rows = path_of(own["dir"]), []
     if racing:
         from mnist_lab.bench.race import race
 
