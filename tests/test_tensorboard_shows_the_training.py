@@ -180,6 +180,19 @@ def test_the_projector_has_the_last_hidden_layer_with_pictures_and_classes(full:
     assert [" → " in row[0] for row in rows[1:]] == wrong and any(wrong)
 
 
+def test_pictures_are_of_the_images_that_were_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, int] = {}
+    for name in ("least_probable", "confusion_matrix"):
+        draw = getattr(figures, name)
+        monkeypatch.setattr(
+            figures, name, lambda *a, n=name, draw=draw: (seen.update({n: len(a[0].labels)}), draw(*a))[1]
+        )
+    words = ["model=mlp", "data=mnist_5k", "data.val=random", "trainer=debug", "trainer.accelerator=cpu"]
+    words += ["trainer.limit_val_batches=1", "callbacks=dashboard", "report=false"]
+    tested = train(*words, run_dir=tmp_path / "run").result.test["n"]
+    assert seen == {"least_probable": 400, "confusion_matrix": 800} and tested == 800
+
+
 def test_without_validation_the_rest_is_there(tmp_path: Path) -> None:
     words = ["model=cnn", "data=mnist_5k", "data.val=none", "trainer=debug", "trainer.accelerator=cpu"]
     tags = read(trained(tmp_path / "run", *words, "callbacks=dashboard")).Tags()

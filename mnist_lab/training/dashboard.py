@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import lightning as L
@@ -69,7 +71,7 @@ class Dashboard(Callback):
         """Writes a figure of the worst mistakes."""
         if (writer := _writer(trainer)) is None or self.mistakes == 0:
             return
-        answers = _answers(trainer, pl_module, _data(trainer).val_dataloader(whole=True))
+        answers = _answers(trainer, pl_module, _data(trainer).val_dataloader(whole=True), trainer.num_val_batches)
         if len(answers.mistakes):
             _draw(writer, "mistakes/validation", figures.least_probable(answers, self.mistakes), _epoch(trainer))
 
@@ -87,7 +89,7 @@ class Dashboard(Callback):
         if (writer := _writer(trainer)) is None:
             return
         batches, epoch = _data(trainer).test_dataloader(whole=True), _epoch(trainer)
-        answers = _answers(trainer, pl_module, batches)
+        answers = _answers(trainer, pl_module, batches, trainer.num_test_batches)
         names, labels, predicted = answers.classes, answers.labels, answers.predicted
         figure = figures.confusion_matrix(answers)
         figure.axes[0].set_title(f"{len(answers.mistakes):,} of {len(labels):,} test images wrong")
@@ -157,10 +159,12 @@ def _logits(trainer: L.Trainer, net: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def _answers(trainer: L.Trainer, module: L.LightningModule, batches: Batches | list[Batches]) -> Answers:
-    """What the network predicts for all images of unshuffled batches."""
+def _answers(
+    trainer: L.Trainer, module: L.LightningModule, batches: Batches | list[Batches], counted: Sequence[int | float]
+) -> Answers:
+    """What the network predicts for the images of unshuffled batches, of which the first `counted[0]` were counted."""
     assert isinstance(batches, Batches)
-    inputs = ((batch.labels, batch.prepare(batch.pixels, batch.first)) for batch in batches)
+    inputs = ((batch.labels, batch.prepare(batch.pixels, batch.first)) for batch in islice(batches, int(counted[0])))
     found = [(labels, _logits(trainer, module, images).float().softmax(1)) for labels, images in inputs]
     labels, probabilities = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
     images: Subset[Tensor] = Subset(batches.images, batches.sampler.index.tolist())  # type: ignore[arg-type]
