@@ -1,6 +1,7 @@
 """A finished run leaves one page that opens offline, with the numbers of its result, and its figures beside it."""
 
 import base64
+import io
 import json
 import os
 import re
@@ -19,11 +20,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import Command, in_memory, result_in
+from PIL import Image
 
 from mnist_lab import load_run
 from mnist_lab.data import mnist_5k
 from mnist_lab.result import Result
 from mnist_lab.show.figures import Answers, class_scores, confusion_matrix, curves
+from mnist_lab.show.style import png
 
 RUN = ("model=mlp_512", "data=mnist_5k", "data.val=random", "trainer.max_epochs=2", "trainer=cpu", "hydra.run.dir=run")
 FIGURES = {"curves", "predictions", "mistakes", "confusion", "classes", "calibration", "network", "weights"}
@@ -146,6 +149,25 @@ def test_figures_have_labels_down_predictions_across_and_precision_by_its_name(f
     drawn = {str(line.get_label()): np.asarray(line.get_xdata()).tolist() for line in class_scores(five).axes[0].lines}
     assert drawn["precision"] == pytest.approx([100, 100, 50])
     assert drawn["recall"] == pytest.approx([200 / 3, 100, 100])
+
+
+@pytest.mark.parametrize("taken", [0, 1, 6, 30])  # of 100 images of a class for another
+def test_a_confusion_matrix_is_drawn_whole_with_a_scale_where_there_are_mistakes(taken: int) -> None:
+    labels = torch.arange(10).repeat_interleave(100)
+    predicted = labels.clone()
+    predicted[:taken] = 3
+    figure = confusion_matrix(
+        Answers(torch.eye(10)[predicted], labels, torch.zeros(1000, 1, 2, 2), tuple("abcdefghij"))
+    )
+    figure.axes[0].set_title("mistakes")
+    assert len(figure.axes) == (2 if taken else 1)
+    drawn = np.asarray(Image.open(io.BytesIO(png(figure))).convert("L")) < 250
+    for edge in (drawn[:5], drawn[-5:], drawn[:, :5], drawn[:, -5:]):
+        assert not edge.any()
+
+
+def test_precision_and_recall_end_at_100(five: Answers) -> None:
+    assert class_scores(five).axes[0].get_xlim()[1] <= 101
 
 
 def test_curves_bear_the_names_of_what_they_show() -> None:

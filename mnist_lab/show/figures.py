@@ -256,6 +256,7 @@ def confusion_matrix(answers: Answers) -> Figure:
     k = len(answers.classes)
     side = min(9.0, max(5.0, 2.0 + 0.42 * k))
     figure, (ax,) = subplots(width=side, height=side * 0.93)
+    figure.set_layout_engine("compressed")  # made for axes of a fixed shape: the usual one cuts some titles off
     ax.grid(visible=False)
     shares = (counts.double() / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
     hits = np.eye(k, dtype=bool)
@@ -280,7 +281,8 @@ def confusion_matrix(answers: Answers) -> Figure:
     ax.set_xlabel("predicted")
     ax.set_ylabel("label")
     ax.tick_params(length=0 if k <= READABLE else 2)
-    figure.colorbar(drawn, ax=ax, label="mistakes, % of the label's images", shrink=0.6, pad=0.02, aspect=30)
+    if len(answers.mistakes):
+        figure.colorbar(drawn, ax=ax, label="mistakes, % of the label's images", shrink=0.6, pad=0.02, aspect=30)
     return figure
 
 
@@ -295,6 +297,7 @@ def class_scores(answers: Answers) -> Figure:
     ax.plot(recall, places, "D", color=ORANGE, markersize=5, label="recall")
     ax.set_yticks(places, answers.names, fontsize=9 if k <= 30 else 8)
     ax.set_ylim(k - 0.5, -0.5)
+    ax.set_xlim(right=min(ax.get_xlim()[1], 100.9))  # room for a marker at 100, none for a tick at 101
     ax.set_xlabel("%")
     ax.grid(visible=False, axis="y")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
