@@ -3,16 +3,20 @@
 import csv
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from base64 import b64decode
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Command, needs_mnist, result_in
 from lightning.pytorch.callbacks import LambdaCallback
+from PIL import Image
 
 from mnist_lab import bench, build
 from mnist_lab.config import compose_config
@@ -187,7 +191,7 @@ def test_the_contenders_of_the_benchmark_take_turns_in_another_order_each_round(
 
     monkeypatch.setattr(bench, "measure", measured)
     monkeypatch.setattr(bench, "peak", lambda: 4e11)
-    bench.bench(["rounds=4", "networks=C", f"contenders={','.join(names)}", f"dir={tmp_path}"])
+    bench.bench(["rounds=4", "networks=C,C", f"contenders={','.join(names)}", f"dir={tmp_path}"])
     assert all(sorted(order) == sorted(names) for order in orders)
     assert len({order[0] for order in orders}) > 1
 
@@ -200,11 +204,39 @@ def test_the_contenders_of_the_benchmark_take_turns_in_another_order_each_round(
         ("rounds=0", "a whole number, 1 or more"),
         ("rounds=-1", "error: rounds=-1 is not allowed: it must be a whole number, 1 or more.\n"),
         ("round=1", "Did you mean rounds?"),
+        ("networks=fast99 contenders=nonsense", "contenders=nonsense is not allowed"),
+        ("networks=fast99 epochs=3000", "epochs=3000 is not allowed"),
     ],
 )
 def test_the_benchmark_answers_mistakes_in_a_line(lab: Command, word: str, answer: str) -> None:
-    done = lab("bench", word)
+    done = lab("bench", *word.split())
     assert done.returncode == 2 and answer in done.stderr and "Traceback" not in done.stderr
+
+
+@needs_mnist
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_benchmark_leaves_nothing_running(number: signal.Signals, tmp_path: Path) -> None:
+    words = ["bench", "rounds=1", "epochs=1000", "networks=D", "contenders=pytorch", f"dir={tmp_path}"]
+    program = subprocess.Popen([sys.executable, "-m", "mnist_lab", *words], cwd=ROOT, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
+    for _ in range(600):
+        if measured := children.read_text().split():
+            break
+        time.sleep(0.05)
+    program.send_signal(number)
+    assert program.wait(60) == 128 + number
+    assert not any(Path("/proc", process).exists() for process in measured)
+
+
+@pytest.mark.parametrize("networks", [["A3"], ["A3", "D"]])
+def test_the_benchmarks_chart_is_drawn_whole(networks: list[str], tmp_path: Path) -> None:
+    rows = [bench.Row(1, n, name, 1.0, 0.1, 4.0, 0.9, 3.0, 0.9) for n in networks for name in bench.CONTENDERS]
+    where = f"A processor with {15 * 'very '}long a name, 2 cores, torch 2.15.0, 2026-11-23"
+    bench.chart(rows, 4e11, tmp_path / "chart.png", where)
+    drawn = np.asarray(Image.open(tmp_path / "chart.png").convert("L")) < 250
+    for edge in (drawn[:3], drawn[-3:], drawn[:, :3], drawn[:, -3:]):
+        assert not edge.any()
 
 
 def test_the_benchmark_overwrites_nothing_and_says_so_before_it_measures(lab: Command, tmp_path: Path) -> None:

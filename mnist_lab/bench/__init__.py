@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -92,11 +93,17 @@ def bench(words: list[str]) -> None:
     defaults = {"rounds": "3", "epochs": "3", "networks": "", "contenders": "", "dir": "outputs/bench"}
     own = understood(words, defaults, USAGE)
     racing = own["networks"] == "fast99"
+    for key in ("epochs", "contenders"):
+        if racing and own[key] != defaults[key]:
+            raise UserError(
+                f"{key}={own[key]} is not allowed: networks=fast99 has an epoch and two contenders of its own"
+            )
     networks = [] if racing else _chosen("networks", own, NETWORKS)
     contenders = [] if racing else _chosen("contenders", own, tuple(CONTENDERS))
     whole = own["epochs"] == "articles"
     rounds = whole_number("rounds", own["rounds"], 1)
     steady = 0 if whole else whole_number("epochs", own["epochs"], 2)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is measured is ended too
     folder, rows = path_of(own["dir"]), []
     check_folder("dir", str(folder), fresh=True)
     missing = sorted(
@@ -166,9 +173,13 @@ def measure(number: int, network: str, name: str, epochs: int, root: Path) -> Ro
             process = subprocess.Popen(
                 [sys.executable, "-m", *words], env=environment, stdout=file, stderr=subprocess.STDOUT
             )
-            while process.poll() is None:
-                most = max(most, _most_memory(process.pid))
-                time.sleep(0.05)
+            try:
+                while process.poll() is None:
+                    most = max(most, _most_memory(process.pid))
+                    time.sleep(0.05)
+            finally:  # stopped by a signal
+                process.kill()
+                process.wait()
         took = time.perf_counter() - start
         printed = output.read_text(errors="replace")
         if process.returncode != 0:
@@ -218,7 +229,7 @@ def peak() -> float:
 
 
 def _chosen(key: str, own: dict[str, str], known: tuple[str, ...]) -> list[str]:
-    names = [name for name in own[key].split(",") if name] or list(known)
+    names = list(dict.fromkeys(name for name in own[key].split(",") if name)) or list(known)
     for name in names:
         if name not in known:
             raise no_such(key, name, key.removesuffix("s"), known)
@@ -315,7 +326,7 @@ def chart(rows: list[Row], flops: float, path: Path, title: str) -> None:
         "keras_tensorflow": ("#009E73", ".."), "keras_jax": ("#CC79A7", "xx"), "lightning": ("#999999", "--"),
     }  # fmt: skip
     with mpl.rc_context({"font.size": 10, "hatch.linewidth": 0.5}):
-        figure = Figure(figsize=(2.6 * len(networks) + 0.8, 4.2), layout="constrained")
+        figure = Figure(figsize=(max(8.6, 2.6 * len(networks) + 0.8), 4.2), layout="constrained")
         for position, network in enumerate(networks, 1):
             axes = figure.add_subplot(1, len(networks), position)
             names = [name for name in contenders if (network, name) in found]
@@ -335,7 +346,7 @@ def chart(rows: list[Row], flops: float, path: Path, title: str) -> None:
             axes.spines[["top", "right"]].set_visible(False)
             if position == 1:
                 axes.set_ylabel("seconds a steady epoch, validation included")
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title, fontsize=10, wrap=True)
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
         figure.savefig(path, dpi=150)
 
