@@ -12,6 +12,7 @@ from typing import Any
 
 from rich import get_console
 from rich.console import RenderableType
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Column, Table
 from rich.text import Text
@@ -66,7 +67,7 @@ def warn(messages: list[str]) -> None:
     if messages:
         show(
             Panel(
-                "\n".join(f"• {message}" for message in messages),
+                "\n".join(f"• {escape(message)}" for message in messages),
                 title="note",
                 title_align="left",
                 border_style="yellow",
@@ -82,9 +83,9 @@ def metrics_table(title: str, rows: list[tuple[str, float | None, float]]) -> Ta
         rows: (name, loss or None where it is not finite, accuracy in [0, 1]).
     """
     right: Any = {"justify": "right"}
-    table = Table("", Column("loss", **right), Column("accuracy", **right), title=title, title_justify="left")
+    table = Table("", Column("loss", **right), Column("accuracy", **right), title=escape(title), title_justify="left")
     for name, loss, acc in rows:
-        table.add_row(name, "not finite" if loss is None else f"{loss:.4f}", f"{acc:.2%}")
+        table.add_row(escape(name), "not finite" if loss is None else f"{loss:.4f}", f"{acc:.2%}")
     return table
 
 

@@ -130,6 +130,22 @@ def test_colours_and_names_of_classes_are_those_of_the_data(lab: Command, tmp_pa
     assert [200, 30, 10] in means and [20, 40, 220] in means
 
 
+def test_names_in_brackets_are_shown_as_they_are(lab: Command, tmp_path: Path) -> None:
+    for n in range(24):
+        folder = tmp_path / "photos[new]" / ("[cat]", "[dog]")[n % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 10 * n).save(folder / f"{n}.png")
+    words = ["data=image_folder", "data.root='photos[new]'", "data.shape=[1,8,8]", "data.val=none"]
+    done = lab("explore", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("photos[new]\n") and "[cat]" in done.stdout and "[dog]" in done.stdout
+    done = lab(*words, "trainer.max_epochs=1", "report=false", "model=mlp_784_32", "name='[/a]'", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    shown = (tmp_path / "run/run.log").read_text()
+    for text in (done.stdout, shown):
+        assert "images of photos[new] " in text and "\n[/a]" in text
+
+
 def test_data_that_stands_in_is_told_loudly(lab: Command, tmp_path: Path) -> None:
     done = lab("explore", "data=mnist", MNIST_LAB_DATA=str(tmp_path / "data"), **OFFLINE)
     assert done.returncode == 0, done.stderr

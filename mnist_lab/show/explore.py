@@ -121,6 +121,7 @@ def _tell(parts: Parts) -> None:
     import torch
     from rich import get_console
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Column, Table
 
     right: Any = {"justify": "right"}
@@ -150,13 +151,13 @@ def _tell(parts: Parts) -> None:
     counts = Table("label", "class", Column("training", **right), Column("test", **right), box=SIMPLE_HEAD)
     train, test = (torch.bincount(labels, minlength=classes) for labels in (parts.train_labels, parts.test_labels))
     for label, name in enumerate(parts.classes):
-        counts.add_row(str(label), name, f"{train[label]:,}", f"{test[label]:,}")
+        counts.add_row(str(label), escape(name), f"{train[label]:,}", f"{test[label]:,}")
     counts.add_section()
     counts.add_row("", "all", f"{len(parts.train_labels):,}", f"{len(parts.test_labels):,}")
     label = min(5, classes - 1)
     one_hot = torch.nn.functional.one_hot(torch.tensor(label), classes).tolist()
     console = get_console()
-    console.print(parts.name, style="bold", highlight=False)
+    console.print(parts.name, style="bold", highlight=False, markup=False)
     for shown in (before, after, counts):
         console.print(shown)
     print(f"label {label}, one-hot: [{' '.join(map(str, one_hot))}]\n")
