@@ -6,16 +6,16 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from rich import get_console
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Column, Table
-from rich.text import Text
 
 from mnist_lab.result import Result
 
@@ -49,9 +49,9 @@ def show(renderable: RenderableType) -> None:
     """Shows a table or a frame on the terminal, and writes it as text to the run's log file."""
     console = get_console()
     console.print(renderable)
-    with console.capture() as captured:
-        console.print(renderable)
-    to_log_file("\n".join(line.rstrip() for line in Text.from_ansi(captured.get()).plain.splitlines()))
+    text = StringIO()
+    Console(file=text, width=console.width, force_terminal=False, force_jupyter=False).print(renderable)
+    to_log_file("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
 def to_log_file(text: str) -> None:

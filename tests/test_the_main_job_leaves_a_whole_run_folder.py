@@ -14,12 +14,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 from mnist_lab.config import quoted
 from mnist_lab.result import code_state
+from mnist_lab.terminal import logged, metrics_table, show
 
 RUN = ("model=mlp_512", "data=mnist_5k", "data.val=random", "trainer.max_epochs=2", "trainer=cpu")
 
@@ -140,6 +142,16 @@ def test_the_same_command_gives_the_same_numbers(folder: Path, lab: Command, tmp
 def test_another_seed_gives_other_numbers(folder: Path, lab: Command, tmp_path: Path) -> None:
     assert lab(*RUN, "seed=1").returncode == 0
     assert result_in(tmp_path).history[0]["train/loss"] != result_in(folder).history[0]["train/loss"]
+
+
+def test_a_notebook_shows_a_table_once_and_the_log_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[object] = []
+    monkeypatch.setattr("rich.jupyter.display", lambda *table: shown.append(table))
+    monkeypatch.setattr("rich._console", Console(force_jupyter=True, width=100))
+    with logged(tmp_path / "run.log"):
+        show(metrics_table("title", [("test", 0.5, 0.25)]))
+    assert len(shown) == 1
+    assert "│ test │ 0.5000 │   25.00% │\n" in (tmp_path / "run.log").read_text()
 
 
 @pytest.mark.parametrize("name", ["b\\s", "it's", "\\", "b\\'s, \\\\"])
