@@ -115,10 +115,12 @@ def show_where(result: Result, run_dir: Path, report: Path | None) -> None:
     """
     folder = relative(run_dir)
     page = f"report       {relative(report)}\n" if report is not None else ""
+    for_tensorboard = str(result.config["logger"].get("_target_")).endswith("TensorBoardLogger")
+    command = f"python -m mnist_lab dashboard {quote(f'dir={folder.parent}')}"
+    curves = f"curves       {command}\n" if for_tensorboard else ""
     log.info(
         "{start:.1f} s to start, {train:.1f} s to train, {test:.1f} s to test\n".format(**result.seconds)
-        + f"all of it    {folder}\n{page}"
-        f"curves       python -m mnist_lab dashboard {quote(f'dir={folder.parent}')}\n"
+        + f"all of it    {folder}\n{page}{curves}"
         f"test again   python -m mnist_lab test {quote(f'run={folder}')}"
     )
 

@@ -271,6 +271,7 @@ def test_another_logger_gets_the_test_and_the_config_too(lab: Command, tmp_path:
     words = ["model=mlp_784_32", "data=mnist_5k", "trainer.max_epochs=1", "report=false", "hydra.run.dir=run"]
     done = lab(*words, "logger=none", "+logger._target_=lightning.pytorch.loggers.CSVLogger")
     assert done.returncode == 0, done.stderr
+    assert "dashboard" not in done.stdout, "which would find nothing"
     (folder,) = (path.parent for path in (tmp_path / "run").rglob("metrics.csv"))
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
