@@ -136,6 +136,7 @@ def test_a_file_that_would_be_wrong_is_not_left(lab: Command, tmp_path: Path) ->
         (["run=RUN", "format=onx"], "one of onnx, torch_export, safetensors"),
         (["run=RUN", "checkpoint=best"], "there is no such checkpoint"),
         (["run=RUN", "to=."], "is a folder"),
+        (["run=RUN", "to=RUN/config.yaml/x.onnx"], "config.yaml is a file"),
         (["run=RUN", "formt=onnx"], "the run has no such option"),
     ],
 )

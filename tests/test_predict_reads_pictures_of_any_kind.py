@@ -314,6 +314,8 @@ MISTAKES = {
     "run=RUN images=x prepare=cut": "one of auto, digit, resize",
     "run=RUN images=x imges=y": "Did you mean images?",
     "run=RUN images=x save=RUN": "a new or an empty folder",
+    "run=RUN images=x save=RUN/config.yaml": "config.yaml is a file",
+    "run=RUN images=x save=RUN/config.yaml/x": "config.yaml is a file",
     "run=RUN images=x.png --jsn": "not understood",
 }
 

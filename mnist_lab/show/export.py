@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from mnist_lab.config import one_of
+from mnist_lab.config import check_folder, one_of
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import checkpoint_of, load_config
 from mnist_lab.words import divide, path_of
@@ -41,8 +41,10 @@ def export(words: list[str]) -> None:
     if missing:
         raise UserError(f'format={kind} needs {" and ".join(missing)}: pip install -e ".[export]"')
     target = path_of(options["to"]) if options["to"] else None
-    if target is not None and target.is_dir():
-        raise UserError(f"to={target} is a folder: a file's name is needed")
+    if target is not None:
+        check_folder("to", str(target.parent), fresh=False)
+        if target.is_dir():
+            raise UserError(f"to={target} is a folder: a file's name is needed")
 
     from mnist_lab.show.portable import write_checked
     from mnist_lab.trained import load_run

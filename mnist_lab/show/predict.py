@@ -11,7 +11,7 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnist_lab.config import one_of
+from mnist_lab.config import check_folder, one_of
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import checkpoint_of, load_config
 from mnist_lab.words import is_there, path_of, understood
@@ -84,8 +84,10 @@ def predict(words: list[str]) -> None:
     cfg = load_config(run_dir, [])
     checkpoint_of(run_dir, options["checkpoint"] or cfg.test_checkpoint)
     target = path_of(options["save"]) if options["save"] else None
-    if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"save={target} is not allowed: the pictures need a new or an empty folder")
+    if target is not None:
+        check_folder("save", str(target), fresh=False)
+        if target.exists() and any(target.iterdir()):
+            raise UserError(f"save={target} is not allowed: the pictures need a new or an empty folder")
     files, mistakes = _files(options["images"])
     if not files:
         raise UserError("\nerror: ".join(mistakes))
