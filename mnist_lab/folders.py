@@ -13,7 +13,7 @@ from shlex import quote
 from mnist_lab.errors import UserError
 from mnist_lab.files import disk_fault
 from mnist_lab.processes import helping, is_helper_process
-from mnist_lab.sweep.study import held, is_sweep
+from mnist_lab.sweep.study import held, is_held, is_sweep
 
 
 def begun(folder: Path) -> bool:
@@ -80,11 +80,13 @@ def kept_or_nothing(folder: Path, until: Path | None) -> Iterator[None]:
 def leave_nothing(folder: Path, until: Path) -> None:
     """Takes away the folder of a run that never began, which was new or empty, and the folders that this leaves empty.
 
+    But for a folder that another process holds: it began there at the same moment.
+
     Args:
         folder: of the run or the sweep.
         until: what existed before the command; it stays.
     """
-    if begun(folder):
+    if begun(folder) or is_held(folder):
         return
     shutil.rmtree(folder, ignore_errors=True)
     for parent in folder.parents:
