@@ -151,10 +151,11 @@ def train(argv: list[str], fresh: bool = True) -> None:
                     searched = [word for flag, value in flags if value is not None for word in (flag, value)]
                     words, started, report = [*searched, *overrides], None, False
                 if sweep:
-                    from mnist_lab.sweep.trial import run_trial
+                    from mnist_lab.sweep.trial import forget_other, run_trial
 
                     def trial(callbacks: list[Callback], remarks: list[str]) -> Result | None:
                         check(cfg)  # how its values fit together: alone they have been checked
+                        forget_other(run_dir, plain(cfg))
                         return run(plain(cfg), run_dir, overrides, words, callbacks=callbacks, remarks=remarks)
 
                     run_trial(run_dir, trial)

@@ -47,6 +47,18 @@ class Net(MLP):
 """
 
 
+STOPPING = """
+import os, signal
+from lightning.pytorch.callbacks import Callback
+
+
+class Stop(Callback):
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 1 and "NEVER" not in os.environ:
+            os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
 def states(folder: Path) -> dict[int, str]:
     open_study.cache_clear()
     return {trial.number: trial.state.name for trial in open_study(folder).get_trials()}
@@ -372,6 +384,27 @@ def test_a_sweep_whose_meaning_changed_is_not_resumed_unless_told(lab: Command, 
     assert done.returncode == 2 and "config.model.hidden: [8] → [9]" in done.stderr
     assert "sweep.accept_changes=true" in done.stderr
     assert lab("resume", "s", "sweep.accept_changes=true").returncode == 0
+
+
+@pytest.mark.parametrize(("before", "now"), [("lr: 0.01", "lr: 0.1"), ("[8]", "[16]")])
+def test_a_trial_that_was_stopped_begins_anew_if_what_it_is_made_of_has_changed(
+    before: str, now: str, lab: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "my/experiment").mkdir(parents=True)
+    (tmp_path / "own.py").write_text(STOPPING)
+    config = tmp_path / "my/experiment/mine.yaml"
+    text = "# @package _global_\noptimizer: {lr: 0.01}\nmodel: {hidden: [8]}\n"
+    config.write_text(text)
+    words = ["--config-dir", "my", "-m", "experiment=mine", "model=mlp", *QUICK[1:5], "trainer.max_epochs=3"]
+    words += ["+callbacks.stop._target_=own.Stop", "seed=0", "hydra.sweep.dir=s"]
+    assert lab(*words).returncode == 130
+    assert (tmp_path / "s/0/history.csv").exists()
+    config.write_text(text.replace(before, now))
+    done = lab("resume", "s", "sweep.accept_changes=true", NEVER="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with (tmp_path / "s/0/history.csv").open() as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    assert rates == [Result.load(tmp_path / "s/0").config["optimizer"]["lr"]] * 3
 
 
 def test_a_sweep_whose_code_changed_is_not_resumed_unless_told(lab: Command, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+import yaml
 from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Checkpoint
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from optuna import TrialPruned
 from rich import get_console
 
@@ -22,7 +26,16 @@ from mnist_lab.errors import UserError
 from mnist_lab.files import disk_fault
 from mnist_lab.result import Result, cores
 from mnist_lab.sweep.compare import matters, value_of
-from mnist_lab.sweep.study import held, load_asked, open_study, pruner_of, set_attr, set_state, trials_of
+from mnist_lab.sweep.study import (
+    differences,
+    held,
+    load_asked,
+    open_study,
+    pruner_of,
+    set_attr,
+    set_state,
+    trials_of,
+)
 from mnist_lab.training import Classifier
 
 if TYPE_CHECKING:
@@ -98,6 +111,26 @@ def run_trial(run_dir: Path, run: Run) -> None:
             _attempts(study, number, asked, run)
         finally:
             get_console().quiet = quiet
+
+
+def forget_other(run_dir: Path, cfg: DictConfig) -> None:
+    """Takes away what a trial has learned with another config than it has now, whose numbers would not be of this one.
+
+    Args:
+        run_dir: the trial's folder.
+        cfg: the config that it has now, resolved.
+    """
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        return
+    try:
+        before = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError):
+        before = {}
+    changed = differences(before, OmegaConf.to_container(cfg))
+    if any(not line.startswith(("name: ", "data.root: ")) for line in changed):  # these change no number
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+        (run_dir / "history.csv").unlink(missing_ok=True)
 
 
 @cache
