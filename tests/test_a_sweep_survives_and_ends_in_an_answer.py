@@ -47,6 +47,17 @@ class Net(MLP):
 """
 
 
+KILLING = """
+import os, signal
+from mnist_lab.models import MLP
+
+
+class Net(MLP):
+    def forward(self, images):
+        if self.training and self.layers[-1].in_features == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(images)
+"""
 STOPPING = """
 import os, signal
 from lightning.pytorch.callbacks import Callback
@@ -438,6 +449,25 @@ def test_two_processes_side_by_side_outlive_one_of_them(lab: Command, tmp_path: 
     said = process.communicate()[0]
     assert process.returncode == 0, said
     assert states(tmp_path / "s") == dict.fromkeys(range(6), "COMPLETE")
+
+
+@pytest.mark.slow
+def test_a_trial_that_kills_its_process_takes_no_other_with_it(lab: Command, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    (tmp_path / "own.py").write_text(KILLING)
+    words = ["-m", "model=mlp", *QUICK[1:], "model._target_=own.Net", "model.hidden=16,13,32", "sweep.retries=0"]
+    done = lab(*words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=s")
+    assert done.returncode == 1 and "trial 1   model.hidden=13   failed   its process was killed" in done.stdout
+    assert states(tmp_path / "s") == {0: "COMPLETE", 1: "FAIL", 2: "COMPLETE"}
+
+
+def test_a_trial_that_kills_the_sweeps_process_holds_up_no_other(lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(KILLING)
+    words = ["-m", "model=mlp", *QUICK[1:], "model._target_=own.Net", "model.hidden=13,16", "hydra.sweep.dir=s"]
+    assert lab(*words).returncode == -signal.SIGKILL
+    assert states(tmp_path / "s") == {0: "RUNNING", 1: "WAITING"}
+    assert lab("resume", "s").returncode == -signal.SIGKILL
+    assert states(tmp_path / "s") == {0: "RUNNING", 1: "COMPLETE"}
 
 
 @pytest.mark.slow

@@ -251,7 +251,9 @@ class StudySweeper(Sweeper):
             return is_held(self.folder / str(trial.number))
 
         self._complete()
-        launches: dict[int, int] = {}
+        # Trials whose process ended without a word, and how often it was at work on that trial alone: when one of its
+        # processes is killed, joblib ends the others too.
+        deaths: dict[int, int] = {}
         while True:
             todo = [trial for trial in trials_of(self.study) if not trial.state.is_finished()]
             if not todo:
@@ -263,11 +265,13 @@ class StudySweeper(Sweeper):
             if not todo:  # processes that outlive a sweep which was killed end their trials, and are waited for
                 time.sleep(1)
                 continue
-            for trial in list(todo):  # whose process ended without a word, again and again
-                if launches.get(trial.number, 0) > self.options["retries"]:
+            for trial in list(todo):
+                if deaths.get(trial.number, 0) > self.options["retries"]:
                     set_attr(self.study, trial, "error", "its process was killed")
                     set_state(self.study, trial, "FAIL")
                     todo.remove(trial)
+            todo = [trial for trial in todo if trial.number not in deaths] or todo[:1]
+            todo.sort(key=lambda trial: trial.state.name == "RUNNING")  # if it ends this process, the others came first
             before = self._states()
             stopped: Exception | None = None
             jobs = [self._job(trial) for trial in todo]
@@ -282,8 +286,8 @@ class StudySweeper(Sweeper):
                 print(f"the launcher stopped: {type(error).__name__}: {error}", file=sys.stderr)
             after = self._states()
             for trial in todo:
-                died = after[trial.number] == "RUNNING" and not at_work(trial)
-                launches[trial.number] = launches.get(trial.number, 0) + died
+                if after[trial.number] == "RUNNING" and not at_work(trial):
+                    deaths[trial.number] = deaths.get(trial.number, 0) + (len(todo) == 1)
             if todo and before == after and "RUNNING" not in after.values():
                 raise UserError(f"{self.base.hydra.launcher._target_} runs none of the trials: {stopped}")
 
