@@ -285,6 +285,15 @@ def test_a_search_never_has_more_trials_than_asked_and_can_be_continued_with_mor
     assert done.returncode == 2 and "only sweep.* can be changed" in done.stderr
 
 
+def test_trials_that_are_not_planned_yet_are_left_too(lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(STOPPING)
+    search = ["sweep=tpe", "sweep.trials=3", "optimizer.lr=interval(0.01,0.1)", "+callbacks.stop._target_=own.Stop"]
+    stopped = lab("-m", *QUICK, *search, "hydra.sweep.dir=s")
+    assert stopped.returncode == 130 and "3 of 3 trials are left. To go on: " in stopped.stdout, stopped.stdout
+    grid = lab("-m", *QUICK, "seed=0,1", "sweep.trials=3", "hydra.sweep.dir=t")
+    assert grid.returncode == 0 and "2 trials, 2 complete" in grid.stdout and " left. " not in grid.stdout
+
+
 def test_a_sweep_goes_on_with_what_it_was_told_last(lab: Command, tmp_path: Path) -> None:
     words = ["-m", *QUICK[:5], "trainer.max_epochs=1", "sweep=random", "optimizer.lr=interval(1e-3,1)"]
     assert lab(*words, "sweep.trials=2", "hydra.sweep.dir=s").returncode == 0

@@ -139,8 +139,9 @@ class StudySweeper(Sweeper):
         if self.options["direction"] is None:
             directions = ["maximize" if name.endswith("acc") else "minimize" for name in self._list("objective")]
             self.options["direction"] = directions if len(directions) > 1 else directions[0]
-        if self.options["trials"] is None:
-            self.options["trials"] = prod(len(one.words) for one in self.axes)
+        combinations = prod(len(one.words) for one in self.axes)
+        asked = self.options["trials"] or combinations
+        self.options["trials"] = min(asked, combinations or asked) if self.options["sampler"] == "grid" else asked
         if self.options["dry_run"]:
             self._dry_run()
             return []
@@ -154,19 +155,21 @@ class StudySweeper(Sweeper):
                     self._run_all(found)
             except KeyboardInterrupt as stop:
                 stopped = next(iter(stop.args), 130)
-            states = [trial.state.name for trial in trials_of(self.study)]
+            trials = trials_of(self.study)
+            states = [trial.state.name for trial in trials]
+            total = max(self.options["trials"], len(trials))
+            left = total - sum(trial.state.is_finished() for trial in trials)
         live.end()
         if "COMPLETE" in states and not stopped and self.ours:
             from mnist_lab.sweep.compare import compare
 
             compare([str(live.folder), f"metric={live.objective}"])
-        left = sum(state in ("WAITING", "RUNNING") for state in states)
         if stopped or left:
             resume = f"python -m mnist_lab resume {quote(str(live.folder))}"
             again = resume if self.ours else "the same command and hydra.sweep.dir"
             if self._too_many_failures():
                 again += " sweep.max_failures=null"
-            print(f"\n{left} of {len(states)} trials are left. To go on: {again}")
+            print(f"\n{left} of {total} trials are left. To go on: {again}")
         if stopped:
             sys.exit(stopped)
         if "FAIL" in states:
