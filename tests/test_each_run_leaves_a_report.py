@@ -170,6 +170,18 @@ def test_precision_and_recall_end_at_100(five: Answers) -> None:
     assert class_scores(five).axes[0].get_xlim()[1] <= 101
 
 
+def test_long_names_of_classes_are_cut_with_a_mark_and_stay_apart() -> None:
+    names = (
+        "short", "a name of exactly 20", "one of more than twenty letters", "golden retriever, adult dog",
+        "golden retriever, adult bitch", "20 $ and some more cents",
+    )  # fmt: skip
+    found = Answers(torch.eye(6), torch.arange(6), torch.zeros(6, 1, 2, 2), names).names
+    assert found == (
+        "short", "a name of exactly 20", "one of more than tw…", "golden ret…adult dog", "golden ret…ult bitch",
+        r"20 \$ and some more …",
+    )  # fmt: skip
+
+
 def test_curves_bear_the_names_of_what_they_show() -> None:
     rows = [{"epoch": n, "train/loss": 1 / n, "train/acc": 0.5, "val/loss": 2 / n, "val/acc": 0.4} for n in (1, 2)]
     result: Any = SimpleNamespace(history=rows, test={"loss": 0.7, "acc": 0.3}, tested=rows[-1])

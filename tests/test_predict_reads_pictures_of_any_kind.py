@@ -7,6 +7,7 @@ import struct
 import warnings
 import zlib
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from scipy import ndimage
 from mnist_lab.data import mnist_5k
 from mnist_lab.errors import UserError
 from mnist_lab.pictures import read_image
-from mnist_lab.show.predict import Prediction, predictions, preparation
+from mnist_lab.show.predict import Prediction, _print, predictions, preparation
 from mnist_lab.show.prepare import Preparation, prepare
 from mnist_lab.trained import TrainedRun, load_run
 
@@ -233,6 +234,18 @@ def test_the_table_and_the_lines_of_json_say_what_was_seen(
     assert again.returncode == 2 and "a new or an empty folder" in again.stderr
     assert "a,b.png" in lab("predict", f"run={cnn_run}", "images=a,b.png").stdout
     assert "a,b.png" in lab("predict", str(cnn_run), "images=a*.p?g").stdout, "no shell resolves the pattern there"
+
+
+def test_the_table_stays_in_line_whatever_the_classes_are_called(capsys: pytest.CaptureFixture[str]) -> None:
+    classes = ("eins", "eine Klasse mit langem Namen", 40 * "x")
+    found = (Prediction(a, 1.0, b, 0.0, False, np.zeros((1, 2, 2), np.uint8)) for a, b in permutations(classes, 2))
+    _print({Path(f"{n}.png"): Path() for n in range(6)}, found, None, classes, as_json=False)
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert all(
+        row[head.index("runner-up") - 2 :].startswith(("  eins ", "  eine Klasse mit langem Namen ", "  xxx"))
+        for row in rows
+    )
+    assert max(map(len, rows)) <= len(head)
 
 
 def test_the_list_of_pictures_may_be_long(

@@ -210,7 +210,7 @@ def _figures(parts: Parts, index: int, seed: int) -> dict[str, Figure]:
     """The pictures, by file name."""
     import torch
 
-    from mnist_lab.show.style import canvas, draw, drawable, tiled, titled
+    from mnist_lab.show.style import canvas, draw, drawable, shortened, tiled, titled
 
     images, labels = parts.train_images, parts.train_labels
     height, width = images.shape[2:]
@@ -219,7 +219,7 @@ def _figures(parts: Parts, index: int, seed: int) -> dict[str, Figure]:
     grid, ax = canvas(8, 8 * picture.shape[0] / picture.shape[1])
     draw(ax, picture)
 
-    names = [name[:20].replace("$", r"\$") for name in parts.classes]
+    names = [name.replace("$", r"\$") for name in shortened(parts.classes, 20)]
     means = torch.stack([images[labels == k].float().mean(0) for k in range(len(names))]).nan_to_num(0)
     means = drawable(means) if images.is_floating_point() else means
     columns = 5 if len(names) <= 20 else 10

@@ -14,7 +14,19 @@ from torch.utils.data import Subset
 
 from mnist_lab.data import DatasetImages
 from mnist_lab.result import Result
-from mnist_lab.show.style import BLUE, GREY, ORANGE, VERMILION, canvas, draw, drawable, subplots, tiled, titled
+from mnist_lab.show.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    VERMILION,
+    canvas,
+    draw,
+    drawable,
+    shortened,
+    subplots,
+    tiled,
+    titled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +82,7 @@ class Answers:
     @property
     def names(self) -> tuple[str, ...]:
         """The classes' names as figures show them: shortened, and with every $ escaped, which would begin a formula."""
-        return tuple(name[:20].replace("$", r"\$") for name in self.classes)
+        return tuple(name.replace("$", r"\$") for name in shortened(self.classes, 20))
 
     def at(self, positions: Tensor) -> Tensor:
         """The images at some positions, on the CPU: uint8 or float32 (n, C, H, W)."""

@@ -98,7 +98,8 @@ def predict(words: list[str]) -> None:
     how = preparation(trained, options["prepare"])
     for mistake in mistakes:
         _complain(mistake)
-    seen = _print(files, predictions(trained, list(files), how), target, as_json="--json" in words)
+    answers = predictions(trained, list(files), how)
+    seen = _print(files, answers, target, trained.class_names, as_json="--json" in words)
     sys.stdout.flush()
     if seen < len(files) or mistakes:
         sys.exit(1 if seen else 2)
@@ -224,12 +225,20 @@ def _complain(mistake: object) -> None:
 
 
 def _print(
-    files: dict[Path, Path], answers: Iterator[Prediction | UserError], target: Path | None, as_json: bool
+    files: dict[Path, Path],
+    answers: Iterator[Prediction | UserError],
+    target: Path | None,
+    classes: Sequence[str],
+    as_json: bool,
 ) -> int:
     """Prints the answers as they come and saves the pictures. Returns the number of files that were classified."""
+    from mnist_lab.show.style import shortened
+
     wide = max(len("file"), *(len(str(file)) for file in files))
+    names = dict(zip(classes, shortened(classes, 30), strict=True))
+    of_name = max(11, *map(len, names.values()))
     if not as_json:
-        print(f"{'file':{wide}}  class        probability  runner-up    probability  inverted")
+        print(f"{'file':{wide}}  {'class':{of_name}}  probability  {'runner-up':{of_name}}  probability  inverted")
     seen, taken = 0, set[Path]()
     for (file, name), answer in zip(files.items(), answers, strict=True):
         if isinstance(answer, UserError):
@@ -251,8 +260,9 @@ def _print(
             print(json.dumps(row | ({"saved": str(saved)} if saved else {}), ensure_ascii=False))
         else:
             print(
-                f"{file!s:{wide}}  {answer.name:11}  {answer.probability:11.2%}  {answer.runner_up:11}  "
-                f"{answer.runner_up_probability:11.2%}  {'yes' if answer.inverted else 'no'}"
+                f"{file!s:{wide}}  {names[answer.name]:{of_name}}  {answer.probability:11.2%}  "
+                f"{names[answer.runner_up]:{of_name}}  {answer.runner_up_probability:11.2%}  "
+                f"{'yes' if answer.inverted else 'no'}"
             )
     return seen
 

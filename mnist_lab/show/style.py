@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -159,6 +160,21 @@ def draw(ax: Axes, picture: np.ndarray[Any, Any]) -> None:
     """Draws a picture that `tiled` made, without axes: grey as dark on white, each pixel a sharp square."""
     ax.imshow(picture, cmap="Greys", vmin=0, vmax=255, interpolation="none")
     ax.set_axis_off()
+
+
+def shortened(names: Sequence[str], most: int) -> list[str]:
+    """Names with an ellipsis in place of their ends, or of their middles where they would be equal without the ends.
+
+    Args:
+        names: any names.
+        most: characters that one may have.
+    """
+    cut = [name if len(name) <= most else name[: most - 1] + "…" for name in names]
+    often, half = Counter(cut), (most - 1) // 2
+    return [
+        f"{name[: most - 1 - half]}…{name[-half:]}" if often[short] > 1 and short != name else short
+        for name, short in zip(names, cut, strict=True)
+    ]
 
 
 def titled(images: Tensor, columns: int, width: float, texts: Sequence[str], wrong: Sequence[bool] = ()) -> Figure:
