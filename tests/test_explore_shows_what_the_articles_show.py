@@ -162,6 +162,7 @@ def test_data_that_stands_in_is_told_loudly(lab: Command, tmp_path: Path) -> Non
         ("index=4000", "mnist_5k has the training images 0 to 3,999"),
         ("show=screen", "must be one of files, terminal"),
         ("model=cnn", "explore is about data alone"),
+        ("data.train_size=100", "explore shows the whole set"),
         ("here", "not understood"),
     ],
 )

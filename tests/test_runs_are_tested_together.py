@@ -98,6 +98,17 @@ def test_losses_of_logits_far_apart_are_finite(lab: Command, tmp_path: Path) -> 
         assert f"{loss:.4f}" in done.stdout and "inf" not in done.stdout
 
 
+def test_a_copy_of_a_run_is_no_further_member(runs: Path, lab: Command, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    shutil.copytree(runs / "1", tmp_path / "runs/1-again")
+    done = lab("ensemble", "runs")
+    assert done.returncode == 2 and done.stdout == ""
+    assert (
+        done.stderr
+        == f"error: {tmp_path}/runs/1-again is a copy of {tmp_path}/runs/1: an ensemble has different runs\n"
+    )
+
+
 def test_runs_of_different_test_sets_are_not_averaged(runs: Path, lab: Command, tmp_path: Path) -> None:
     shutil.copytree(runs / "0", tmp_path / "a/0")
     shutil.copytree(runs / "1", tmp_path / "a/1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import fmean, stdev
 
 from mnist_lab.errors import UserError
@@ -22,7 +23,8 @@ def ensemble(words: list[str]) -> None:
         words: folders of runs or sweeps, or folders above them; and `key=value` to replace in the runs' configs.
 
     Raises:
-        UserError: there are fewer than two finished runs, they have different test sets, or a word is not understood.
+        UserError: there are fewer than two finished runs, two are the same or have different test sets, or a word is
+            not understood.
     """
     overrides = [word for word in words if "=" in word and not is_there(word)]
     folders = [path_of(word) for word in words if word not in overrides]
@@ -37,8 +39,11 @@ def ensemble(words: list[str]) -> None:
             f"{len(members) or 'no'} finished run in {', '.join(map(str, folders))}: an ensemble has two or more"
         )
     results = [Result.load(member) for member in members]
+    seen: dict[str, Path] = {}
     for member, result in zip(members, results, strict=True):
         load_config(member, overrides)
+        if (first := seen.setdefault(repr((result.started_at, result.seed, result.history)), member)) != member:
+            raise UserError(f"{member} is a copy of {first}: an ensemble has different runs")
         for fact, what in (("digest", "files"), ("classes", "classes")):
             if result.data[fact] != results[0].data[fact]:
                 raise UserError(f"{member} and {members[0]} were tested on different {what}: they can't be averaged")

@@ -49,6 +49,8 @@ def explore(words: list[str]) -> None:
         key = word.partition("=")[0].lstrip("+~")
         if key.partition(".")[0] not in ("data", "seed"):
             raise UserError(f"{word}: not understood, explore is about data alone\n{USAGE}")
+        if key == "data.train_size":
+            raise UserError(f"{word} is not allowed: explore shows the whole set")
     index = whole_number("index", options["index"], 0)
     one_of("files", "terminal").check("show", options["show"])
     if options["dir"]:
