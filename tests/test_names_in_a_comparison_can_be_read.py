@@ -7,9 +7,10 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Command
 
-from mnist_lab.show.style import subplots
+from mnist_lab.show.style import subplots, titled
 from mnist_lab.sweep.report import _name_points
 
 
@@ -47,3 +48,10 @@ def test_learning_curves_name_the_runs_that_have_one(lab: Command, tmp_path: Pat
     words_of_it = base64.b64decode(drawing[1]).decode()
     assert "val/loss" in words_of_it and "data.val=random" in words_of_it and "data.val=none" not in words_of_it
     assert "without a curve: data.val=none." in html
+
+
+def test_wide_characters_get_the_room_that_they_take() -> None:
+    sizes = [
+        titled(torch.zeros(1, 1, 8, 8), 5, 5.0, [name]).axes[0].texts[0].get_fontsize() for name in ("猫" * 8, "ab" * 8)
+    ]
+    assert sizes[0] == sizes[1] != 9

@@ -267,6 +267,15 @@ def test_the_hparams_tab_has_a_column_for_all_settings_of_all_runs_as_they_are_n
     assert values["test/acc"] == pytest.approx(Result.load(tmp_path / "runs/cnn").test["acc"])
 
 
+def test_names_that_the_figures_font_lacks_bring_no_warnings(lab: Command, tmp_path: Path) -> None:
+    for n in range(24):
+        (tmp_path / "images" / "猫犬"[n % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 10 * n).save(tmp_path / "images" / "猫犬"[n % 2] / f"{n}.png")
+    words = ["data=image_folder", "data.root=images", "data.shape=[1,8,8]", "data.val=test", "callbacks=dashboard"]
+    done = lab(*words, "model=mlp_784_32", "trainer.max_epochs=1", "report=false")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+
+
 def test_another_logger_gets_the_test_and_the_config_too(lab: Command, tmp_path: Path) -> None:
     words = ["model=mlp_784_32", "data=mnist_5k", "trainer.max_epochs=1", "report=false", "hydra.run.dir=run"]
     done = lab(*words, "logger=none", "+logger._target_=lightning.pytorch.loggers.CSVLogger")

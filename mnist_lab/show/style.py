@@ -11,6 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.cells import cell_len
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,7 +190,8 @@ def titled(images: Tensor, columns: int, width: float, texts: Sequence[str], wro
     """
     high, wide = images.shape[2:]
     inches = width / (1.25 * columns)  # of an image
-    size = min(9.0, 1.25 * inches * 72 / (0.58 * max(len(line) for text in texts for line in text.splitlines())))
+    longest = max(cell_len(line) for text in texts for line in text.splitlines())  # Chinese characters are two wide
+    size = min(9.0, 1.25 * inches * 72 / (0.58 * longest))
     title = 0.08 + size / 72 * 1.35 * (texts[0].count("\n") + 1)  # inches over each image
     scale = wide / inches  # pixels an inch
     down, right = high + round(title * scale), wide + round(0.25 * wide)

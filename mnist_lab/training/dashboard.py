@@ -131,7 +131,8 @@ def _writer(trainer: L.Trainer) -> SummaryWriter | None:
 
 def _draw(writer: SummaryWriter, tag: str, figure: Figure, epoch: int) -> None:
     figure.set_dpi(150)
-    writer.add_figure(tag, figure, epoch)
+    with warnings.catch_warnings(action="ignore"):  # names of classes in characters that the font lacks
+        writer.add_figure(tag, figure, epoch)
 
 
 def _data(trainer: L.Trainer) -> ImageDataModule:
