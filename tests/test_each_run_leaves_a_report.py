@@ -26,6 +26,7 @@ from mnist_lab import load_run
 from mnist_lab.data import mnist_5k
 from mnist_lab.result import Result
 from mnist_lab.show.figures import Answers, class_scores, confusion_matrix, curves
+from mnist_lab.show.page import _most_confused
 from mnist_lab.show.style import png
 
 RUN = ("model=mlp_512", "data=mnist_5k", "data.val=random", "trainer.max_epochs=2", "trainer=cpu", "hydra.run.dir=run")
@@ -109,7 +110,7 @@ def test_precision_recall_and_mistakes_are_those_of_the_predictions(
         assert row == [str(k), "100", f"{100 * precision:.2f} %", f"{100 * recall:.2f} %"]
     for label, taken, times, share in confused[1:]:
         count = int(((labels == int(label)) & (predicted == int(taken))).sum())
-        assert (times, share) == (str(count), f"{count:.1f} %")
+        assert (times, share) == (str(count), f"{count:.2f} %")
     assert layers[-1] == ["all", "", "407,050"] and ["Linear", "512", "401,920"] in layers
     assert f"15 of {int((predicted != labels).sum())} mistakes" in page
 
@@ -164,6 +165,14 @@ def test_a_confusion_matrix_is_drawn_whole_with_a_scale_where_there_are_mistakes
     drawn = np.asarray(Image.open(io.BytesIO(png(figure))).convert("L")) < 250
     for edge in (drawn[:5], drawn[-5:], drawn[:, :5], drawn[:, -5:]):
         assert not edge.any()
+
+
+def test_a_rare_mistake_is_not_0_percent_of_the_images() -> None:
+    labels = torch.zeros(8990, dtype=torch.int64)
+    predicted = labels.clone()
+    predicted[0] = 1
+    found = Answers(torch.eye(2)[predicted], labels, torch.zeros(8990, 1, 1, 1), ("a", "b"))
+    assert tables(_most_confused(found))[0][1] == ["a", "b", "1", "0.01 %"]
 
 
 def test_precision_and_recall_end_at_100(five: Answers) -> None:

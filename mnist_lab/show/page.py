@@ -148,7 +148,7 @@ def _most_confused(answers: Answers) -> str:
     of = counts.sum(1)
     pairs = [(int(counts[a, b]), a, b) for a, b in counts.nonzero().tolist() if a != b]
     rows = [
-        [answers.classes[label], answers.classes[taken], f"{times:,}", f"{100 * times / int(of[label]):.1f} %"]
+        [answers.classes[label], answers.classes[taken], f"{times:,}", percent(times / int(of[label]))]
         for times, label, taken in sorted(pairs, key=lambda pair: -pair[0])[:8]
     ]
     if not rows:
