@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 
 from mnist_lab.errors import UserError
 from mnist_lab.files import disk_fault
@@ -53,7 +52,7 @@ def kept_or_nothing(folder: Path, until: Path | None) -> Iterator[None]:
     Raises:
         UserError: the disk was the cause. It says what to do.
     """
-    from mnist_lab.terminal import relative
+    from mnist_lab.terminal import relative, to_go_on
 
     try:
         yield
@@ -62,16 +61,13 @@ def kept_or_nothing(folder: Path, until: Path | None) -> Iterator[None]:
         if fault is None and not isinstance(error, UserError):
             raise
         gone = fault is not None and fault.errno == errno.ENOENT and not folder.is_dir()
-        again = folder.parent if is_sweep(folder.parent) else folder if begun(folder) else None
+        go_on = to_go_on(folder) if is_sweep(folder.parent) or begun(folder) else "run the command again"
         if until is not None:
             leave_nothing(folder, until)
         if fault is None:
             raise
         if gone:
             raise UserError(f"{relative(folder)} has been taken away: there is nothing left to go on with") from error
-        go_on = (
-            "run the command again" if again is None else f"python -m mnist_lab resume {quote(str(relative(again)))}"
-        )
         mend = "free some space" if fault.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
         where = relative(Path(os.fsdecode(fault.filename))) if fault.filename else relative(folder)
         raise UserError(f"{where}: {fault.strerror}. To go on, {mend}, then: {go_on}") from error

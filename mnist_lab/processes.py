@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich import get_console
@@ -75,8 +74,11 @@ def helping() -> Iterator[None]:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     if FIRST in os.environ:
+        from mnist_lab.terminal import to_go_on
+
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the first as well, which passes it on
-        threading.Thread(target=_end_with_the_first, args=(int(os.environ[FIRST]),), daemon=True).start()
+        first = (int(os.environ[FIRST]), f"To go on: {to_go_on(Path(sys.argv[-1]))}")
+        threading.Thread(target=_end_with_the_first, args=first, daemon=True).start()
     try:
         yield
     except Exception as error:
@@ -88,12 +90,11 @@ def helping() -> Iterator[None]:
         raise
 
 
-def _end_with_the_first(first: int) -> None:
+def _end_with_the_first(first: int, resume: str) -> None:
     while os.getppid() == first:
         time.sleep(0.5)
     if os.environ["LOCAL_RANK"] == "1":
-        how = f"To go on: python -m mnist_lab resume {quote(sys.argv[-1])}"
-        print(f"error: the run's first process has been killed, and so all have ended. {how}", file=sys.stderr)
+        print(f"error: the run's first process has been killed, and so all have ended. {resume}", file=sys.stderr)
     sys.stderr.flush()
     os._exit(1)
 
@@ -120,13 +121,13 @@ def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
         return
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
-    from mnist_lab.terminal import relative, to_log_file
+    from mnist_lab.terminal import to_go_on, to_log_file
 
     names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
     before = {name: os.environ.get(name) for name in names}
     environment: Any = getattr(trainer.strategy, "cluster_environment", None)  # strategies for one device have none
     helpers = None
-    resume = f"To go on: python -m mnist_lab resume {quote(str(relative(run_dir)))}"
+    resume = f"To go on: {to_go_on(run_dir)}"
     try:
         ours = isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally
         if ours and trainer.num_devices > 1:

@@ -18,6 +18,7 @@ from rich.panel import Panel
 from rich.table import Column, Table
 
 from mnist_lab.result import Result
+from mnist_lab.sweep.study import is_sweep
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,12 @@ def show_where(result: Result, run_dir: Path, report: Path | None) -> None:
         + f"all of it    {folder}\n{page}{curves}"
         f"test again   python -m mnist_lab test {quote(f'run={folder}')}"
     )
+
+
+def to_go_on(run_dir: Path) -> str:
+    """The command that goes on with a run, or with the sweep whose trial it is, as a shell takes it."""
+    folder = run_dir.parent if is_sweep(run_dir.parent) else run_dir
+    return f"python -m mnist_lab resume {quote(str(relative(folder)))}"
 
 
 def relative(folder: Path) -> Path:

@@ -269,6 +269,9 @@ def test_the_command_that_goes_on_with_a_sweep_can_be_pasted_whatever_its_folder
     assert "python -m mnist_lab resume 'my sweep'" in lab(*words).stderr
     (tmp_path / "my sweep/0/config.yaml").touch()
     assert "goes on as a whole: resume 'my sweep'" in lab("resume", "my sweep/0").stderr
+    (tmp_path / "own.py").write_text(STOPPING)
+    assert lab("-m", *QUICK, "+callbacks.stop._target_=own.Stop", "seed=0", "hydra.sweep.dir='his sweep'").returncode
+    assert "To go on: python -m mnist_lab resume 'his sweep'\n" in (tmp_path / "his sweep/0/run.log").read_text()
 
 
 def test_a_search_never_has_more_trials_than_asked_and_can_be_continued_with_more(lab: Command, tmp_path: Path) -> None:

@@ -92,7 +92,17 @@ def test_the_first_that_is_killed(tmp_path: Path) -> None:
     assert lost.returncode == -signal.SIGKILL
     (line,) = lost.stderr.splitlines()
     assert "the run's first process has been killed" in line
-    assert told_to_type(line) == ["resume", str(tmp_path / "my run")]
+    assert told_to_type(line) == ["resume", "my run"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_a_trial_that_is_killed(rank: int, tmp_path: Path) -> None:
+    sweep = ["hydra.mode=MULTIRUN", "seed=0,1", "hydra.sweep.dir='my sweep'", "data.train_size=1000"]
+    lost = hit(tmp_path, "SIGKILL", rank, *sweep)
+    said = (tmp_path / "my sweep/0/run.log").read_text() if rank == 1 else lost.stderr
+    assert told_to_type(said) == ["resume", "my sweep"]
+    done = run(tmp_path, *told_to_type(said))
+    assert done.returncode == 0 and "2 trials, 2 complete" in done.stdout, done.stdout + done.stderr
 
 
 def test_one_that_fails(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from shlex import quote
 from types import FrameType
 from typing import Any
 
@@ -24,7 +23,7 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 from mnist_lab.errors import UserError
 from mnist_lab.processes import is_helper_process
-from mnist_lab.terminal import relative
+from mnist_lab.terminal import relative, to_go_on
 from mnist_lab.training.classifier import Classifier
 
 log = logging.getLogger(__name__)
@@ -136,7 +135,8 @@ class Checkpoints(Checkpoint):
         self._deafen()
         if not is_helper_process():
             unfinished = not (self.folder.parent / "result.json").exists()
-            log.warning(f"stopped by {_name(number)} in the test.{f' {self._how_to_go_on}' if unfinished else ''}")
+            how = f" To go on: {to_go_on(self.folder.parent)}" if unfinished else ""
+            log.warning(f"stopped by {_name(number)} in the test.{how}")
         raise SystemExit(128 + number)
 
     def _told(self, trainer: L.Trainer) -> int:
@@ -207,11 +207,7 @@ class Checkpoints(Checkpoint):
         """Says how to go on after a second Ctrl-C."""
         self._deafen()
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and (self.folder / "last.ckpt").exists():
-            log.warning(f"stopped at once. {self._how_to_go_on}")
-
-    @property
-    def _how_to_go_on(self) -> str:
-        return f"To go on: python -m mnist_lab resume {quote(str(relative(self.folder.parent)))}"
+            log.warning(f"stopped at once. To go on: {to_go_on(self.folder.parent)}")
 
     def _due(self, trainer: L.Trainer) -> bool:
         if self.unit == "step":
@@ -251,8 +247,8 @@ class Checkpoints(Checkpoint):
     def _leave(self, trainer: L.Trainer, number: int) -> None:
         self._deafen()
         if trainer.is_global_zero:
-            epoch = trainer.current_epoch + 1
-            log.warning(f"stopped by {_name(number)} in epoch {epoch}, nothing is lost. {self._how_to_go_on}")
+            when, how = f"in epoch {trainer.current_epoch + 1}", to_go_on(self.folder.parent)
+            log.warning(f"stopped by {_name(number)} {when}, nothing is lost. To go on: {how}")
         raise SystemExit(128 + number)
 
     def _deafen(self) -> None:

@@ -12,7 +12,6 @@ from copy import deepcopy
 from itertools import islice
 from math import nan, prod
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -50,6 +49,7 @@ from mnist_lab.sweep.study import (
     set_state,
     trials_of,
 )
+from mnist_lab.terminal import to_go_on
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -165,8 +165,7 @@ class StudySweeper(Sweeper):
 
             compare([str(live.folder), f"metric={live.objective}"])
         if stopped or left:
-            resume = f"python -m mnist_lab resume {quote(str(live.folder))}"
-            again = resume if self.ours else "the same command and hydra.sweep.dir"
+            again = to_go_on(folder) if self.ours else "the same command and hydra.sweep.dir"
             if self._too_many_failures():
                 again += " sweep.max_failures=null"
             print(f"\n{left} of {total} trials are left. To go on: {again}")
