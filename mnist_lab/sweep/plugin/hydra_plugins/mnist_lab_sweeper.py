@@ -232,13 +232,15 @@ class StudySweeper(Sweeper):
 
         distributions = {one.name: one.distribution() for one in self.axes}
         for trial in trials_of(self.study):
-            missing = [name for name in distributions if name not in trial.params]
-            if trial.state.is_finished() or not missing:
+            if trial.state.is_finished() or trial.params.keys() >= distributions.keys():
                 continue
             self.study.sampler = sampler_of(self.options["sampler"], self.options["seed"], trial.number)
             asked = optuna.trial.Trial(self.study, trial._trial_id)
-            for name in missing:
-                asked._suggest(name, distributions[name])
+            for name, distribution in distributions.items():
+                drawn = not (distribution.single() or asked._is_relative_param(name, distribution))
+                if name in trial.params and drawn:  # again, so that those after it get the random numbers after its own
+                    self.study.sampler.sample_independent(self.study, trial, name, distribution)
+                asked._suggest(name, distribution)
             set_state(self.study, trial, "WAITING")
 
     def _side_by_side(self) -> int:
