@@ -432,6 +432,16 @@ def test_a_trial_that_was_stopped_begins_anew_if_what_it_is_made_of_has_changed(
     assert rates == [Result.load(tmp_path / "s/0").config["optimizer"]["lr"]] * 3
 
 
+def test_what_hydra_sweeps_from_a_config_is_swept(lab: Command, tmp_path: Path) -> None:
+    words = ["-m", *QUICK, "+hydra.sweeper.params={seed: '0,1', optimizer.lr: '0.01,0.1'}"]
+    done = lab(*words, "optimizer.lr=0.02", "sweep.dry_run=true")
+    assert "trial 1   seed=1\n2 trials would run; 0 of them can't" in done.stdout, done.stdout + done.stderr
+    (tmp_path / "my/experiment").mkdir(parents=True)
+    (tmp_path / "my/experiment/mine.yaml").write_text("# @package _global_\nhydra: {sweeper: {params: {seed: '0,1'}}}")
+    done = lab("--config-dir", "my", "-m", "experiment=mine", *QUICK, "hydra.sweep.dir=s")
+    assert done.returncode == 0 and Result.load(tmp_path / "s/1").seed == 1, done.stdout + done.stderr
+
+
 def test_a_sweep_whose_code_changed_is_not_resumed_unless_told(lab: Command, tmp_path: Path) -> None:
     assert lab("-m", *QUICK, "seed=0", "hydra.sweep.dir=s").returncode == 0
     asked = json.loads((tmp_path / "s/sweep.json").read_text())
@@ -515,6 +525,8 @@ def test_trials_that_outlive_a_killed_sweep_are_waited_for(tmp_path: Path) -> No
         ),
         (["-m", "sweep=random", "optimizer.lr=interval(-1,1)"], "optimizer.lr=-1.0 is not allowed"),
         (["-m", "sweep=random", "optimizer.lr=interval(1,0.1)"], "from a smaller number to a greater"),
+        (["-m", "sweep=random", "optimizer.lr=tag(Log,interval(0.1,1))"], "there is no such tag as Log"),
+        (["-m", "seed=0,1", "+hydra.sweeper.trails=3"], "hydra.sweeper.trails: there is no such option. Did you mean"),
         (
             ["-m", "seed=0,1", "sweep.objective=[val/acc,parameters]", "sweep.direction=maximize"],
             "has 2, so give as many",

@@ -89,12 +89,14 @@ def axis(override: Override) -> Axis:
             one of them inside `tag(log,...)`, `sort(...)`, `shuffle(...)`, `int(...)`, `float(...)`.
 
     Raises:
-        UserError: there is nothing to choose from.
+        UserError: there is nothing to choose from, or an interval has another tag than log.
     """
     sweep = override.value()
     if isinstance(sweep, IntervalSweep):
         assert sweep.start is not None and sweep.end is not None
         low, high, log = float(sweep.start), float(sweep.end), "log" in sweep.tags
+        if unknown := sweep.tags - {"log"}:
+            raise UserError(f"{override.input_line}: there is no such tag as {min(unknown)}; tag(log,...) is one")
         whole = isinstance(sweep.start, int) and isinstance(sweep.end, int) and not isinstance(sweep.start, bool)
         if not low < high or (log and low <= 0):
             why = "logarithmic from above 0" if log and low <= 0 else "from a smaller number to a greater"

@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_lab.__main__ import fail
 from mnist_lab.config import CONF_DIR, check
-from mnist_lab.errors import UserError
+from mnist_lab.errors import UserError, closest
 from mnist_lab.result import cores
 from mnist_lab.sweep.space import Axis, axis, grid
 from mnist_lab.sweep.study import (
@@ -60,7 +60,10 @@ AT_ONCE = ("grid", "random", "qmc")
 
 # Makes `hydra/sweeper=study` an option of any Hydra application.
 ConfigStore.instance().store(
-    group="hydra/sweeper", name="study", node={"_target_": f"{__name__}.StudySweeper"}, provider="mnist_lab"
+    group="hydra/sweeper",
+    name="study",
+    node={"_target_": f"{__name__}.StudySweeper", "_convert_": "all"},
+    provider="mnist_lab",
 )
 
 
@@ -131,7 +134,12 @@ class StudySweeper(Sweeper):
         self.ours = "sweep" in self.base
         defaults: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "sweep" / "grid.yaml"))
         section: Any = OmegaConf.to_container(self.base.sweep, resolve=True) if self.ours else {}
+        params = self.given.pop("params", None) or {}  # what Hydra's own sweeper calls its space
+        for key in self.given:
+            if key not in defaults:
+                raise UserError(f"hydra.sweeper.{key}: there is no such option.{closest(key, defaults)}")
         self.options: dict[str, Any] = defaults | section | self.given  # ~sweep.trials leaves the default
+        self.options["space"] = params | (self.options["space"] or {})
         self.parts = self._divide(arguments)
         self.axes = [part for part in self.parts if not isinstance(part, str)]
         if self.options["objective"] is None:
@@ -178,7 +186,7 @@ class StudySweeper(Sweeper):
     def _divide(self, arguments: list[str]) -> list[str | Axis]:
         """The overrides that all trials share and the axes along which they differ, in their order."""
         parser = OverridesParser.create(config_loader=self.loader)
-        space = [f"{key}={value}" for key, value in (self.options["space"] or {}).items()]
+        space = [f"{key}={value}" for key, value in self.options["space"].items()]
         overrides = {o.get_key_element(): o for o in parser.parse_overrides([*space, *arguments])}
         return [axis(o) if o.is_sweep_override() else str(o.input_line) for o in overrides.values()]
 
