@@ -175,8 +175,16 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(lab: Comma
     done = lab("resume", "run")
     assert done.returncode == 0, done.stderr
     assert "checkpoints/last.ckpt is damaged" in done.stdout and "epoch 3/3" in done.stdout
+    assert "the one before is used" in done.stdout
     assert outcome(tmp_path / "run") == whole
     assert (last.parent / "last.damaged").exists()
+
+    (tmp_path / "run/result.json").unlink()
+    last.write_bytes(content)
+    (last.parent / "previous.ckpt").unlink()
+    done = lab("resume", "run")
+    assert done.returncode == 0 and "the run begins anew" in done.stdout and "before is used" not in done.stdout
+    assert outcome(tmp_path / "run") == whole
 
 
 def test_a_finished_run_can_be_trained_longer(lab: Command, tmp_path: Path) -> None:

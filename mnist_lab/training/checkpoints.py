@@ -282,7 +282,9 @@ def newest(folder: Path) -> Path | None:
             return path
         if is_helper_process():  # the first sets it aside
             continue
-        log.warning(f"{relative(path)} is damaged ({damaged}): the one before is used, and it is kept as .damaged")
+        before = path.name == "last.ckpt" and (folder / "previous.ckpt").exists()
+        then = "the one before is used" if before else "the run begins anew"
+        log.warning(f"{relative(path)} is damaged ({damaged}): {then}, and it is kept as .damaged")
         path.replace(path.with_suffix(".damaged"))
     return None
 
