@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import stdev
+from typing import Any
 
 import optuna
 import pytest
@@ -22,6 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mnist_lab.errors import UserError
 from mnist_lab.result import Result
 from mnist_lab.sweep.compare import grouped
 from mnist_lab.sweep.report import _curves, _importance
@@ -244,6 +246,24 @@ def test_two_sweeps_of_one_name_share_a_database_and_nothing_else(lab: Command, 
         assert lab("-m", *QUICK, f"seed={seeds}", url, f"hydra.sweep.dir={folder}").returncode == 0
     assert states(tmp_path / "a/s") == {0: "COMPLETE", 1: "COMPLETE"} and states(tmp_path / "b/s") == {0: "COMPLETE"}
     assert lab("resume", "a/s").returncode == 0 and len(states(tmp_path / "a/s")) == 2
+
+
+def test_a_database_whose_tables_another_sweep_is_making_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = dict.fromkeys(("argv", "objectives", "config", "code")) | {"study": "s", "directions": ["maximize"]}
+    (tmp_path / "sweep.json").write_text(json.dumps(asked | {"storage": f"sqlite:///{tmp_path}/trials.db"}))
+    create, errors = optuna.create_study, ["table studies already exists\n[SQL: ...]"] * 3
+
+    def busy(**kwargs: Any) -> optuna.Study:
+        if errors:
+            raise RuntimeError(errors.pop())
+        return create(**kwargs)
+
+    monkeypatch.setattr(optuna, "create_study", busy)
+    with pytest.raises(UserError, match=r"table studies already exists$"):
+        open_study(tmp_path)
+    assert len(errors) == 1 and open_study(tmp_path).study_name == "s"
 
 
 @pytest.mark.parametrize(

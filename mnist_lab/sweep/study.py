@@ -84,16 +84,23 @@ def open_study(folder: Path) -> optuna.Study:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     asked = load_asked(folder)
-    try:
-        return optuna.create_study(
-            storage=storage_of(folder, asked["storage"]),
-            study_name=asked["study"],
-            directions=asked["directions"],
-            load_if_exists=True,
-        )
-    except Exception as error:  # each kind of database has its own errors
-        where = folder / JOURNAL if asked["storage"] is None else f"sweep.storage={asked['storage']}"
-        raise UserError(f"{where} is damaged or can't be used: {error}") from error
+    again = asked["storage"] is not None  # another sweep may be making a new database's tables just now
+    while True:
+        try:
+            return optuna.create_study(
+                storage=storage_of(folder, asked["storage"]),
+                study_name=asked["study"],
+                directions=asked["directions"],
+                load_if_exists=True,
+            )
+        except Exception as error:  # each kind of database has its own errors
+            if again:
+                again = False
+                time.sleep(1)
+                continue
+            where = folder / JOURNAL if asked["storage"] is None else f"sweep.storage={asked['storage']}"
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"{where} is damaged or can't be used: {why}") from error
 
 
 def storage_of(folder: Path, url: str | None) -> Any:
