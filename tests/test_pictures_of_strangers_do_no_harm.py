@@ -63,7 +63,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (half, "can't be read as an image"),
     "empty": (lambda path: path.write_bytes(b""), "no image"),
     "svg": (lambda path: path.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'), "no image"),
-    "program": (program, "can't be read as an image"),
+    "program": (program, "no image in a format that Pillow reads"),
     "loop": (loop, "no such file"),
     "pipe": (os.mkfifo, "no file"),
 }

@@ -47,11 +47,6 @@ class Focal(nn.Module):
         of_label = logits.softmax(1).gather(1, labels[:, None])
         return (-(1 - of_label) ** self.gamma * of_label.log()).mean()
 
-class Scaled(nn.CrossEntropyLoss):
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
 class Flip(nn.Module):
     """A training image in two is mirrored."""
     def forward(self, images, generator):
@@ -62,6 +57,11 @@ def load(root, download, count):
     labels = torch.arange(count) % 2
     images = (labels * 200).to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
     return ImageSet("stripes", images, labels, images, labels, ("dark", "light"), {})
+
+class Scaled(nn.CrossEntropyLoss):
+    def __init__(self, label_smoothing):
+        super().__init__(label_smoothing=label_smoothing)
+        self.scale = nn.Parameter(torch.ones(()))
 
 
 class Photos(torch.utils.data.Dataset):
@@ -164,7 +164,7 @@ def test_what_has_another_form_is_refused_in_a_line(mine: Path, lab: Command) ->
             "trainer.accumulate_grad_batches"
         ),
         "+callbacks.x._target_=lightning.pytorch.callbacks.EarlyStopping +callbacks.x.monitor=val_loss": "`val/loss`",
-        "loss={_target_: own.Scaled}": "only those of the network are trained",
+        "loss._target_=own.Scaled": "only those of the network are trained",
         "+loss.reduction=sum": "a loss is the mean over a batch's images",
         "logger._target_=lightning.pytorch.loggers.CSVLogger": "logger: CSVLogger.__init__()",
         "+trainer.callbacks=[]": "trainer.callbacks is not allowed, it is callbacks.NAME here",
