@@ -515,6 +515,17 @@ def test_a_trial_that_kills_the_sweeps_process_holds_up_no_other(lab: Command, t
 
 
 @pytest.mark.slow
+def test_a_sweep_of_several_processes_whose_first_is_told_to_end_says_how_to_go_on(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["-m", "model=mlp", *QUICK[1:5], "trainer.max_epochs=60", "seed=0,1", "hydra.sweep.dir=s"]
+    process = start(tmp_path, *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    wait_for(lambda: (tmp_path / "s/0/history.csv").exists())
+    process.terminate()
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 143 and "To go on: python -m mnist_lab resume s" in said, said
+
+
+@pytest.mark.slow
 def test_trials_that_outlive_a_killed_sweep_are_waited_for(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["-m", "model=mlp", *QUICK[1:5], "trainer.max_epochs=60", "seed=0,1", "sweep.retries=0"]

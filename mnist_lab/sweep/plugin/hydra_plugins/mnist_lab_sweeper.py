@@ -5,6 +5,7 @@ Hydra instantiates sweepers only from the namespace package `hydra_plugins`, to 
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from copy import deepcopy
 from itertools import islice
 from math import nan, prod
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -120,7 +122,7 @@ class StudySweeper(Sweeper):
             What the launcher gave back, launch by launch.
 
         Ends the program with status 1 if a trial failed, with 2 if what is asked for can't be done, with 130 on
-        Ctrl-C, with 143 on SIGTERM in a trial.
+        Ctrl-C, with 143 on SIGTERM.
         """
         try:
             return self._sweep(arguments)
@@ -158,11 +160,14 @@ class StudySweeper(Sweeper):
             self.study = open_study(folder)
             stopped, live = 0, Live(self.study, self.options, folder)
             found: list[list[JobReturn]] = []
+            before = signal.signal(signal.SIGTERM, _stop)  # while trials run in other processes, or between them
             try:
                 with live:
                     self._run_all(found)
             except KeyboardInterrupt as stop:
                 stopped = next(iter(stop.args), 130)
+            finally:
+                signal.signal(signal.SIGTERM, before)
             trials = trials_of(self.study)
             states = [trial.state.name for trial in trials]
             total = max(self.options["trials"], len(trials))
@@ -422,6 +427,10 @@ class StudySweeper(Sweeper):
     def _list(self, key: str) -> list[Any]:
         value = self.options[key]
         return value if isinstance(value, list) else [value]
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(128 + number)
 
 
 def _to_keep(argv: list[str]) -> list[str]:
