@@ -190,6 +190,7 @@ def _attempts(
             set_state(study, trial, "PRUNED")
             return
         except SystemExit as stopped:  # Lightning turns Ctrl-C into this, and our checkpoints SIGTERM
+            set_state(study, trial, "WAITING")  # to go on in its turn: one that is found running was killed
             raise KeyboardInterrupt(143 if stopped.code == 143 else 130) from stopped
         except Exception as error:
             if not isinstance(error, UserError) and disk_fault(error) is not None:
