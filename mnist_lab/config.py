@@ -685,7 +685,7 @@ def _check_sweep(overrides: list[Override], cfg: DictConfig) -> None:
     intervals += [f"{key}={value}" for key, value in sweep.space.items() if "interval(" in str(value)]
     if sweep.sampler == "grid" and intervals:
         raise UserError(f"{intervals[0]}: a grid needs values that can be counted: add sweep=random or sweep=tpe")
-    if sweep.sampler != "grid" and not (swept or sweep.space):
+    if sweep.sampler != "grid" and not (swept or sweep.space or cfg.hydra.sweeper.get("params")):
         raise UserError(f"sweep={sweep.sampler}: there is nothing to search; give ranges, or space=mlp or space=cnn")
 
 

@@ -457,6 +457,8 @@ def test_what_hydra_sweeps_from_a_config_is_swept(lab: Command, tmp_path: Path) 
     words = ["-m", *QUICK, "+hydra.sweeper.params={seed: '0,1', optimizer.lr: '0.01,0.1'}"]
     done = lab(*words, "optimizer.lr=0.02", "sweep.dry_run=true")
     assert "trial 1   seed=1\n2 trials would run; 0 of them can't" in done.stdout, done.stdout + done.stderr
+    done = lab(*words, "sweep=random", "sweep.trials=3", "sweep.dry_run=true")
+    assert "3 trials would run; 0 of them can't" in done.stdout, done.stdout + done.stderr
     (tmp_path / "my/experiment").mkdir(parents=True)
     (tmp_path / "my/experiment/mine.yaml").write_text("# @package _global_\nhydra: {sweeper: {params: {seed: '0,1'}}}")
     done = lab("--config-dir", "my", "-m", "experiment=mine", *QUICK, "hydra.sweep.dir=s")
