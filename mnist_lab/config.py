@@ -78,12 +78,13 @@ def class_folders(folder: str) -> list[str]:
 def part_of(root: Path, names: tuple[str, ...]) -> Path | None:
     """The first folder in `root` of one of these names; None where there is none.
 
-    The first of them is taken anywhere. Others, and Train in upper case, only where no folder of another kind lies
-    beside them: there it may be a class.
+    In upper case too, as in Train, and as training or testing only where no folder of another kind lies beside them:
+    there it may be a class.
     """
     folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
     parts = all(folder.name.lower() in (*TRAINING, *TEST, *VALIDATION) for folder in folders)
-    return next((f for f in folders if (f.name.lower() in names if parts else f.name == names[0])), None)
+    names = names if parts else tuple(name for name in names if not name.endswith("ing"))
+    return next((folder for folder in folders if (folder.name.lower() if parts else folder.name) in names), None)
 
 
 OmegaConf.register_new_resolver("class_folders", lambda folder: len(class_folders(folder)), replace=True)

@@ -296,7 +296,14 @@ def test_but_a_class_may_be_called_train(names: tuple[str, str], tmp_path: Path)
     assert sources.image_folder(tmp_path, False, (1, 8, 8), 0.2).classes == names
 
 
-@pytest.mark.parametrize(("parts", "said"), [("train val", "to test on it, call it"), ("train val test", "data.val")])
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ("train val", "to test on it, call it"),
+        ("train val test", "data.val"),
+        ("train validation more", "to test on it"),
+    ],
+)
 def test_images_for_validation_that_are_not_read_are_not_passed_over_in_silence(
     parts: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -304,7 +311,7 @@ def test_images_for_validation_that_are_not_read_are_not_passed_over_in_silence(
         for name in "ab":
             save_images(tmp_path / part / name, 5, (0, 0, 0))
     sources.image_folder(tmp_path, False, (1, 8, 8), 0.2)
-    assert len(caplog.messages) == 1 and f"{tmp_path / 'val'} is not read" in caplog.messages[0]
+    assert len(caplog.messages) == 1 and f"{tmp_path / parts.split()[1]} is not read" in caplog.messages[0]
     assert said in caplog.messages[0]
 
 
