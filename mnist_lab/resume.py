@@ -26,8 +26,8 @@ def resume(words: list[str]) -> None:
     """Goes on with what a folder holds.
 
     A run goes on from its last checkpoint, in the middle of an epoch if it was stopped there, to the numbers that it
-    would have had; one that is finished stays as it is. Of a sweep, what is left is run: trials that wait, then those
-    that were running, from their last checkpoint.
+    would have had; one that is finished stays as it is. Of a sweep, what is left is run: trials that wait or were
+    stopped, then those whose process was killed, each from its last checkpoint.
 
     Args:
         words: the folder, then overrides: of a run `trainer.max_epochs=8`, which goes on with a finished one, and

@@ -86,7 +86,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # scalars are logged by epoch
-    warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist.*")  # sums are of all
+    warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist.*")  # sums are of all processes
     warnings.filterwarnings("ignore", ".*but have no logger configured.*")  # logger=none is a choice
     warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero.*")  # data.val=none, too
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
