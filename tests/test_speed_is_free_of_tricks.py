@@ -225,7 +225,10 @@ def test_a_stopped_benchmark_leaves_nothing_running(number: signal.Signals, tmp_
             break
         time.sleep(0.05)
     program.send_signal(number)
-    assert program.wait(60) == 128 + number
+    try:
+        assert program.wait(60) == 128 + number
+    finally:
+        program.terminate()  # where it didn't stop it would measure for minutes beside the other tests
     assert not any(Path("/proc", process).exists() for process in measured)
 
 
