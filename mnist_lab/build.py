@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 import warnings
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
@@ -33,8 +34,16 @@ from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
 from mnist_lab.processes import ANSWER_WITHIN, started_together
 from mnist_lab.result import Result
-from mnist_lab.training import Checkpoints, Classifier, EpochProgress, LayerTable, Replay, WholeFiles
-from mnist_lab.training.checkpoints import damage
+from mnist_lab.training import (
+    Checkpoints,
+    Classifier,
+    EpochProgress,
+    LayerTable,
+    Replay,
+    ValidatedWeights,
+    WholeFiles,
+)
+from mnist_lab.training.loggers import make_logger
 from mnist_lab.training.schedules import Plateau, make_schedule
 
 OF_THE_CLASSIFIER = ("gradient_clip_val", "accumulate_grad_batches")
@@ -86,28 +95,27 @@ def build_tested(cfg: DictConfig, run_dir: Path) -> ImageDataModule:
     return data
 
 
-def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], done: int = 0) -> L.Trainer:
+def build_trainer(
+    cfg: DictConfig, run_dir: Path, callbacks: list[Callback], step: int = 0, versions: Sequence[str | int | None] = ()
+) -> L.Trainer:
     """The Lightning Trainer, with the callbacks that every run has and its loggers.
 
     Args:
         cfg: the run's config.
         run_dir: the run's folder.
         callbacks: those of this run.
-        done: epochs that a checkpoint has: curves go on after them, and what else they had is forgotten.
+        step: of the optimiser, from which on the run trains.
+        versions: what loggers called the run before it was stopped.
 
     Raises:
         UserError: an option that Lightning refuses, or an accelerator that isn't here.
     """
     number, unit = OmegaConf.select(cfg, "checkpoint.every", default="1 epoch").split()
-    checkpoints = Checkpoints(run_dir / "checkpoints", int(number), unit.rstrip("s"), best=cfg.data.val != "none")
+    best = cfg.data.val != "none"
+    checkpoints = Checkpoints(run_dir / "checkpoints", int(number), unit.rstrip("s"), best, limits_of(cfg))
     # TensorBoard writes through TensorFlow where that is installed, and imports all of it first: 4 s and 0.7 GB.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-    # What a process wrote that was killed before its first checkpoint is forgotten as well.
-    purge = {"purge_step": done + 1} if str(cfg.logger.get("_target_")).endswith("TensorBoardLogger") else {}
-    try:
-        logger = instantiate(cfg.logger, save_dir=run_dir, **purge) if cfg.logger else False
-    except InstantiationException as error:
-        raise UserError(f"logger: {brief(error.__cause__ or error)}") from error
+    logger = make_logger(cfg.logger, run_dir, step, next(iter(versions), None))
     # Progress is shown once: by a bar of the user's own, or by none.
     shown = cfg.trainer.get("enable_progress_bar", True) and not any(isinstance(c, ProgressBar) for c in callbacks)
     bars = [EpochProgress()] if shown else []
@@ -116,9 +124,9 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], don
         trainer: L.Trainer = instantiate(
             OmegaConf.masked_copy(cfg.trainer, [key for key in cfg.trainer if key not in OF_THE_CLASSIFIER]),
             precision=precision_of(cfg),
-            logger=logger,
+            logger=logger or False,
             # Checkpoints come last: they hold what the others know of the epoch, its row in the history among it.
-            callbacks=[*bars, *tables, *callbacks, checkpoints],
+            callbacks=[ValidatedWeights(checkpoints), *bars, *tables, *callbacks, checkpoints],
             default_root_dir=run_dir,
             enable_model_summary=False,  # LayerTable is ours
             **distributed_arguments(cfg),
@@ -141,6 +149,32 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], don
     if not isinstance(profiler, PassThroughProfiler) and profiler.filename is None:
         profiler.dirpath, profiler.filename = run_dir, "profile"  # else its report goes to Lightning's log, unseen
     return trainer
+
+
+def limits_of(cfg: DictConfig) -> dict[str, Any]:
+    """The values of the options that end a training."""
+    limits = {key: cfg.trainer.get(key) for key in ("max_epochs", "max_steps", "max_time")}
+    return OmegaConf.to_container(OmegaConf.create(limits))  # type: ignore[return-value]
+
+
+def check_time_left(trainer: L.Trainer, states: dict[str, Any]) -> None:
+    """Refuses to go on where the time that the training may take is used up.
+
+    Args:
+        trainer: before its `fit`.
+        states: those of the callbacks, in the checkpoint to go on from; empty where there is none.
+
+    Raises:
+        UserError: a Timer, as trainer.max_time makes it, would end the training before its first step.
+    """
+    for timer in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(timer, Timer) and timer.state_key in states:
+            used, allowed = states[timer.state_key]["time_elapsed"]["train"], timer.time_remaining()
+            if allowed is not None and used >= allowed:
+                raise UserError(
+                    f"the run has trained for {used:.1f} s of the {allowed:g} s that it may: to go on, raise that "
+                    "limit, as in 'trainer.max_time={minutes: 10}'"
+                )
 
 
 def precision_of(cfg: DictConfig) -> str:
@@ -353,24 +387,6 @@ def check_optimizer(net: nn.Module, optimizer: Any, schedule: Any) -> None:
             raise UserError("schedule: ReduceLROnPlateau doesn't say by which metric, as schedule=plateau does")
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{section}: {brief(error)}") from error
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint. Never executes code that the file holds.
-
-    Raises:
-        UserError: the file can't be read, or is no checkpoint of a run.
-    """
-    if (damaged := damage(path)) is not None:
-        raise UserError(f"{path} can't be read as a checkpoint, it is damaged: {damaged}")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(saved["state_dict"], dict):
-            raise TypeError("its state_dict is none")
-    except Exception as error:  # torch raises what its unpickler and its zip reader raise
-        raise UserError(f"{path} can't be read as a checkpoint: {brief(error)}") from error
-    found: dict[str, Any] = saved
-    return found
 
 
 def load_weights(net: nn.Module, path: Path, saved: dict[str, Any]) -> None:

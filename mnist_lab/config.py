@@ -272,7 +272,10 @@ RULES: dict[str, Rule] = {
     "schedule.patience": _integer(0),
     "schedule.min_delta": not_negative,
     "schedule.min_lr": not_negative,
-    "trainer.max_epochs": _integer(1),
+    "trainer.max_epochs": Rule(
+        "a whole number, 1 or more, or -1 where trainer.max_steps or trainer.max_time ends the training",
+        lambda v: _is_integer(v) and (v == -1 or v >= 1),
+    ),
     "trainer.accelerator": text,
     "trainer.devices": device_count,
     "trainer.num_nodes": _integer(1),
@@ -556,7 +559,11 @@ def _check_together(cfg: DictConfig) -> None:
             if str(get(key)).startswith("val/"):
                 raise UserError(f"{name} watches validation data, and data.val=none gives none: use data.val=random")
     every, epochs = get("trainer.check_val_every_n_epoch"), get("trainer.max_epochs")
-    if cfg.test_checkpoint == "best" and _is_integer(every) and _is_integer(epochs) and every > epochs:
+    if epochs == -1 and get("trainer.max_steps") in (None, -1) and get("trainer.max_time") is None:
+        raise UserError(
+            "trainer.max_epochs=-1 never ends: add trainer.max_steps=N, or '+trainer.max_time={minutes: 10}'"
+        )
+    if cfg.test_checkpoint == "best" and _is_integer(every) and _is_integer(epochs) and every > epochs > 0:
         raise UserError(
             f"test_checkpoint=best needs validation: trainer.check_val_every_n_epoch={every} is past the last"
         )

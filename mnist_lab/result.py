@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -54,6 +54,8 @@ class Result:
         test: loss, acc, correct, n, checkpoint ("last" or "best") and the epoch that it is of.
         seconds: start (from the program's start to the first step), train, test; for a resumed run, those of the
             process that finished it.
+        ended: by (max_epochs, max_steps, max_time, early_stopping, or callback for any other), epochs, and steps of the
+            optimiser. Empty for runs of earlier versions.
         notes: what readers of the numbers must know: substitute data, a test set used for validation.
         extras: what only some networks have: forward_pass of the neuron.
 
@@ -77,6 +79,7 @@ class Result:
     seconds: dict[str, float]
     notes: list[str]
     extras: dict[str, Any]
+    ended: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         measured = f"test acc {self.test['acc']:.2%}, loss {self.test['loss']:.4f}"
@@ -121,7 +124,8 @@ class Result:
                 raise KeyError("test")
             if values.pop("sha256", None) not in (None, _digest(values)):
                 raise UserError(f"{path} is damaged: its values are not those that its sha256 was made of")
-            return Result(**{field.name: values[field.name] for field in fields(Result)})
+            known = {f.name: values[f.name] for f in fields(Result) if f.name in values or f.default_factory is MISSING}
+            return Result(**known)
         except FileNotFoundError:
             raise UserError(f"{run_dir} is no finished run: it has no result.json") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -6,8 +6,12 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mnist_lab.config import quoted
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_lab.config import check, quoted
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import asked_of, load_config
 from mnist_lab.folders import at_work
@@ -15,10 +19,15 @@ from mnist_lab.processes import is_helper_process, refuse_launcher
 from mnist_lab.sweep.study import is_own, is_sweep, load_asked
 from mnist_lab.words import divide, folder_of
 
-LONGER = "The number of epochs has changed"
+if TYPE_CHECKING:
+    from mnist_lab.result import Result
+
+LIMITS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
+CHANGEABLE = ("trainer.devices",)
+CHANGED = ("The number of epochs has changed", "The number of steps has changed")
 USAGE = (
-    "use: python -m mnist_lab resume outputs/.../RUN [trainer.max_epochs=N] [trainer.devices=N], or "
-    "resume outputs/sweeps/NAME [sweep.trials=N ...]"
+    "use: python -m mnist_lab resume outputs/.../RUN [trainer.max_epochs=N] [trainer.max_steps=N] "
+    "[trainer.max_time='{minutes: N}'] [trainer.devices=N], or resume outputs/sweeps/NAME [sweep.trials=N ...]"
 )
 
 
@@ -30,8 +39,9 @@ def resume(words: list[str]) -> None:
     stopped, then those whose process was killed, each from its last checkpoint.
 
     Args:
-        words: the folder, then overrides: of a run `trainer.max_epochs=8`, which goes on with a finished one, and
-            `trainer.devices=2`, which goes on with another number of processes from the end of an epoch; of a sweep
+        words: the folder, then overrides: of a run `trainer.max_epochs=8` or another limit, which goes on with a
+            finished one, and `trainer.devices=2`, which goes on with another number of processes from the end of an
+            epoch; of a sweep
             `sweep.trials=40`, which adds trials, or `sweep.accept_changes=true`, which goes on although code or
             configs have changed.
 
@@ -78,13 +88,13 @@ def _sweep(folder: Path, words: list[str]) -> None:
 
 def _run(folder: Path, words: list[str]) -> None:
     started = time.perf_counter()
-    options, others = divide(words, dict.fromkeys(("trainer.max_epochs", "trainer.devices"), ""), USAGE)
+    options, others = divide(words, dict.fromkeys((*LIMITS, *CHANGEABLE), ""), USAGE)
     if others:
-        raise UserError(
-            f"{others[0]}: only trainer.max_epochs and trainer.devices can be changed of a run that has begun\n{USAGE}"
-        )
-    more = [f"{key}={value}" for key, value in options.items() if value]
-    cfg = load_config(folder, more)
+        known = ", ".join((*LIMITS, *CHANGEABLE))
+        raise UserError(f"{others[0]}: of a run that has begun only these can be changed: {known}\n{USAGE}")
+    options = {key: value for key, value in options.items() if value}
+    planned = load_config(folder, [])
+    cfg = _with_limits(load_config(folder, [f"{key}={options[key]}" for key in CHANGEABLE if key in options]), options)
     asked = asked_of(folder)
     try:
         command, overrides = list(asked["command"]), list(asked["overrides"])
@@ -93,21 +103,70 @@ def _run(folder: Path, words: list[str]) -> None:
         raise UserError(f"{folder / 'run.json'} can't be read, or doesn't say what was asked for") from error
     from mnist_lab.result import Result
 
-    epochs = planned = load_config(folder, []).trainer.max_epochs
+    epochs = planned.trainer.max_epochs
     if not is_helper_process() and (folder / "result.json").exists():
         before = Result.load(folder)
         epochs = len(before.history)
-        if cfg.trainer.max_epochs in (planned, *range(epochs + 1)):
-            print(f"{folder} is finished, after {epochs} epochs. To train it longer: trainer.max_epochs={epochs + 1}")
+        same = all(OmegaConf.select(cfg, key) == OmegaConf.select(planned, key) for key in LIMITS[1:])
+        if same and cfg.trainer.max_epochs in (planned.trainer.max_epochs, *range(epochs + 1)):
+            print(f"{folder} is finished, after {epochs} epochs. To train it longer: {_longer(before)}")
             return
-        remarks = [note for note in before.notes if note.startswith(LONGER)]
-    if cfg.trainer.max_epochs != epochs and ("_target_" in cfg.schedule or "early_stopping" in cfg.callbacks):
-        remarks.append(
-            f"{LONGER}, {epochs} → {cfg.trainer.max_epochs}: a run of {cfg.trainer.max_epochs} from the start has "
-            "another schedule, or may have stopped earlier."
-        )
+        remarks = [note for note in before.notes if note.startswith(CHANGED)]
+    if "_target_" in cfg.schedule or "early_stopping" in cfg.callbacks:
+        remarks += _remarks(planned, options, epochs)
     from mnist_lab.run import flush_denormals, run
 
     flush_denormals()
+    report = asked.get("report", True)
     with at_work(folder, until=None):
-        run(cfg, folder, overrides + more, command + more, started, report=asked.get("report", True), remarks=remarks)
+        run(cfg, folder, _changed(overrides, options), _changed(command, options), started, (), report, remarks)
+
+
+def _with_limits(cfg: DictConfig, options: dict[str, str]) -> DictConfig:
+    """Return the config with other limits.
+
+    Raises:
+        UserError: a value is not allowed.
+    """
+    for key in (key for key in LIMITS if key in options):
+        try:
+            OmegaConf.update(cfg, key, yaml.safe_load(options[key]), merge=False, force_add=True)
+        except yaml.YAMLError:
+            raise UserError(f"{key}={options[key]}: not understood") from None
+    check(cfg)
+    return cfg
+
+
+def _changed(words: list[str], options: dict[str, str]) -> list[str]:
+    """Return the words of a command with other values for some options: the command that repeats the whole run."""
+    kept = [word for word in words if not (word.startswith("+") and word.lstrip("+").partition("=")[0] in options)]
+    # Every config has the others.
+    return kept + [f"{'+' * (key == 'trainer.max_time')}{key}={value}" for key, value in options.items()]
+
+
+def _longer(result: Result) -> str:
+    """Return the option with which a finished run trains longer."""
+    ended = result.ended.get("by")
+    if ended == "max_steps":
+        return f"trainer.max_steps={result.ended['steps'] + 1}"
+    return (
+        "'trainer.max_time={minutes: 10}'" if ended == "max_time" else f"trainer.max_epochs={len(result.history) + 1}"
+    )
+
+
+def _remarks(planned: DictConfig, options: dict[str, str], epochs: int) -> list[str]:
+    """Return a note on each limit that is another now.
+
+    Args:
+        planned: the config that the run had.
+        options: the limits that were typed.
+        epochs: of the run so far, or that were planned.
+    """
+    before = {"epochs": epochs, "steps": planned.trainer.get("max_steps", -1)}
+    now = {unit: options.get(f"trainer.max_{unit}", str(count)) for unit, count in before.items()}
+    return [
+        f"The number of {unit} has changed, {count} → {now[unit]}: a run of {now[unit]} from the start has another "
+        "schedule, or may have stopped earlier."
+        for unit, count in before.items()
+        if now[unit] != str(count)
+    ]

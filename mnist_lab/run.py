@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import json
 import logging
@@ -25,7 +26,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -39,12 +40,14 @@ from mnist_lab.build import (
     check_fit,
     check_optimizer,
     check_processes,
+    check_time_left,
+    limits_of,
     load_weights,
     make_steps_cheap,
-    read_checkpoint,
 )
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import Diverged, UserError
+from mnist_lab.evaluate import asked_of
 from mnist_lab.files import marked, write_whole
 from mnist_lab.processes import processes
 from mnist_lab.result import (
@@ -60,7 +63,9 @@ from mnist_lab.result import (
 from mnist_lab.seeds import seed_of
 from mnist_lab.show.report import leave_report
 from mnist_lab.terminal import metrics_table, relative, show, show_result, show_where, warn
-from mnist_lab.training import CHARTS, Classifier, History, NeuronForwardPass, newest
+from mnist_lab.training import CHARTS, Checkpoints, Classifier, History, NeuronForwardPass, ending
+from mnist_lab.training.checkpoint_files import read_checkpoint, to_resume
+from mnist_lab.training.loggers import close_loggers, open_loggers, versions_of
 from mnist_lab.trust import seal
 
 log = logging.getLogger(__name__)
@@ -161,22 +166,26 @@ def run(
                 raise UserError(
                     f"callbacks.{key}: Lightning's {kind.__name__} needs training steps of one mini-batch. {instead}"
                 )
-    last = newest(run_dir / "checkpoints")
-    saved = {} if last is None else read_checkpoint(last)
-    states = saved.get("callbacks", {})
-    done = len(states["History"]["rows"]) if "History" in states else 0
-    trainer = build_trainer(cfg, run_dir, [*configured.values(), history, *callbacks], done)
+    last, saved = to_resume(run_dir / "checkpoints", limits_of(cfg))
+    states, step = saved.get("callbacks", {}), saved.get("global_step", 0)
+    versions = versions_of(asked_of(run_dir).get("loggers"))
+    trainer = build_trainer(cfg, run_dir, [*configured.values(), history, *callbacks], step, versions)
     check_processes(cfg, trainer)
     check_device(cfg, trainer)
     check_regrouped(saved, trainer.world_size, run_dir)
+    if states.get("Checkpoints", {}).get("over") != limits_of(cfg):
+        check_time_left(trainer, states)
+    done = len(states["History"]["rows"]) if "History" in states else 0
     epochs = done + bool(saved.get("counted", {}).get("sums"))
-    if cfg.trainer.max_epochs < epochs:
+    if -1 != cfg.trainer.max_epochs < epochs:
         raise UserError(
             f"trainer.max_epochs={cfg.trainer.max_epochs} is not allowed: {relative(run_dir)} has had more already, "
             f"trainer.max_epochs={epochs} is the least"
         )
-    if last is not None:
-        load_weights(net, last, saved)
+    if (
+        last is not None
+    ):  # do they fit? Lightning loads them, after the callbacks have seen those that a run begins with
+        load_weights(copy.deepcopy(net), last, saved)
     began_with = saved.get("ImageDataModule", {})
     if (reason := began_with.get("fallback")) is not None:
         data.use_fallback(reason)
@@ -205,97 +214,149 @@ def run(
     make_steps_cheap(trainer, data, module)
     module.example_input_array = trainer.precision_plugin.convert_input(torch.zeros(1, *data.shape))
 
+    asked = {"command": command, "overrides": overrides, "report": report, "remarks": list(remarks)}
+    succeeded = False
     if trainer.is_global_zero:
-        text = marked(OmegaConf.to_yaml(cfg))
-        asked = {"command": command, "overrides": overrides, "report": report, "remarks": list(remarks)}
-        (run_dir / "result.json").unlink(missing_ok=True)  # of the shorter run that goes on
-        write_whole(run_dir / "config.yaml", text)
-        write_whole(run_dir / "run.json", json.dumps(asked | {"seal": seal(text)}) + "\n")
-        announce(cfg, net, data, trainer, run_dir)
-        warn(doubts)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            for row in Path(trainer.logger.log_dir).glob(f"*{HPARAMS}"):  # TensorBoard keeps the first that it reads
-                row.unlink()
-            trainer.logger.experiment.add_custom_scalars(CHARTS)
-    torch.manual_seed(seed_of("dropout", cfg.seeds.dropout, trainer.global_rank))
-    fit_start = time.perf_counter()
-    with processes(trainer, run_dir):
-        try:
-            trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
-        except MisconfigurationException as error:  # what Lightning sees only when it looks at the batches
-            raise UserError(f"trainer: {brief(error)}") from error
-        except RuntimeError as error:
-            if not str(error).startswith("Early stopping conditioned on metric"):  # which is not there
-                raise
-            raise UserError(f"callbacks: {brief(error)}") from error
-        except Diverged as error:
-            kept = run_dir / "checkpoints" / "last.ckpt"
-            good = f"the last good checkpoint is {relative(kept)}" if kept.exists() else "no checkpoint is there"
-            raise Diverged(f"{error}; {good}. A smaller optimizer.lr may help") from error
-        fit_end = time.perf_counter()
-        if not history.rows:
-            raise UserError("training was stopped before its first step: see trainer.max_time and the callbacks")
-        if trainer.is_global_zero and len(history.rows) < cfg.trainer.max_epochs:
-            log.info(f"stopped after epoch {len(history.rows)} of {cfg.trainer.max_epochs}")
-        best = Path(trainer.strategy.broadcast(str(run_dir / "checkpoints" / "best.ckpt")))
-        if cfg.test_checkpoint == "best" and not best.exists():
-            raise UserError("test_checkpoint=best: no epoch was validated, see trainer.check_val_every_n_epoch")
-        tested = len(history.rows)
-        if cfg.test_checkpoint == "best":  # its weights alone: what came after it is part of the run
-            chosen = read_checkpoint(best)
-            load_weights(net, best, chosen)
-            tested = int(chosen["epoch"]) + 1
-        trainer.test(module, datamodule=data, verbose=False)
-    test_end = time.perf_counter()
-    if not trainer.is_global_zero:
-        return None
-
-    cut_short = []
-    seen, there = module.mini_batches_done
-    if seen < there:
-        cut_short = [
-            f"Epoch {len(history.rows)} was cut short after {seen:,} of {there:,} mini-batches: its training loss and "
-            "accuracy are of those alone."
-        ]
-    result = Result(
-        schema_version=SCHEMA_VERSION,
-        name=cfg.name,
-        command=shlex.join(["python", "-m", "mnist_lab", *command]),
-        overrides=overrides,
-        config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
-        seed=cfg.seed,
-        started_at=started_at,
-        code=code_state() | ({"own": own} if own else {}),
-        packages=package_versions(),
-        machine=machine(trainer),
-        data=data_facts(cfg, data),
-        model={
-            "target": cfg.model._target_,
-            "parameters": sum(p.numel() for p in net.parameters()),
-            "trainable_parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
-        },
-        history=history.rows,
-        test={
-            "loss": module.metrics["test/loss"],
-            "acc": module.metrics["test/acc"],
-            "correct": round(module.metrics["test/acc"] * module.metrics["test/n"]),
-            "n": int(module.metrics["test/n"]),
-            "checkpoint": cfg.test_checkpoint,
-            "epoch": tested,
-        },
-        seconds={
-            "start": round(fit_start - started, 3),
-            "train": round(fit_end - fit_start, 3),
-            "test": round(test_end - fit_end, 3),
-        },
-        notes=[*notes(cfg, data, [*history.rows, module.metrics], module.processes), *cut_short, *remarks, *doubts],
-        extras=extras(trainer),
-    )
-    log_hyperparameters(trainer.logger, result)
+        asked["loggers"] = open_loggers(trainer.loggers, step)
+    try:
+        if trainer.is_global_zero:
+            begin(cfg, run_dir, asked, trainer)
+            announce(cfg, net, data, trainer, run_dir)
+            warn(doubts)
+        torch.manual_seed(seed_of("dropout", cfg.seeds.dropout, trainer.global_rank))
+        times = [time.perf_counter()]
+        with processes(trainer, run_dir):
+            fit(trainer, module, data, last, run_dir)
+            if not history.rows:
+                raise UserError("training was stopped before its first step: see trainer.max_time and the callbacks")
+            times.append(time.perf_counter())
+            tested = load_tested(cfg, trainer, module, run_dir, len(history.rows))
+            trainer.test(module, datamodule=data, verbose=False)
+        times.append(time.perf_counter())
+        if not trainer.is_global_zero:
+            return None
+        result = Result(
+            schema_version=SCHEMA_VERSION,
+            name=cfg.name,
+            command=shlex.join(["python", "-m", "mnist_lab", *command]),
+            overrides=overrides,
+            config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
+            seed=cfg.seed,
+            started_at=started_at,
+            code=code_state() | ({"own": own} if own else {}),
+            packages=package_versions(),
+            machine=machine(trainer),
+            data=data_facts(cfg, data),
+            model={
+                "target": cfg.model._target_,
+                "parameters": sum(p.numel() for p in net.parameters()),
+                "trainable_parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
+            },
+            history=history.rows,
+            test={
+                "loss": module.metrics["test/loss"],
+                "acc": module.metrics["test/acc"],
+                "correct": round(module.metrics["test/acc"] * module.metrics["test/n"]),
+                "n": int(module.metrics["test/n"]),
+                "checkpoint": cfg.test_checkpoint,
+                "epoch": tested,
+            },
+            ended={
+                "by": ending.reason(trainer, len(history.rows)),
+                "epochs": len(history.rows),
+                "steps": trainer.global_step,
+            },
+            seconds={
+                "start": round(times[0] - started, 3),
+                "train": round(times[1] - times[0], 3),
+                "test": round(times[2] - times[1], 3),
+            },
+            notes=[
+                *notes(cfg, data, [*history.rows, module.metrics], module.processes),
+                *cut_short(module, len(history.rows)),
+                *remarks,
+                *doubts,
+            ],
+            extras=extras(trainer),
+        )
+        log_hyperparameters(trainer, result)
+        succeeded = True
+    finally:
+        if trainer.is_global_zero:
+            close_loggers(trainer.loggers, succeeded)
     result.save(run_dir)  # last: a run that has it is finished, and nothing of it is done again
     show_result(result)
     show_where(result, run_dir, leave_report(run_dir, data) if report else None)
     return result
+
+
+def cut_short(module: Classifier, epochs: int) -> list[str]:
+    """Return a note on the last epoch where a limit has cut it short."""
+    seen, there = module.mini_batches_done
+    if seen >= there:
+        return []
+    return [
+        f"Epoch {epochs} was cut short after {seen:,} of {there:,} mini-batches: its training loss and accuracy are of "
+        "those alone."
+    ]
+
+
+def begin(cfg: DictConfig, run_dir: Path, asked: dict[str, Any], trainer: L.Trainer) -> None:
+    """Write what a run is and what it was asked for; forget the result of a shorter one that goes on."""
+    text = marked(OmegaConf.to_yaml(cfg))
+    (run_dir / "result.json").unlink(missing_ok=True)
+    write_whole(run_dir / "config.yaml", text)
+    write_whole(run_dir / "run.json", json.dumps(asked | {"seal": seal(text)}) + "\n")
+    if isinstance(trainer.logger, TensorBoardLogger):
+        for row in Path(trainer.logger.log_dir).glob(f"*{HPARAMS}"):  # TensorBoard keeps the first that it reads
+            row.unlink()
+        trainer.logger.experiment.add_custom_scalars(CHARTS)
+
+
+def fit(trainer: L.Trainer, module: Classifier, data: ImageDataModule, last: Path | None, run_dir: Path) -> None:
+    """Train to the end; the module has afterwards the weights that the training ended with.
+
+    Args:
+        trainer: the run's.
+        module: what is trained.
+        data: on which images.
+        last: the checkpoint to go on from; None: the training begins.
+        run_dir: the run's folder.
+
+    Raises:
+        UserError: Lightning refuses an option, or a metric that a callback follows isn't there.
+        Diverged: a loss or a weight is not finite.
+    """
+    checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+    except MisconfigurationException as error:  # what Lightning sees only when it looks at the batches
+        raise UserError(f"trainer: {brief(error)}") from error
+    except RuntimeError as error:
+        if not str(error).startswith("Early stopping conditioned on metric"):  # which is not there
+            raise
+        raise UserError(f"callbacks: {brief(error)}") from error
+    except Diverged as error:
+        kept = run_dir / "checkpoints" / "last.ckpt"
+        good = f"the last good checkpoint is {relative(kept)}" if kept.exists() else "no checkpoint is there"
+        raise Diverged(f"{error}; {good}. A smaller optimizer.lr may help") from error
+    checkpoints.finish(trainer, module)
+
+
+def load_tested(cfg: DictConfig, trainer: L.Trainer, module: Classifier, run_dir: Path, epochs: int) -> int:
+    """Give the module the weights that are to be tested, and return the epoch that they are of, from 1.
+
+    Raises:
+        UserError: the best epoch's are asked for, and no epoch was validated.
+    """
+    if cfg.test_checkpoint != "best":
+        return epochs
+    best = Path(trainer.strategy.broadcast(str(run_dir / "checkpoints" / "best.ckpt")))
+    if not best.exists():
+        raise UserError("test_checkpoint=best: no epoch was validated, see trainer.check_val_every_n_epoch")
+    chosen = read_checkpoint(best)
+    load_weights(module.net, best, chosen)
+    return int(chosen["epoch"]) + 1
 
 
 def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, float]:
@@ -460,18 +521,19 @@ def extras(trainer: L.Trainer) -> dict[str, Any]:
     return {"forward_pass": passes[0].output} if passes else {}
 
 
-def log_hyperparameters(logger: Logger | None, result: Result) -> None:
-    """Gives TensorBoard the run's row in the HParams tab, with its test metrics, and the config as text.
+def log_hyperparameters(trainer: L.Trainer, result: Result) -> None:
+    """Give TensorBoard the run's row in the HParams tab, with its test metrics, and the config as text.
 
     Other loggers get the test's metrics and the config as they take them.
     """
+    logger = trainer.logger
     if logger is None:
         return
-    after = len(result.history) + 1  # what a process wrote that was killed now is forgotten when the run goes on
-    logger.log_metrics({"test/acc": result.test["acc"], "test/loss": result.test["loss"]}, after)
+    # What a process wrote that was killed now is forgotten when the run goes on: that is after its last step.
+    measured = {"test/acc": result.test["acc"], "test/loss": result.test["loss"], "epoch": trainer.current_epoch}
+    logger.log_metrics(measured, trainer.global_step)
     if not isinstance(logger, TensorBoardLogger):
         logger.log_hyperparams(result.config)
-        logger.finalize("success")
         return
     from torch.utils.tensorboard import FileWriter
     from torch.utils.tensorboard.summary import hparams

@@ -102,8 +102,19 @@ def show_result(result: Result) -> None:
     rows.append((f"test, {test['n']:,} images of {result.data['name']}", test["loss"], test["acc"]))
     table = metrics_table(result.name, rows)
     table.add_row("gap, train − test", "", f"{100 * (row['train/acc'] - test['acc']):+.2f} points")
+    table.add_section()
+    table.add_row(escape(f"{result.ended['epochs']:,} epochs, {result.ended['steps']:,} steps"), "", _ended_by(result))
     show(table)
+    limit = result.config["trainer"].get("max_steps", -1)
+    if limit not in (-1, None) and result.ended["by"] != "max_steps":
+        log.info(f"trainer.max_steps={limit} was not reached: {_ended_by(result)}, after {result.ended['steps']} steps")
     warn(result.notes)
+
+
+def _ended_by(result: Result) -> str:
+    by, asked = result.ended["by"], result.config["trainer"]
+    limit = {"max_epochs": f"max_epochs={asked['max_epochs']}", "max_steps": f"max_steps={asked.get('max_steps')}"}
+    return f"ended by {limit.get(by, 'a callback' if by == 'callback' else by)}"
 
 
 def show_where(result: Result, run_dir: Path, report: Path | None) -> None:

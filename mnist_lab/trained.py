@@ -13,10 +13,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from mnist_lab.build import brief, build, load_weights, read_checkpoint
+from mnist_lab.build import brief, build, load_weights
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import checkpoint_of, load_config
 from mnist_lab.result import Result
+from mnist_lab.training.checkpoint_files import read_checkpoint
 from mnist_lab.words import path_of
 
 

@@ -131,6 +131,12 @@ def outcome(folder: Path) -> tuple[Any, ...]:
     return result.test, rows, {name: tensor.tolist() for name, tensor in weights.items()}
 
 
+def last_steps(result: Result) -> list[int]:
+    """The last step of each epoch, from 0, at which its values are drawn; no epoch was cut short."""
+    an_epoch = result.ended["steps"] // len(result.history)
+    return [an_epoch * row["epoch"] - 1 for row in result.history]
+
+
 def in_memory(images: Tensor | DatasetImages) -> Tensor:
     """The images of a data set that is held in memory."""
     assert isinstance(images, Tensor)

@@ -67,11 +67,12 @@ def steps(events: EventAccumulator, tag: str) -> list[int]:
     return [event.step for event in events.Scalars(tag)]
 
 
-def test_every_run_draws_its_curves_over_the_epochs(plain: Path) -> None:
+def test_every_run_draws_its_curves_at_the_last_step_of_each_epoch(plain: Path) -> None:
     events = read(plain)
     for tag in ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "train/images_per_second"):
-        assert steps(events, tag) == [1, 2]
-    assert steps(events, "test/acc") == steps(events, "test/loss") == [2 + 1]
+        assert steps(events, tag) == [27, 55]  # of 28 an epoch
+    assert {(event.step, event.value) for event in events.Scalars("epoch")} == {(27, 0), (55, 1), (56, 2)}
+    assert steps(events, "test/acc") == steps(events, "test/loss") == [56]
     for event, row in zip(events.Scalars("train/images_per_second"), Result.load(plain).history, strict=True):
         assert event.value >= 3500 / row["seconds"]  # which validation is part of
     assert events.Tags()["images"] == events.Tags()["histograms"] == [] and not events.Tags()["graph"]
@@ -100,8 +101,8 @@ def test_the_dashboard_leaves_steps_cheap() -> None:
 def test_mistakes_of_each_epoch_and_the_confusion_matrix_are_pictures(full: Path) -> None:
     events = read(full)
     assert sorted(events.Tags()["images"]) == ["confusion_matrix/test", "mistakes/validation"]
-    assert [event.step for event in events.Images("mistakes/validation")] == [1, 2]
-    assert [event.step for event in events.Images("confusion_matrix/test")] == [2]
+    assert [event.step for event in events.Images("mistakes/validation")] == [27, 55]
+    assert [event.step for event in events.Images("confusion_matrix/test")] == [56]
     for tag in events.Tags()["images"]:
         picture = np.asarray(Image.open(io.BytesIO(events.Images(tag)[-1].encoded_image_string)))
         assert min(picture.shape[:2]) >= 700 and picture.std() > 20
@@ -145,7 +146,7 @@ def test_histograms_are_of_all_weights_and_their_gradients(full: Path) -> None:
     names = [f"layers.{n}.{kind}" for n in (1, 4, 7) for kind in ("weight", "bias")]
     assert set(events.Tags()["histograms"]) == {f"{of}/{name}" for of in ("weights", "gradients") for name in names}
     for tag in events.Tags()["histograms"]:
-        assert [event.step for event in events.Histograms(tag)] == [1, 2]
+        assert [event.step for event in events.Histograms(tag)] == [27, 55]
     assert events.Histograms("gradients/layers.1.weight")[0].histogram_value.num == 64 * 784
 
 

@@ -32,6 +32,7 @@ class EpochOrder:
         self.seed = seed
         self.fixed = fixed
         self.epoch = 0
+        self._made: tuple[int, Tensor] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of this epoch, counted from 0."""
@@ -41,8 +42,10 @@ class EpochOrder:
         """The positions in the order of the epoch: int64 (N,)."""
         if self.seed is None:
             return self.index
-        generator = torch.Generator().manual_seed(seed_of("order", self.seed, self.epoch))
-        return self.index[torch.randperm(len(self.index), generator=generator)]
+        if self._made is None or self._made[0] != self.epoch:
+            generator = torch.Generator().manual_seed(seed_of("order", self.seed, self.epoch))
+            self._made = self.epoch, self.index[torch.randperm(len(self.index), generator=generator)]
+        return self._made[1]
 
 
 class Batch(NamedTuple):
@@ -136,6 +139,11 @@ class Batches:
     def mini_batch_size(self, number: int) -> int:
         """How many images the mini-batch of this number, from 0, has over all processes."""
         return min(self.batch_size, len(self.sampler.index) - number * self.batch_size)
+
+    def labels_of(self, first: int, end: int) -> Tensor:
+        """Return the labels of the mini-batches from number `first` to before `end`, over all processes: int64 (n,)."""
+        positions = self.sampler()[first * self.batch_size : end * self.batch_size]
+        return self.labels[positions.to(self.labels.device)]
 
     def __iter__(self) -> Iterator[Batch]:
         start = self._start()

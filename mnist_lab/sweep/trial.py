@@ -37,6 +37,7 @@ from mnist_lab.sweep.study import (
     trials_of,
 )
 from mnist_lab.training import Classifier
+from mnist_lab.training.ending import is_over
 
 if TYPE_CHECKING:
     import optuna
@@ -73,7 +74,7 @@ class TrialReporter(Checkpoint):
         if value is None or not math.isfinite(value):
             return
         self.study._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
-        last = epoch >= (trainer.max_epochs or 0)
+        last = is_over(trainer, epoch)
         # One of several processes can't end alone: Lightning would kill the program with it.
         if not last and trainer.world_size == 1 and self.pruner.prune(self.study, trials_of(self.study)[self.number]):
             raise TrialPruned(f"after epoch {epoch}")

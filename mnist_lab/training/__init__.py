@@ -1,7 +1,8 @@
 """The LightningModule and the callbacks of a run."""
 
 from mnist_lab.training.callbacks import EpochProgress, History, LayerTable, NeuronForwardPass
-from mnist_lab.training.checkpoints import Checkpoints, WholeFiles, newest
+from mnist_lab.training.checkpoint_files import WholeFiles, newest
+from mnist_lab.training.checkpoints import Checkpoints, ValidatedWeights
 from mnist_lab.training.classifier import Classifier
 from mnist_lab.training.dashboard import CHARTS, Dashboard
 from mnist_lab.training.optimizers import SGD, Adam, AdamW, RMSprop
@@ -21,6 +22,7 @@ __all__ = [
     "NeuronForwardPass",
     "RMSprop",
     "Replay",
+    "ValidatedWeights",
     "WholeFiles",
     "newest",
 ]

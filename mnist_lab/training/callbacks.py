@@ -77,7 +77,7 @@ class History(Checkpoint):
 
     @staticmethod
     def _line(row: dict[str, Any], epochs: int) -> str:
-        words = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"]
+        words = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}" if epochs > 0 else f"epoch {row['epoch']}"]
         for stage in ("train", "val"):
             if row[f"{stage}/loss"] is not None:
                 words.append(f"{stage} loss {row[f'{stage}/loss']:.4f}  acc {row[f'{stage}/acc']:7.2%}")
@@ -106,7 +106,9 @@ class EpochProgress(ProgressBar):
         if not self._enabled or not get_console().is_terminal:
             return
         self._bar = Progress(
-            TextColumn(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"),
+            TextColumn(
+                f"epoch {trainer.current_epoch + 1}" + (f"/{epochs}" if (epochs := trainer.max_epochs) != -1 else "")
+            ),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("batches,"),

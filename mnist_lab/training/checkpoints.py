@@ -3,84 +3,37 @@
 from __future__ import annotations
 
 import logging
-import os
-import pickle
-import re
-import shutil
-import signal
-import threading
 import time
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelPruning
+from torch import Tensor
 
-from mnist_lab.errors import UserError
-from mnist_lab.processes import is_helper_process
-from mnist_lab.terminal import relative, to_go_on
+from mnist_lab.files import sync_folder
+from mnist_lab.terminal import to_go_on
+from mnist_lab.training import weights
+from mnist_lab.training.checkpoint_files import link, read
 from mnist_lab.training.classifier import Classifier
+from mnist_lab.training.ending import is_over
+from mnist_lab.training.signals import StopSignals, name_of
 
 log = logging.getLogger(__name__)
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
-"""Ctrl-C, what `kill` and cluster schedulers send to end a job, and what SLURM's `--signal=USR1@60` announces it by,
-which Windows hasn't."""
-
-
-class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint straight to its file, and returns when the disk has it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._read_back = False
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Called by Lightning in the first process.
-
-        Raises:
-            UserError: what a callback has given can be written, but not be read without running code.
-        """
-        file = Path(path)
-        file.parent.mkdir(exist_ok=True)
-        file.unlink(missing_ok=True)  # it may be another checkpoint's second name
-        with file.open("wb") as stream:
-            torch.save(checkpoint, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if not self._read_back:
-            try:
-                torch.load(file, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError as error:
-                kind = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
-                raise UserError(
-                    f"checkpoints could not be read again{f', for they would hold {kind[1]}' if kind else ''}: the "
-                    "state_dict of a callback may have numbers, texts, tensors, and lists and dicts of them"
-                ) from error
-            self._read_back = True
-
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Called by Lightning in each process.
-
-        Raises:
-            UserError: the file is damaged.
-        """
-        if (damaged := damage(Path(path))) is not None:
-            raise UserError(f"{path} is damaged ({damaged})")
-        return super().load_checkpoint(path, *args, **kwargs)
 
 
 class Checkpoints(Checkpoint):
     """Keeps last.ckpt, previous.ckpt (the last but one) and best.ckpt (the highest val/acc), each whole or not at all.
 
+    A checkpoint is written when a step or an epoch ends, and takes its name at the next hook: by then Lightning has
+    given the loggers what that step or epoch measured, which a resumed run won't measure again. The last one takes its
+    name after the training, with the weights that the callbacks have left (`finish`).
+
+    Where a limit ends the training within an epoch, cut.ckpt is the state of that moment: with a higher limit a run
+    goes on from there.
+
     A run that is told to stop, in any of its processes, does so after the step that it is at: its checkpoint is
-    written, the command to go on is shown, and the program ends with exit status 128 plus the signal's number. A second
-    signal, more than a second later, ends it at once: terminals, torchrun and SLURM may all pass on the first.
+    written, the command to go on is shown, and the program ends with exit status 128 plus the signal's number.
 
     A Checkpoint, because Lightning calls those last: when everything else knows of the epoch.
 
@@ -89,83 +42,95 @@ class Checkpoints(Checkpoint):
         number: how many units pass between two checkpoints, 1 or more.
         unit: "epoch", "step" (of the optimiser) or "minute". Checkpoints come when a training step ends.
         best: whether there is validation data to choose the best by.
+        limits: values of trainer.max_epochs, max_steps and max_time: with the same ones a training that is over
+            stays so.
     """
 
-    def __init__(self, folder: Path, number: int, unit: str, best: bool) -> None:
+    def __init__(self, folder: Path, number: int, unit: str, best: bool, limits: dict[str, Any] | None = None) -> None:
         self.folder, self.number, self.unit, self.best = folder, number, unit, best
+        self.limits = limits or {}
         self.highest = float("-inf")
-        self.over: int | None = None
-        self._signal, self._told_at = 0, 0.0
-        self._handlers: dict[int, Any] = {}
+        self.over: dict[str, Any] | int | None = None
+        self.signals = StopSignals(folder.parent)
+        self._validated: dict[str, Tensor] | None = None
+        self._unnamed: tuple[bool, bool] | None = None
+        """Of a checkpoint that is written: whether it is the best, and whether it is the last."""
+        self._leave_with, self._epoch = 0, 0
+        self._trained = False
 
     def state_dict(self) -> dict[str, Any]:
-        """What the best is, and whether training is over."""
+        """Return the highest val/acc, and the limits where training is over."""
         return {"highest": self.highest, "over": self.over}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Restore what `state_dict` returned; earlier versions kept only the number of epochs."""
         self.highest, self.over = state_dict["highest"], state_dict["over"]
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Skip a training that is over, unless one of its limits is another now."""
+        self._trained, self._unnamed, self._leave_with = False, None, 0
+        if self.over is not None and self.over in (self.limits, self.limits.get("max_epochs")):
+            trainer.should_stop = True
+        self.over = None if not trainer.should_stop else self.over
+        if trainer.is_global_zero:
+            for path in (self._part, self._best_part):
+                path.unlink(missing_ok=True)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listens for signals from now on. A training that was stopped early isn't gone on with, but by more epochs."""
-        trainer.should_stop = self.over == trainer.max_epochs
-        self._step, self._time = trainer.global_step, time.monotonic()
-        self._listen(self._told_to_stop)
+        """Note signals from now on."""
+        self._step, self._time, self._trained = trainer.global_step, time.monotonic(), True
+        self.signals.note_while_training()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listens for signals again, which end the test at once: there is nothing to save."""
-        self._listen(self._stop_the_test)
+        """Have signals end the test at once."""
+        self.signals.end_the_test()
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listens no longer."""
-        self._deafen()
+        """Put back the signals' handlers."""
+        self.signals.restore_handlers()
 
-    def _listen(self, handler: Callable[[int, FrameType | None], None]) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, handler) for number in SIGNALS}
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Name the checkpoint that the epoch before has left."""
+        self._name(trainer)
 
-    def _told_to_stop(self, number: int, frame: FrameType | None) -> None:
-        if not self._signal:
-            self._signal, self._told_at = number, time.monotonic()
-        elif time.monotonic() - self._told_at > 1 and not is_helper_process():
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    def _stop_the_test(self, number: int, frame: FrameType | None) -> None:
-        self._deafen()
-        if not is_helper_process():
-            unfinished = not (self.folder.parent / "result.json").exists()
-            how = f" To go on: {to_go_on(self.folder.parent)}" if unfinished else ""
-            log.warning(f"stopped by {_name(number)} in the test.{how}")
-        raise SystemExit(128 + number)
-
-    def _told(self, trainer: L.Trainer) -> int:
-        """The signal that one of the processes has got; 0: none."""
-        if trainer.world_size == 1:
-            return self._signal
-        signals = torch.tensor(self._signal, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(signals, reduce_op="max"))
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Name the checkpoint that the step before has left."""
+        self._name(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves where that is due, unless the epoch's end or a validation is about to come."""
-        told = self._told(trainer)
-        if not (told or (self.unit != "epoch" and self._due(trainer))):
+        """Save where that is due, unless the epoch's end or a validation is about to come."""
+        received = self.signals.received(trainer)
+        cut = is_over(trainer, trainer.current_epoch)
+        if not (received or cut or (self.unit != "epoch" and self._due(trainer))):
             return
         assert isinstance(pl_module, Classifier)
         loop = trainer.fit_loop.epoch_loop
+        if loop.batch_progress.is_last_batch or pl_module.accumulates(batch_idx):
+            return
+        if cut:
+            self._save_cut(trainer)
+            return
         fetcher = trainer.fit_loop._data_fetcher
         assert fetcher is not None
-        if loop.batch_progress.is_last_batch or loop._should_check_val_fx(fetcher) or pl_module.accumulates(batch_idx):
+        if loop._should_check_val_fx(fetcher):
             return
         pl_module.look_for_divergence_anywhere()
         self._save(trainer)
-        if told:
-            self._leave(trainer, told)
+        self._leave_with = received
+
+    def keep_validated(self, module: Classifier) -> None:
+        """Copy the weights that a validation has judged, if they are the best so far: callbacks may change them."""
+        found = module.metrics.get("val/acc")
+        improved = self.best and found is not None and found > self.highest
+        self._validated = weights.usable(module) if improved else None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves what is best so far, of several validations within an epoch."""
+        """Save the best so far, of several validations within an epoch."""
+        _part_from_pruning(trainer, pl_module)
         loop = trainer.fit_loop.epoch_loop
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not loop.batch_progress.is_last_batch:
             assert isinstance(pl_module, Classifier)
@@ -175,39 +140,63 @@ class Checkpoints(Checkpoint):
                 self._save(trainer, improved=True, last=not pl_module.accumulates(loop.batch_idx))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves where that is due, where the epoch is the best, the last, or was told to be."""
+        """Save where that is due, where the epoch is the best or the last, or where a signal was received."""
+        _part_from_pruning(trainer, pl_module)
         assert isinstance(pl_module, Classifier)
-        told = self._told(trainer)
-        epoch = trainer.current_epoch + 1
-        due = epoch % self.number == 0 if self.unit == "epoch" else self._due(trainer)
-        over = epoch == trainer.max_epochs or trainer.should_stop
-        self.over = trainer.max_epochs if over else None
+        received, over = self.signals.received(trainer), is_over(trainer, trainer.current_epoch + 1)
+        due = (trainer.current_epoch + 1) % self.number == 0 if self.unit == "epoch" else self._due(trainer)
+        self.over = self.limits if over else None
         improved = self._improved(pl_module)
-        if told or due or over or improved:
+        if received or due or over or improved:
             self._save(trainer, improved)
-        if told:
-            self._leave(trainer, told)
+        self._leave_with = received
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listens no longer; and saves what an epoch that ended early, or a callback of others at the end, has left.
-
-        But for averaged weights, which the epoch's checkpoint has: a run goes on from those that were averaged.
-        """
-        self._deafen()
-        others = any(
-            type(callback).on_train_end is not L.Callback.on_train_end
-            and not type(callback).__module__.startswith("mnist_lab.")
-            and not isinstance(callback, WeightAveraging)
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
-        )
-        if others or trainer.global_step != self._step:
+        """Save what an epoch has left that ended without its last hook."""
+        if trainer.global_step != self._step:
             self._save(trainer)
+        self.signals.restore_handlers()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Says how to go on after a second Ctrl-C."""
-        self._deafen()
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and (self.folder / "last.ckpt").exists():
+        """Say how to go on after a second Ctrl-C."""
+        self.signals.restore_handlers()
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and self._last.exists():
             log.warning(f"stopped at once. To go on: {to_go_on(self.folder.parent)}")
+
+    def finish(self, trainer: L.Trainer, module: Classifier) -> None:
+        """Give the training's last checkpoint the weights that it has ended with, and its name.
+
+        Callbacks may have changed them when the training ended, as weight averaging does. A longer training goes on
+        from those of the last epoch, which the checkpoint keeps beside them. Where the training was over before, the
+        module gets the weights that it had ended with.
+
+        Raises:
+            SystemExit: a signal was received in the last epoch.
+        """
+        if not self._trained:
+            if self._last.exists():
+                module.load_state_dict(read(self._last)["state_dict"])
+            return
+        if trainer.is_global_zero and (source := self._part if self._part.exists() else self._last).exists():
+            saved, ended_with = read(source), weights.usable(module)
+            if not weights.same(saved["state_dict"], ended_with):
+                saved["resume_from"] = saved.get("resume_from") or saved["state_dict"]
+                saved["state_dict"] = ended_with
+                trainer.strategy.checkpoint_io.save_checkpoint(saved, self._part)
+                self._unnamed = (self._unnamed or (False, True))[0], True
+        self._name(trainer)
+
+    @property
+    def _last(self) -> Path:
+        return self.folder / "last.ckpt"
+
+    @property
+    def _part(self) -> Path:
+        return self.folder / ".part"
+
+    @property
+    def _best_part(self) -> Path:
+        return self.folder / ".best"
 
     def _due(self, trainer: L.Trainer) -> bool:
         if self.unit == "step":
@@ -215,7 +204,7 @@ class Checkpoints(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(time.monotonic() - self._time >= 60 * self.number, all=False)
 
     def _improved(self, module: Classifier) -> bool:
-        """Whether validation has found the best so far. Of two that are equal the first is kept."""
+        """Return whether validation has found the best so far. Of two that are equal the first is kept."""
         found = module.metrics.get("val/acc")
         if not self.best or found is None or found <= self.highest:
             return False
@@ -223,82 +212,77 @@ class Checkpoints(Checkpoint):
         return True
 
     def _save(self, trainer: L.Trainer, improved: bool = False, last: bool = True) -> None:
-        """Saves as the last checkpoint, as the best where it has improved, or as both."""
-        part, newest = self.folder / ".part", self.folder / "last.ckpt"
+        """Write the last checkpoint, the best where it has improved, or both; `_name` gives them their names."""
+        self._name(trainer)
         if last:
             self._step, self._time = trainer.global_step, time.monotonic()
+        try:
+            trainer.save_checkpoint(self._part)
+            if improved and trainer.is_global_zero:
+                self._save_best(trainer)
+        except BaseException:
+            for path in (self._part, self._best_part):  # of a disk that is full
+                path.unlink(missing_ok=True)
+            raise
+        self._unnamed, self._epoch = (improved, last), trainer.current_epoch + 1
+
+    def _save_best(self, trainer: L.Trainer) -> None:
+        """Write the best checkpoint: with the weights that were judged, where they have been changed since."""
+        saved = read(self._part) if self._validated is not None else {}
+        if self._validated is None or weights.same(saved["state_dict"], self._validated):
+            link(self._part, self._best_part)
+        else:
+            saved["state_dict"] = self._validated
+            trainer.strategy.checkpoint_io.save_checkpoint(saved, self._best_part)
+        self._validated = None
+
+    def _save_cut(self, trainer: L.Trainer) -> None:
+        """Write the state in which a limit ends the training within an epoch."""
+        trainer.save_checkpoint(self._part)
+        if trainer.is_global_zero:
+            self._part.replace(self.folder / "cut.ckpt")
+
+    def _name(self, trainer: L.Trainer) -> None:
+        """Give a checkpoint that was written its name, and leave where a signal asks for it."""
+        if self._unnamed is None:
+            return
+        (improved, last), self._unnamed = self._unnamed, None
         for logger in trainer.loggers:
             logger.save()  # what a resumed run won't write again
-        try:
-            trainer.save_checkpoint(part)
-            if trainer.is_global_zero:
-                if improved:  # before the last one says that it is: whoever goes on from the one before finds it again
-                    _same_file(part, self.folder / "best.ckpt")
-                if last and newest.exists():
-                    _same_file(newest, self.folder / "previous.ckpt")
-                if last:
-                    part.replace(newest)
-                part.unlink(missing_ok=True)
-        except BaseException:
-            part.unlink(missing_ok=True)  # of a disk that is full
-            raise
-        trainer.strategy.barrier()
-
-    def _leave(self, trainer: L.Trainer, number: int) -> None:
-        self._deafen()
         if trainer.is_global_zero:
-            when, how = f"in epoch {trainer.current_epoch + 1}", to_go_on(self.folder.parent)
-            log.warning(f"stopped by {_name(number)} {when}, nothing is lost. To go on: {how}")
-        raise SystemExit(128 + number)
+            if improved:  # before the last one says that it is: whoever goes on from the one before finds it again
+                self._best_part.replace(self.folder / "best.ckpt")
+            if last and self._last.exists():
+                link(self._last, self.folder / "previous.ckpt")
+            if last:
+                self._part.replace(self._last)
+            self._part.unlink(missing_ok=True)
+            sync_folder(self.folder)
+        trainer.strategy.barrier()
+        if self._leave_with:
+            self.signals.restore_handlers()
+            if trainer.is_global_zero:
+                where, how = f"in epoch {self._epoch}", to_go_on(self.folder.parent)
+                log.warning(f"stopped by {name_of(self._leave_with)} {where}, nothing is lost. To go on: {how}")
+            raise SystemExit(128 + self._leave_with)
 
-    def _deafen(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
 
+class ValidatedWeights(Callback):
+    """Has `Checkpoints` copy the weights that a validation has judged, before other callbacks change them.
 
-def _name(number: int) -> str:
-    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's file; None where nothing is.
-
-    Every part of a checkpoint carries a CRC-32, which PyTorch writes and doesn't look at.
+    Its place is the first among the callbacks.
     """
-    try:
-        with zipfile.ZipFile(path) as parts:
-            return parts.testzip()
-    except Exception as error:  # a bit more or less in a header makes zipfile raise whatever reads what follows it
-        return str(error) or type(error).__name__
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Hand the module on, unless this is a check before training or no training at all."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            assert isinstance(pl_module, Classifier)
+            self.checkpoints.keep_validated(pl_module)
 
 
-def newest(folder: Path) -> Path | None:
-    """The last checkpoint that is whole; one that is damaged is set aside, with a warning. None where there is none."""
-    for path in (folder / "last.ckpt", folder / "previous.ckpt"):
-        if not path.exists():
-            continue
-        if (damaged := damage(path)) is None:
-            return path
-        if is_helper_process():  # the first sets it aside
-            continue
-        before = path.name == "last.ckpt" and (folder / "previous.ckpt").exists()
-        then = "the one before is used" if before else "the run begins anew"
-        log.warning(f"{relative(path)} is damaged ({damaged}): {then}, and it is kept as .damaged")
-        path.replace(path.with_suffix(".damaged"))
-    return None
-
-
-def _same_file(source: Path, target: Path) -> None:
-    """Gives a file a second name, in the place of what has it; a copy where the file system knows no second names."""
-    new = target.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    try:
-        os.link(source, new)
-    except OSError:
-        try:
-            shutil.copyfile(source, new)
-        except BaseException:
-            new.unlink(missing_ok=True)
-            raise
-    new.replace(target)
+def _part_from_pruning(trainer: L.Trainer, module: L.LightningModule) -> None:
+    if any(isinstance(callback, ModelPruning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        weights.own_memory(module)

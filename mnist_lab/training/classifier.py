@@ -18,8 +18,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from mnist_lab.data import Batch, Batches
 from mnist_lab.errors import Diverged, UserError
 from mnist_lab.seeds import seed_of
+from mnist_lab.training import random_numbers
 from mnist_lab.training.replay import Replay
 from mnist_lab.training.schedules import Plateau, make_schedule
+from mnist_lab.training.weights import restore, same
 
 
 class Classifier(L.LightningModule):
@@ -73,6 +75,7 @@ class Classifier(L.LightningModule):
         self._random: dict[str, Any] | None = None
         self._position: dict[str, int] | None = None
         self._frozen: set[str] | None = None
+        self._weights: dict[str, Tensor] | None = None
         self._by_epoch = False
         self._start = self._end = self._trained = 0.0
 
@@ -107,6 +110,8 @@ class Classifier(L.LightningModule):
                 if schedule is not None and not self._by_epoch:
                     schedule.step()  # type: ignore[union-attr]
             outcomes.append((logits, loss))
+        # Lightning's count for the loggers, one behind until the step's hooks are over, is of its own training steps.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.step_of_curves
         self._count("train", outcomes, batch)
         self.mini_batches_done = number, self._mini_batches
         self._end = time.perf_counter()
@@ -115,6 +120,11 @@ class Classifier(L.LightningModule):
         if end is not None:
             self._trained = self._log_sums("train")
         return outcomes[-1][1]
+
+    @property
+    def step_of_curves(self) -> int:
+        """The optimiser's last step, from 0, at which Lightning draws what an epoch has measured."""
+        return max(0, self.trainer.global_step - 1)
 
     def look_for_divergence_anywhere(self) -> None:
         """Raises Diverged, in all processes, if a loss of one of them in this epoch is not finite.
@@ -150,7 +160,7 @@ class Classifier(L.LightningModule):
                 callback.on_before_zero_grad(self.trainer, self, optimizer)  # which Lightning leaves to who does this
             optimizer.zero_grad()
         logits, loss = self._predict(images, labels)
-        weight = self._weight(number, labels) / self.accumulate
+        weight = self._weight(number, labels)
         loss_of_step = loss if weight == 1 else loss * weight
         if self.direct:
             loss_of_step.backward()
@@ -210,9 +220,10 @@ class Classifier(L.LightningModule):
         """Keeps the random numbers' state and what has been counted of an epoch, so that a stopped run goes on."""
         checkpoint["processes"] = self.processes
         checkpoint["frozen"] = [name for name, weight in self.named_parameters() if not weight.requires_grad]
-        checkpoint["random"] = {"cpu": self._of_each(torch.get_rng_state())}
-        if self.device.type == "cuda":
-            checkpoint["random"]["cuda"] = self._of_each(torch.cuda.get_rng_state(self.device))
+        own = self.state_dict()
+        checkpoint["resume_from"] = None if same(own, checkpoint["state_dict"]) else own
+        states = random_numbers.collect(self.device)
+        checkpoint["random"] = {kind: self._of_each(state) for kind, state in states.items()}
         elapsed = time.perf_counter() - self._start
         shares = {
             stage: self._of_each(torch.cat([sums, sums.new_tensor([n])])) for stage, (sums, n) in self._sums.items()
@@ -221,12 +232,20 @@ class Classifier(L.LightningModule):
         checkpoint["counted"] = {"sums": shares, "metrics": self.metrics, "elapsed": elapsed, "mini_batches": done}
         batches = self.trainer.train_dataloader
         checkpoint["batches"] = batches.state_dict() if isinstance(batches, Batches) else None
+        # Where loggers see the run: Lightning adds one when it goes on from within a training step, and only then.
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        within = progress.completed < progress.processed
+        checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = (
+            self.trainer.global_step - within
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Finds them again; the random numbers' state and the batches' are set when the training begins."""
         self._random, self._position = checkpoint["random"], checkpoint["batches"]
         self.processes = list(checkpoint["processes"])
         self._frozen = set(checkpoint["frozen"])
+        if "resume_from" in checkpoint:  # which earlier versions didn't keep
+            self._weights = checkpoint["resume_from"] or checkpoint["state_dict"]
         counted = checkpoint["counted"]
         self._start = time.perf_counter() - counted["elapsed"]
         for stage, shares in counted["sums"].items():
@@ -238,6 +257,9 @@ class Classifier(L.LightningModule):
     def on_train_start(self) -> None:
         """Goes on with what the checkpoint has, if there is one: random numbers, frozen weights, place in the epoch."""
         batches = self.trainer.train_dataloader
+        if self._weights is not None:
+            restore(self, self._weights)
+            self._weights = None
         if self._frozen is not None:
             for name, weight in self.named_parameters():
                 weight.requires_grad_(name not in self._frozen)
@@ -255,11 +277,7 @@ class Classifier(L.LightningModule):
         if not before or before[0] != self.trainer.world_size:
             self.processes.append(self.trainer.world_size)
         if self._random is not None and self.processes[-1:] == before:
-            # Clones, because of a part of a tensor PyTorch would read the first bytes of the whole.
-            mine = {kind: states[rank].clone() for kind, states in self._random.items()}
-            torch.set_rng_state(mine["cpu"])
-            if "cuda" in mine and self.device.type == "cuda":
-                torch.cuda.set_rng_state(mine["cuda"], self.device)
+            random_numbers.restore({kind: states[rank] for kind, states in self._random.items()}, self.device)
         elif self._random is not None:  # of other processes: from the seed that this one began with, others than then
             torch.manual_seed(seed_of("dropout", torch.initial_seed(), self.trainer.current_epoch))
 
@@ -293,8 +311,11 @@ class Classifier(L.LightningModule):
         logits = self(self.trainer.precision_plugin.convert_input(images))
         if self.compiled:  # a CUDA graph writes what it gives to the same place each time
             logits = logits.clone()
-        # Of a batch smaller than the number of processes some get nothing, and the mean of nothing would be NaN.
-        return logits, self.loss(logits, labels) if len(labels) > 0 else logits.sum()
+        # Of a batch smaller than the number of processes some get nothing, and the mean of nothing would be NaN; so
+        # would that of images whose classes have no weight.
+        of_classes = self._class_weights
+        counted = len(labels) if of_classes is None else float(of_classes[labels].sum())
+        return logits, self.loss(logits, labels) if counted > 0 else logits.sum() * 0.0
 
     @property
     def _steps(self) -> int:
@@ -313,27 +334,48 @@ class Classifier(L.LightningModule):
     def _total_steps(self) -> int:
         """Steps of the optimiser that the run will take."""
         most = self.trainer.estimated_stepping_batches  # of training steps; and it sets up the batches to be counted
+        if most == float("inf"):
+            raise UserError("schedule: it needs to know how many steps there will be: give trainer.max_epochs=N")
         if self.trainer.max_epochs in (None, -1):
             return int(most)
         steps = self.trainer.max_epochs * -(-self._mini_batches // self.accumulate)
         return steps if self.trainer.max_steps == -1 else min(steps, self.trainer.max_steps)
 
     def _weight(self, number: int, labels: Tensor) -> float:
-        """What a mini-batch's gradient counts: processes average theirs, whose shares of it need not be equal."""
-        if self.trainer.world_size == 1:
+        """Return what a mini-batch's mean loss counts in the mean over all images of one step of the optimiser.
+
+        A step may be of several mini-batches, of which an epoch's last is smaller and its last group shorter; and of
+        several processes, whose shares need not be equal and whose gradients are averaged.
+
+        Args:
+            number: the mini-batch's, from 0.
+            labels: int64 (n,), of this process's share of it.
+        """
+        processes = self.trainer.world_size
+        if processes == self.accumulate == 1:
             return 1.0
         batches = self.trainer.train_dataloader
         assert isinstance(batches, Batches)
+        first = number - number % self.accumulate
+        end = min(first + self.accumulate, self._mini_batches)
         if self._class_weights is None:
-            return len(labels) * self.trainer.world_size / batches.mini_batch_size(number)
-        mine = self._class_weights[labels].sum()
-        mean: Any = self.trainer.strategy.reduce(mine.clone(), reduce_op="mean")
-        return float(mine / mean)
+            return len(labels) * processes / sum(map(batches.mini_batch_size, range(first, end)))
+        everything = float(self._class_weights[batches.labels_of(first, end)].sum())
+        mine = float(self._class_weights[labels].sum())
+        return mine * processes / everything if everything > 0 else 0.0
 
     @property
     def _class_weights(self) -> Tensor | None:
         """(classes,): the loss divides by the sum of its images' weights; None where it divides by their number."""
-        return self.loss.weight if isinstance(self.loss, nn.CrossEntropyLoss | nn.NLLLoss) else None
+        if not isinstance(self.loss, nn.CrossEntropyLoss | nn.NLLLoss):
+            return None
+        weights, ignored = self.loss.weight, self.loss.ignore_index
+        if ignored < 0:  # which no label is
+            return weights
+        classes: int = self.trainer.datamodule.num_classes  # type: ignore[attr-defined]
+        weights = torch.ones(classes, device=self.device) if weights is None else weights.clone()
+        weights[ignored:][:1] = 0
+        return weights
 
     def _count(self, stage: str, outcomes: list[tuple[Tensor, Tensor]], batch: Batch) -> None:
         """Adds to the sums: loss, correct answers and, if classes have weights, theirs, as tensors on the device, which
@@ -346,8 +388,7 @@ class Classifier(L.LightningModule):
                 found = torch.stack([loss, correct.float()])
             else:
                 weights = torch.stack([self._class_weights[part].sum() for part in batch.labels.split(batch.sizes)])
-                # Of images without weight the mean is no number.
-                loss = (torch.stack([loss.float() for _, loss in outcomes]) * weights).where(weights > 0, 0).sum()
+                loss = (torch.stack([loss.float() for _, loss in outcomes]) * weights).sum()
                 found = torch.stack([loss, correct.float(), weights.sum()])
             sums, n = self._sums.get(stage, (torch.zeros_like(found), 0))
             self._sums[stage] = (sums + found, n + len(batch.labels))
@@ -392,4 +433,4 @@ class Classifier(L.LightningModule):
         self.log_dict(found, logger=False, on_step=False, on_epoch=True, batch_size=1)
         if curves and not self.trainer.sanity_checking:
             for logger in self.trainer.loggers:
-                logger.log_metrics(found, self.trainer.current_epoch + 1)
+                logger.log_metrics(found | {"epoch": self.trainer.current_epoch}, self.step_of_curves)

@@ -73,7 +73,7 @@ class Dashboard(Callback):
             return
         answers = _answers(trainer, pl_module, _data(trainer).val_dataloader(whole=True), trainer.num_val_batches)
         if len(answers.mistakes):
-            _draw(writer, "mistakes/validation", figures.least_probable(answers, self.mistakes), _epoch(trainer))
+            _draw(writer, "mistakes/validation", figures.least_probable(answers, self.mistakes), _step(trainer))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the histograms."""
@@ -82,20 +82,20 @@ class Dashboard(Callback):
         for name, weight in pl_module.net.named_parameters():  # type: ignore[union-attr]
             for kind, values in (("weights", weight.detach()), ("gradients", weight.grad)):
                 if values is not None and (finite := values[values.isfinite()]).numel():
-                    writer.add_histogram(f"{kind}/{name}", finite.float(), _epoch(trainer))
+                    writer.add_histogram(f"{kind}/{name}", finite.float(), _step(trainer))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the confusion matrix, the precision-recall curves and the projector's images."""
         if (writer := _writer(trainer)) is None:
             return
-        batches, epoch = _data(trainer).test_dataloader(whole=True), _epoch(trainer)
+        batches, step = _data(trainer).test_dataloader(whole=True), _step(trainer)
         answers = _answers(trainer, pl_module, batches, trainer.num_test_batches)
         names, labels, predicted = answers.classes, answers.labels, answers.predicted
         figure = figures.confusion_matrix(answers)
         figure.axes[0].set_title(f"{len(answers.mistakes):,} of {len(labels):,} test images wrong")
-        _draw(writer, "confusion_matrix/test", figure, epoch)
+        _draw(writer, "confusion_matrix/test", figure, step)
         for number, name in enumerate(names):
-            writer.add_pr_curve(f"precision_recall/{name}", labels == number, answers.probabilities[:, number], epoch)
+            writer.add_pr_curve(f"precision_recall/{name}", labels == number, answers.probabilities[:, number], step)
 
         net, inputs = _net(pl_module), []
         sample = torch.linspace(0, len(labels) - 1, min(self.embedding, len(labels))).long()
@@ -141,9 +141,9 @@ def _data(trainer: L.Trainer) -> ImageDataModule:
     return data
 
 
-def _epoch(trainer: L.Trainer) -> int:
-    """The epoch, counted from 1: the current one during training, the last one afterwards."""
-    return trainer.current_epoch + (1 if trainer.training or trainer.validating else 0)
+def _step(trainer: L.Trainer) -> int:
+    """Return the step at which Lightning draws: the optimiser's last, from 0; after training, the one after it."""
+    return max(0, trainer.global_step - (1 if trainer.training or trainer.validating else 0))
 
 
 def _net(module: L.LightningModule) -> nn.Module:

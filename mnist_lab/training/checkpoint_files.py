@@ -1,0 +1,160 @@
+"""The files of checkpoints: written whole, read without running code, checked for damage."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from mnist_lab.errors import UserError
+from mnist_lab.files import sync_folder
+from mnist_lab.processes import is_helper_process
+from mnist_lab.terminal import relative
+
+log = logging.getLogger(__name__)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint straight to its file, and returns when the disk has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._read_back = False
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint. Lightning calls this in the first process.
+
+        Raises:
+            UserError: what a callback has given can be written, but not be read without running code.
+        """
+        file = Path(path)
+        file.parent.mkdir(exist_ok=True)
+        sync_folder(file.parent.parent)
+        file.unlink(missing_ok=True)  # it may be another checkpoint's second name
+        with file.open("wb") as stream:
+            torch.save(checkpoint, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if not self._read_back:
+            try:
+                read(file)
+            except pickle.UnpicklingError as error:
+                kind = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
+                raise UserError(
+                    f"checkpoints could not be read again{f', for they would hold {kind[1]}' if kind else ''}: the "
+                    "state_dict of a callback may have numbers, texts, tensors, and lists and dicts of them"
+                ) from error
+            self._read_back = True
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint. Lightning calls this in each process.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        if (damaged := damage(Path(path))) is not None:
+            raise UserError(f"{path} is damaged ({damaged})")
+        return super().load_checkpoint(path, *args, **kwargs)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU. Never run code that the file holds.
+
+    Raises:
+        pickle.UnpicklingError: the file holds more than numbers, texts, tensors, lists and dicts.
+    """
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return saved
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint's file; None where nothing is.
+
+    Every part of a checkpoint carries a CRC-32, which PyTorch writes and doesn't look at.
+    """
+    try:
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip()
+    except Exception as error:  # a bit more or less in a header makes zipfile raise whatever reads what follows it
+        return str(error) or type(error).__name__
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the last whole checkpoint; None where there is none. Set a damaged one aside, with a warning."""
+    for path in (folder / "last.ckpt", folder / "previous.ckpt"):
+        if not path.exists():
+            continue
+        if (damaged := damage(path)) is None:
+            return path
+        if is_helper_process():  # the first sets it aside
+            continue
+        before = path.name == "last.ckpt" and (folder / "previous.ckpt").exists()
+        then = "the one before is used" if before else "the run begins anew"
+        log.warning(f"{relative(path)} is damaged ({damaged}): {then}, and it is kept as .damaged")
+        path.replace(path.with_suffix(".damaged"))
+    return None
+
+
+def to_resume(folder: Path, limits: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
+    """Return the checkpoint that a run goes on from, and its content; None where there is none.
+
+    Where a limit has ended the training within an epoch and is another now, that is the state of that moment.
+
+    Args:
+        folder: of the checkpoints.
+        limits: values of trainer.max_epochs, max_steps and max_time now.
+
+    Raises:
+        UserError: the file is no checkpoint of a run.
+    """
+    if (path := newest(folder)) is None:
+        return None, {}
+    saved = read_checkpoint(path)
+    over = saved.get("callbacks", {}).get("Checkpoints", {}).get("over")
+    cut = folder / "cut.ckpt"
+    if over not in (None, limits, limits["max_epochs"]) and cut.exists() and damage(cut) is None:
+        was_cut = read_checkpoint(cut)
+        if was_cut["global_step"] == saved["global_step"]:
+            return cut, was_cut
+    return path, saved
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of a run. Never run code that the file holds.
+
+    Raises:
+        UserError: the file can't be read, or is no checkpoint of a run.
+    """
+    if (damaged := damage(path)) is not None:
+        raise UserError(f"{path} can't be read as a checkpoint, it is damaged: {damaged}")
+    try:
+        saved = read(path)
+        if not isinstance(saved["state_dict"], dict):
+            raise TypeError("its state_dict is none")
+    except Exception as error:  # torch raises what its unpickler and its zip reader raise
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{path} can't be read as a checkpoint: {why}") from error
+    return saved
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, in place of the file that has it; copy it where the file system has no links."""
+    new = target.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    try:
+        os.link(source, new)
+    except OSError:
+        try:
+            shutil.copyfile(source, new)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+    new.replace(target)

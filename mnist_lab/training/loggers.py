@@ -1,0 +1,89 @@
+"""A run's loggers: opened once, continued where a resumed run goes on, closed however the run ends."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from omegaconf import DictConfig
+
+from mnist_lab.errors import UserError
+
+
+def make_logger(described: DictConfig, run_dir: Path, step: int, version: str | int | None) -> Logger | None:
+    """Make the logger that a config describes.
+
+    Args:
+        described: its section of the config; empty: no logger.
+        run_dir: the run's folder, where it keeps its files.
+        step: of the optimiser, from which on the run trains: what TensorBoard has from there on is forgotten.
+        version: what the logger called the run before it was stopped, which it continues; None: a new run.
+
+    Raises:
+        UserError: the class isn't there, or doesn't take what the section gives it.
+    """
+    if not described:
+        return None
+    try:
+        taken = inspect.signature(get_class(described._target_)).parameters
+        again: dict[str, Any] = {}
+        if version is not None and "run_id" in taken:  # MLflow's
+            again = {"run_id": version}
+        elif version is not None and "version" in taken and described.get("version") is None:
+            again = {"version": version}
+        if issubclass(get_class(described._target_), TensorBoardLogger):
+            again["purge_step"] = step
+        logger: Logger = instantiate(described, save_dir=run_dir, **again)
+    except InstantiationException as error:
+        cause = " ".join(str(error.__cause__ or error).split())[:300]
+        raise UserError(f"logger: {cause}") from error
+    return logger
+
+
+def versions_of(asked: Any) -> list[str | int | None]:
+    """Return the loggers' names for a run as run.json has them, without those that could be a path elsewhere."""
+    listed = asked if isinstance(asked, list) else []
+    return [
+        item if isinstance(item, int) or (isinstance(item, str) and re.fullmatch(r"\w[\w.-]*", item)) else None
+        for item in listed
+    ]
+
+
+def open_loggers(loggers: Sequence[Logger], step: int) -> list[str | int | None]:
+    """Open what loggers write to; of a CSV file keep the rows before `step`, which Lightning would delete.
+
+    Returns:
+        What each calls the run: a version, or the id of a run on a server.
+    """
+    for logger in loggers:
+        kept = _rows_before(Path(logger.log_dir) / "metrics.csv", step) if isinstance(logger, CSVLogger) else []
+        _ = logger.experiment  # type: ignore[attr-defined]
+        for row in kept:
+            logger.log_metrics(row, int(row["step"]))  # type: ignore[arg-type]
+        if kept:
+            logger.save()
+    return [logger.version for logger in loggers]
+
+
+def close_loggers(loggers: Sequence[Logger], succeeded: bool) -> None:
+    """Have loggers write what they hold, and end the runs of those that would go on with them in this process."""
+    for logger in loggers:
+        logger.finalize("success" if succeeded else "failed")
+        finish = getattr(logger.experiment, "finish", None)  # type: ignore[attr-defined]
+        if callable(finish):  # Weights & Biases'
+            finish(exit_code=0 if succeeded else 1)
+
+
+def _rows_before(path: Path, step: int) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+    return [row for row in rows if int(row["step"]) < step]

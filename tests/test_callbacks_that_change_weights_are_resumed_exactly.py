@@ -1,0 +1,177 @@
+"""Weight averaging, pruning and the like: a run that was killed at any moment records what an undisturbed one does."""
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+import warm
+from lightning.pytorch.callbacks import Callback
+from test_no_kill_loses_anything import found
+from torch import nn
+
+from mnist_lab import load_run, train
+from mnist_lab.build import build_tested
+from mnist_lab.result import Result
+from mnist_lab.training.weights import restore, same, usable
+
+WORDS = ["model=mlp", "model.hidden=[32]", "data=mnist_5k", "data.train_size=1000", "data.batch_size=100"]
+WORDS += ["data.val=random", "data.val_size=500", "report=false", "trainer.max_epochs=3", "trainer.accelerator=cpu"]
+OWN = '''
+import os
+import random
+
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+
+
+class Killed(Callback):
+    """Kills its process in the hook and the epoch that the environment names."""
+
+
+def killed_in(name):
+    def hook(self, trainer, *_):
+        if os.environ.get("KILLED") == f"{name} {trainer.current_epoch}":
+            os.kill(os.getpid(), 9)
+
+    return hook
+
+
+for name in dir(Callback):
+    if name.startswith(("on_train_", "on_validation_", "on_test_")):
+        setattr(Killed, name, killed_in(name))
+
+
+class Average(Callback):
+    """Averages the weights of all epochs, and puts them in when the training ends."""
+
+    def __init__(self):
+        self.epochs, self.mean = 0, {}
+
+    def state_dict(self):
+        return {"epochs": self.epochs, "mean": self.mean}
+
+    def load_state_dict(self, state_dict):
+        self.epochs, self.mean = state_dict["epochs"], state_dict["mean"]
+
+    def on_train_epoch_end(self, trainer, module):
+        now = {name: value.detach().clone() for name, value in module.net.state_dict().items()}
+        old = self.mean or now
+        self.mean = {name: (old[name] * self.epochs + now[name]) / (self.epochs + 1) for name in now}
+        self.epochs += 1
+
+    def on_train_end(self, trainer, module):
+        module.net.load_state_dict(self.mean)
+
+
+class Noise(Callback):
+    """Multiplies the weights by random numbers of Python's and NumPy's, when epochs end and when training begins."""
+
+    def on_train_start(self, trainer, module):
+        self.on_train_epoch_end(trainer, module)
+
+    def on_train_epoch_end(self, trainer, module):
+        for weight in module.net.parameters():
+            weight.data *= 1 + random.gauss(0, 0.01) + np.random.normal(0, 0.01)
+'''
+PRUNING = "_target_: lightning.pytorch.callbacks.ModelPruning, pruning_fn: l1_unstructured, amount: 0.3"
+RECIPES = {
+    "exponential average": ["+callbacks.own._target_=lightning.pytorch.callbacks.EMAWeightAveraging"],
+    "average of the epochs": ["+callbacks.own._target_=own.Average"],
+    "noise": ["+callbacks.own._target_=own.Noise"],
+    "pruning": [f"+callbacks.own={{{PRUNING}, use_lottery_ticket_hypothesis: false}}", "checkpoint.every=4 steps"],
+    "lottery ticket": [f"+callbacks.own={{{PRUNING}}}"],
+    "pruning after validation": [
+        f"+callbacks.own={{{PRUNING}, use_lottery_ticket_hypothesis: false, prune_on_train_epoch_end: false}}",
+        "test_checkpoint=best",
+    ],
+}
+MOMENTS = ["on_train_batch_end 1", "on_validation_epoch_end 1", "on_train_epoch_end 1", "on_train_epoch_end 2"]
+MOMENTS += ["on_train_end 3", "on_test_start 3", "on_test_epoch_end 3"]
+
+
+def resumed(recipe: str, moments: list[str], folder: Path) -> None:
+    """Compare an undisturbed run with others that are killed at these moments and resumed."""
+    (folder / "own.py").write_text(OWN)
+    words = [*WORDS, *RECIPES[recipe], "+callbacks.killed._target_=own.Killed"]
+    done = warm.lab([*words, "hydra.run.dir=whole"], folder)
+    assert done.returncode == 0, done.stderr
+    for moment in moments:
+        run = moment.replace(" ", "_")
+        done = warm.lab([*words, f"hydra.run.dir={run}"], folder, environment={"KILLED": moment})
+        assert done.returncode == -9, (moment, done)
+        done = warm.lab(["resume", run], folder)
+        assert done.returncode == 0, (moment, done.stderr)
+        expected, here = found(folder / "whole"), found(folder / run)
+        for part in expected:
+            assert here[part] == expected[part], (moment, part)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "moment"),
+    [
+        ("exponential average", "on_test_start 3"),
+        ("average of the epochs", "on_train_end 3"),
+        ("pruning", "on_train_batch_end 1"),
+        ("lottery ticket", "on_train_epoch_end 1"),
+    ],
+)
+def test_a_run_that_was_killed_once(recipe: str, moment: str, tmp_path: Path) -> None:
+    resumed(recipe, [moment], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_that_was_killed_at_each_kind_of_moment(recipe: str, tmp_path: Path) -> None:
+    resumed(recipe, MOMENTS, tmp_path)
+
+
+def test_pruned_weights_are_trained_longer_from_those_of_the_last_epoch(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    words = [*WORDS, *RECIPES["pruning"]]
+    assert warm.lab([*words, "hydra.run.dir=three"], tmp_path).returncode == 0
+    assert warm.lab([*words, "trainer.max_epochs=2", "hydra.run.dir=two"], tmp_path).returncode == 0
+    assert warm.lab(["resume", "two", "trainer.max_epochs=3"], tmp_path).returncode == 0
+    three, two = found(tmp_path / "three"), found(tmp_path / "two")
+    for part in three:
+        assert two[part] == three[part], part
+
+
+class Swaps(Callback):
+    """Validates with other weights than it trains, and says so to no checkpoint."""
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.own = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        with torch.no_grad():
+            for weight in pl_module.parameters():
+                weight.mul_(weight.abs() > 0.03)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pl_module.load_state_dict(self.own)
+
+
+@pytest.mark.parametrize(
+    "callback", [f"{{{PRUNING}, use_lottery_ticket_hypothesis: false}}", f"{{_target_: {__name__}.Swaps}}"]
+)
+def test_the_best_checkpoint_holds_the_weights_whose_accuracy_it_is_named_for(callback: str, tmp_path: Path) -> None:
+    train(*WORDS, f"+callbacks.own={callback}", "logger=none", run_dir=tmp_path / "run")
+    run = load_run(tmp_path / "run", "best", device="cpu")
+    data = build_tested(run.cfg, tmp_path / "run")
+    assert data.images is not None and isinstance(data.images.train_images, torch.Tensor)
+    answers = run.predict(data.images.train_images[data.val_index]).argmax(1)
+    right = int((answers == data.images.train_labels[data.val_index]).sum())
+    highest = max(row["val/acc"] for row in Result.load(tmp_path / "run").history)
+    assert right == round(highest * len(data.val_index))
+
+
+def test_weights_that_are_pruned_in_a_checkpoint_are_pruned_again() -> None:
+    layer = nn.Sequential(nn.Linear(4, 3))
+    nn.utils.prune.l1_unstructured(layer[0], "weight", amount=6)
+    kept, expected = {name: value.clone() for name, value in layer.state_dict().items()}, usable(layer)
+    assert (expected["0.weight"] == 0).sum() == 6 and expected.keys() == {"0.weight", "0.bias"}
+    other = nn.Sequential(nn.Linear(4, 3))
+    weight = other[0].weight
+    restore(other, kept)
+    assert other[0].weight_orig is weight, "which the optimiser has"
+    assert same(usable(other), expected) and same(other.state_dict(), kept)
+    assert torch.equal(other(torch.eye(4)), layer(torch.eye(4)))
