@@ -1,0 +1,100 @@
+"""Curves of a run that was killed and resumed are those of one that was not, whichever logger and callback draws them."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import warm
+from test_callbacks_that_change_weights_are_resumed_exactly import OWN, WORDS
+from test_no_kill_loses_anything import found
+
+from mnist_lab import train
+from mnist_lab.training.loggers import versions_of
+
+DRAWS = '''
+
+class Draws(Callback):
+    """Logs by epoch as a callback does, in both hooks."""
+
+    def on_validation_epoch_end(self, trainer, module):
+        module.log("val/f1", 1.0 + trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer, module):
+        module.log("own/epoch", 2.0 + trainer.current_epoch)
+
+
+class DrawsSteps(Draws):
+    """Logs each step, too."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        module.log("own/step", float(trainer.global_step))
+'''
+CSV = ["logger=none", "+logger._target_=lightning.pytorch.loggers.CSVLogger"]
+RECIPES = {
+    "by epoch": ["+callbacks.own._target_=own.Draws"],
+    "by step": [
+        *("+callbacks.own._target_=own.DrawsSteps", "+trainer.log_every_n_steps=1", "checkpoint.every=4 steps"),
+        "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateMonitor",
+        *("+trainer.val_check_interval=0.5", "schedule=cosine"),
+    ],
+    "csv": ["+callbacks.own._target_=own.Draws", *CSV],
+    "csv of a fixed version": ["+callbacks.own._target_=own.Draws", *CSV, "+logger.version=one"],
+}
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """What a CSV logger has written, but for times."""
+    (path,) = run.rglob("metrics.csv")
+    with path.open() as file:
+        return [{k: v for k, v in row.items() if v and "second" not in k} for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_killed_runs_have_each_point_once(recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN + DRAWS)
+    words = [*WORDS, *RECIPES[recipe], "+callbacks.killed._target_=own.Killed"]
+    assert warm.lab([*words, "hydra.run.dir=whole"], tmp_path).returncode == 0
+    for moment in ("on_train_batch_end 0", "on_train_epoch_start 1", "on_train_epoch_end 1", "on_train_end 3"):
+        run = moment.replace(" ", "_")
+        killed = warm.lab([*words, f"hydra.run.dir={run}"], tmp_path, environment={"KILLED": moment})
+        assert killed.returncode == -9, killed
+        done = warm.lab(["resume", run], tmp_path)
+        assert done.returncode == 0, (moment, done.stderr)
+        if "csv" in recipe:
+            assert rows(tmp_path / run) == rows(tmp_path / "whole"), moment
+        else:
+            assert found(tmp_path / run)["points"] == found(tmp_path / "whole")["points"], moment
+
+
+def test_a_callbacks_values_stand_where_ours_do(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN + DRAWS)
+    for name, callback in (("fast", "Draws"), ("single steps", "DrawsSteps")):
+        words = [*WORDS, f"+callbacks.own._target_=own.{callback}", "trainer.accumulate_grad_batches=3"]
+        done = warm.lab([*words, f"hydra.run.dir='{name}'"], tmp_path)
+        assert done.returncode == 0, done.stderr
+        points: dict[str, list[Any]] = found(tmp_path / name)["points"]
+        at = {tag: [step for step, _ in points[tag]] for tag in ("train/loss", "val/acc", "val/f1", "own/epoch")}
+        assert set(map(tuple, at.values())) == {(3, 7, 11)}, "the last of four steps an epoch, from 0"
+        assert set(points["epoch"]) == {(3, 0.0), (7, 1.0), (11, 2.0), (12, 3.0)}
+
+
+def test_each_run_of_a_process_has_a_run_of_its_own_at_weights_and_biases(tmp_path: Path) -> None:
+    wandb = pytest.importorskip("wandb")
+    words = [*WORDS, "trainer.max_epochs=1", "logger=none", "+logger._target_=lightning.pytorch.loggers.WandbLogger"]
+    words += ["+logger.offline=true", "+logger.project=tests"]
+    for name in ("one", "two"):
+        train(*words, run_dir=tmp_path / name)
+        assert wandb.run is None, "it is closed"
+    done = warm.lab(["resume", "two", "trainer.max_epochs=2"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    ids = {name: {path.name for path in (tmp_path / name).rglob("run-*.wandb")} for name in ("one", "two")}
+    assert len(ids["one"]) == len(ids["two"]) == 1 and ids["one"] != ids["two"]
+    assert len(list((tmp_path / "two").rglob("run-*.wandb"))) == 2, "of the run and of what was resumed"
+
+
+def test_names_of_loggers_runs_that_could_be_paths_are_not_used() -> None:
+    asked = ["version_1", 3, "../elsewhere", "/tmp/x", "..", None, {"a": 1}, "jo25c402", True]
+    assert versions_of(asked) == ["version_1", 3, None, None, None, None, None, "jo25c402", True]
+    assert versions_of("../x") == versions_of(None) == []
