@@ -22,6 +22,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 from mnist_lab.errors import UserError
+from mnist_lab.files import move, sync_folder
 from mnist_lab.processes import is_helper_process
 from mnist_lab.terminal import relative, to_go_on
 from mnist_lab.training.classifier import Classifier
@@ -48,6 +49,7 @@ class WholeFiles(TorchCheckpointIO):
         """
         file = Path(path)
         file.parent.mkdir(exist_ok=True)
+        sync_folder(file.parent.parent)
         file.unlink(missing_ok=True)  # it may be another checkpoint's second name
         with file.open("wb") as stream:
             torch.save(checkpoint, stream)
@@ -237,7 +239,7 @@ class Checkpoints(Checkpoint):
                 if last and newest.exists():
                     _same_file(newest, self.folder / "previous.ckpt")
                 if last:
-                    part.replace(newest)
+                    move(part, newest)
                 part.unlink(missing_ok=True)
         except BaseException:
             part.unlink(missing_ok=True)  # of a disk that is full
@@ -301,4 +303,4 @@ def _same_file(source: Path, target: Path) -> None:
         except BaseException:
             new.unlink(missing_ok=True)
             raise
-    new.replace(target)
+    move(new, target)
