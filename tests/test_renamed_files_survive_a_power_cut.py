@@ -21,7 +21,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Events:
     fsync, replace = os.fsync, Path.replace
 
     def synced(handle: int) -> None:
-        seen.append(("sync", Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+        seen.append(("sync", Path(f"/proc/self/fd/{handle}").readlink().name))
         fsync(handle)
 
     def renamed(source: Path, target: Path) -> Path:
