@@ -49,7 +49,7 @@ def rerun(words: list[str]) -> None:
     if found is None:  # of a helper process
         return
     numbers = differences(_numbers(before), _numbers(found))
-    others = differences(_circumstances(before), _circumstances(found))
+    others = differences(_circumstances(before, before), _circumstances(found, before))
     if not numbers:
         print(f"reproduced: history and test are those of {folder}, to the last digit")
     else:
@@ -72,10 +72,15 @@ def _numbers(result: Result) -> dict[str, Any]:
     return {**rows, "test": {k: v for k, v in result.test.items() if k != "epoch"}}  # which older results don't have
 
 
-def _circumstances(result: Result) -> dict[str, Any]:
+def _circumstances(result: Result, before: Result) -> dict[str, Any]:
+    """What numbers may depend on, besides the config; of the code what `before`, which may be older, has recorded."""
     machine = {key: value for key, value in result.machine.items() if "memory" not in key}
+    code = {key: value for key, value in result.code.items() if key in before.code}
+    if "own_repositories" in code:  # whatever folder they are in
+        repositories = code["own_repositories"].items()
+        code["own_repositories"] = {name: {**found, "root": None} for name, found in repositories}
     return {
-        "code": result.code,
+        "code": code,
         "packages": result.packages,
         "machine": machine,
         "data": {"name": result.data["name"], "digest": result.data["digest"]},

@@ -53,7 +53,7 @@ from mnist_lab.result import (
     code_state,
     cores,
     most_memory,
-    own_modules,
+    own_code,
     package_versions,
     processor,
 )
@@ -191,7 +191,7 @@ def run(
             "from may be among today's validation or test images. To go on, put the files back as they were; to use "
             "those of now, start a new run"
         )
-    own = own_modules([OmegaConf.to_container(cfg)])  # now: they may be edited while it trains
+    own = own_code([OmegaConf.to_container(cfg)])  # now: they may be edited while it trains
     doubts = check_fit(cfg, net, loss, data)
     check_batches(net, data, trainer)
     optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule") or None
@@ -265,7 +265,7 @@ def run(
         config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
         seed=cfg.seed,
         started_at=started_at,
-        code=code_state() | ({"own": own} if own else {}),
+        code=code_state() | own,
         packages=package_versions(),
         machine=machine(trainer),
         data=data_facts(cfg, data),
