@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -50,7 +50,8 @@ class Result:
             null.
         data: requested, name (the data really used), fallback (why another data set stands in, or null), digest
             (SHA-256 over the files' digests), files with their digests (up to 20 of them), classes, images in train,
-            val and test, val_from.
+            val and test, val_from; of the test images those seen of each class (test_counts, or null), and the digest
+            of all with their labels (test_digest, or null).
         model: target, parameters, trainable_parameters.
         history: one row per epoch: epoch, train/loss, train/acc, val/loss, val/acc, lr, seconds.
         test: loss, acc, correct, n, checkpoint ("last" or "best") and the epoch that it is of.
@@ -58,6 +59,8 @@ class Result:
             process that finished it.
         notes: what readers of the numbers must know: substitute data, a test set used for validation.
         extras: what only some networks have: forward_pass of the neuron.
+        repeats: of a run that `rerun` made and that has reproduced another to the last digit, the other's `identity`
+            (the first's, where that one repeats another in turn); null for all others.
 
     The file has one more field, sha256: that of `json.dumps(others, sort_keys=True)`, the others being those above.
     """
@@ -79,10 +82,17 @@ class Result:
     seconds: dict[str, float]
     notes: list[str]
     extras: dict[str, Any]
+    repeats: str | None = None
 
     def __repr__(self) -> str:
         measured = f"test acc {self.test['acc']:.2%}, loss {self.test['loss']:.4f}"
         return f"Result({self.name}, seed {self.seed}, {len(self.history)} epochs: {measured})"
+
+    @property
+    def identity(self) -> str:
+        """What tells this run from all others: SHA-256 of its config, seed, start, history and test."""
+        parts = ("config", "seed", "started_at", "history", "test")
+        return _digest(_finite({part: getattr(self, part) for part in parts}))
 
     @property
     def tested(self) -> dict[str, Any]:
@@ -123,7 +133,8 @@ class Result:
                 raise KeyError("test")
             if values.pop("sha256", None) not in (None, _digest(values)):
                 raise UserError(f"{path} is damaged: its values are not those that its sha256 was made of")
-            return Result(**{field.name: values[field.name] for field in fields(Result)})
+            optional = {field.name: field.default for field in fields(Result) if field.default is not MISSING}
+            return Result(**{field.name: (optional | values)[field.name] for field in fields(Result)})
         except FileNotFoundError:
             raise UserError(f"{run_dir} is no finished run: it has no result.json") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

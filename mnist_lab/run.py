@@ -44,6 +44,7 @@ from mnist_lab.build import (
     read_checkpoint,
 )
 from mnist_lab.data import ImageDataModule
+from mnist_lab.data.facts import test_facts
 from mnist_lab.errors import Diverged, UserError
 from mnist_lab.files import marked, write_whole
 from mnist_lab.processes import processes
@@ -268,7 +269,7 @@ def run(
         code=code_state() | own,
         packages=package_versions(),
         machine=machine(trainer),
-        data=data_facts(cfg, data),
+        data=data_facts(cfg, data) | test_facts(data, int(module.metrics["test/n"]), trainer.world_size),
         model={
             "target": cfg.model._target_,
             "parameters": sum(p.numel() for p in net.parameters()),

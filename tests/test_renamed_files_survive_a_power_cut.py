@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,14 @@ def test_a_checkpoint_has_its_second_name_before_the_next_is_renamed(tmp_path: P
 def test_a_new_sweep_has_the_names_of_its_files(tmp_path: Path, events: Events) -> None:
     folder = tmp_path / "sweep"
     folder.mkdir()
-    asked = {"argv": [], "storage": None, "study": "s", "directions": ["maximize"], "objectives": [], "config": {}}
+    asked: dict[str, Any] = {
+        "argv": [],
+        "storage": None,
+        "study": "s",
+        "directions": ["maximize"],
+        "objectives": [],
+        "config": {},
+    }
     save_asked(folder, asked | {"code": {}}, own=False)
     assert events[-2:] == [("rename", "sweep.json"), ("sync", "sweep")]
     open_study(folder)

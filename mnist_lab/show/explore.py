@@ -156,13 +156,13 @@ def _tell(parts: Parts, index: int) -> None:
         counts.add_row(str(label), escape(name), f"{train[label]:,}", f"{test[label]:,}")
     counts.add_section()
     counts.add_row("", "all", f"{len(parts.train_labels):,}", f"{len(parts.test_labels):,}")
-    label = parts.train_labels[index]
-    one_hot = torch.nn.functional.one_hot(label, classes).tolist()
+    own = parts.train_labels[index]
+    one_hot = torch.nn.functional.one_hot(own, classes).tolist()
     console = get_console()
     console.print(parts.name, style="bold", highlight=False, markup=False)
     for shown in (before, after, counts):
         console.print(shown)
-    print(f"training image {index}: label {label}, one-hot: [{' '.join(map(str, one_hot))}]\n")
+    print(f"training image {index}: label {own}, one-hot: [{' '.join(map(str, one_hot))}]\n")
 
 
 def _title(parts: Parts, index: int) -> str:
