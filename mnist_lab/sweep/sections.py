@@ -43,9 +43,13 @@ class Section:
     def baseline(self) -> str:
         """The sentence about always answering the most frequent class."""
         if self.frequent_acc is None:
-            return "Accuracy of always answering the most frequent class: unknown, these results have no class counts."
+            return (
+                "Accuracy of always answering the test images' most frequent class: unknown, no result has its count."
+            )
         name = "" if self.frequent is None else f", {self.frequent}"
-        return f"Accuracy of always answering the most frequent class{name}: {100 * self.frequent_acc:.2f} %."
+        return (
+            f"Accuracy of always answering the test images' most frequent class{name}: {100 * self.frequent_acc:.2f} %."
+        )
 
     @property
     def is_mnist(self) -> bool:
