@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +23,7 @@ USAGE = "use: python -m mnist_lab rerun outputs/.../RUN [dir=FOLDER]"
 def rerun(words: list[str]) -> None:
     """Runs the config of a finished run again, in a new folder, and compares history and test, to the last digit.
 
+    Mark the new result as a repetition where they are equal, so that `compare` takes both for one measurement.
     Ends the program with exit status 1 where they differ, after naming what else does: code, versions, data, machine.
 
     Args:
@@ -48,9 +50,11 @@ def rerun(words: list[str]) -> None:
         found = run(cfg, new, before.overrides, shlex.split(before.command)[3:], started)
     if found is None:  # of a helper process
         return
+    found = Result.load(new)  # as numbers are in files: without NaN
     numbers = differences(_numbers(before), _numbers(found))
-    others = differences(_circumstances(before), _circumstances(found))
+    others = differences(_circumstances(before, before), _circumstances(found, before))
     if not numbers:
+        replace(found, repeats=before.repeats or before.identity).save(new)
         print(f"reproduced: history and test are those of {folder}, to the last digit")
     else:
         print(f"NOT reproduced: of {folder}", *numbers[:20], sep="\n  ")
@@ -72,10 +76,15 @@ def _numbers(result: Result) -> dict[str, Any]:
     return {**rows, "test": {k: v for k, v in result.test.items() if k != "epoch"}}  # which older results don't have
 
 
-def _circumstances(result: Result) -> dict[str, Any]:
+def _circumstances(result: Result, before: Result) -> dict[str, Any]:
+    """What numbers may depend on, besides the config; of the code what `before`, which may be older, has recorded."""
     machine = {key: value for key, value in result.machine.items() if "memory" not in key}
+    code = {key: value for key, value in result.code.items() if key in before.code}
+    if "own_repositories" in code:  # whatever folder they are in
+        repositories = code["own_repositories"].items()
+        code["own_repositories"] = {name: {**found, "root": None} for name, found in repositories}
     return {
-        "code": result.code,
+        "code": code,
         "packages": result.packages,
         "machine": machine,
         "data": {"name": result.data["name"], "digest": result.data["digest"]},

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import platform
-import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
@@ -19,6 +19,7 @@ from typing import Any
 from mnist_lab import __version__
 from mnist_lab.errors import UserError
 from mnist_lab.files import is_the_users, write_whole
+from mnist_lab.repository import git, repository_of
 from mnist_lab.trust import targets
 
 SCHEMA_VERSION = 1
@@ -41,14 +42,16 @@ class Result:
         seed: the seed of all randomness.
         started_at: ISO 8601 with time zone.
         code: version of mnist_lab; commit of its git checkout and whether files were changed, or null; and, where the
-            config names modules of the user's own, `own`: their files' SHA-256.
+            config names modules of the user's own, `own`: their files' SHA-256, and `own_repositories`: of each module
+            the root, the commit and whether there are changes (untracked files of the module, too), or null.
         packages: versions of Python and of the packages that matter.
         machine: system, processor, cores, torch threads, accelerator and its name, precision, processes, and the peak
             memory of the (first) process until the test's end: memory_gb and accelerator_memory_gb, in 10⁹ bytes, or
             null.
         data: requested, name (the data really used), fallback (why another data set stands in, or null), digest
             (SHA-256 over the files' digests), files with their digests (up to 20 of them), classes, images in train,
-            val and test, val_from.
+            val and test, val_from; of the test images those seen of each class (test_counts, or null), and the digest
+            of all with their labels (test_digest, or null).
         model: target, parameters, trainable_parameters.
         history: one row per epoch: epoch, train/loss, train/acc, val/loss, val/acc, lr, seconds.
         test: loss, acc, correct, n, checkpoint ("last" or "best") and the epoch that it is of.
@@ -58,6 +61,8 @@ class Result:
             optimiser. Empty for runs of earlier versions.
         notes: what readers of the numbers must know: substitute data, a test set used for validation.
         extras: what only some networks have: forward_pass of the neuron.
+        repeats: of a run that `rerun` made and that has reproduced another to the last digit, the other's `identity`
+            (the first's, where that one repeats another in turn); null for all others.
 
     The file has one more field, sha256: that of `json.dumps(others, sort_keys=True)`, the others being those above.
     """
@@ -79,11 +84,18 @@ class Result:
     seconds: dict[str, float]
     notes: list[str]
     extras: dict[str, Any]
+    repeats: str | None = None
     ended: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         measured = f"test acc {self.test['acc']:.2%}, loss {self.test['loss']:.4f}"
         return f"Result({self.name}, seed {self.seed}, {len(self.history)} epochs: {measured})"
+
+    @property
+    def identity(self) -> str:
+        """What tells this run from all others: SHA-256 of its config, seed, start, history and test."""
+        parts = ("config", "seed", "started_at", "history", "test")
+        return _digest(_finite({part: getattr(self, part) for part in parts}))
 
     @property
     def tested(self) -> dict[str, Any]:
@@ -124,8 +136,8 @@ class Result:
                 raise KeyError("test")
             if values.pop("sha256", None) not in (None, _digest(values)):
                 raise UserError(f"{path} is damaged: its values are not those that its sha256 was made of")
-            known = {f.name: values[f.name] for f in fields(Result) if f.name in values or f.default_factory is MISSING}
-            return Result(**known)
+            needed = {f.name for f in fields(Result) if f.default is f.default_factory is MISSING}
+            return Result(**{f.name: values[f.name] for f in fields(Result) if f.name in needed | values.keys()})
         except FileNotFoundError:
             raise UserError(f"{run_dir} is no finished run: it has no result.json") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -148,25 +160,24 @@ def _finite(value: Any) -> Any:
 @cache
 def code_state() -> dict[str, Any]:
     """This package's version, its checkout's commit and whether files were changed; None outside a checkout."""
-    here = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
+    here = Path(__file__).resolve()
     # A package installed inside another project's checkout is not part of that project.
-    tracked = git("ls-files", "--error-unmatch", str(here / "result.py")) is not None
-    changes = git("status", "--porcelain", "--untracked-files=no") if tracked else None
-    return {
-        "version": __version__,
-        "commit": git("rev-parse", "HEAD") if tracked else None,
-        "changed": None if changes is None else changes != "",
-    }
+    tracked = git(here.parent, "ls-files", "--error-unmatch", str(here)) is not None
+    found = repository_of([here]) if tracked else {}
+    return {"version": __version__, "commit": found.get("commit"), "changed": found.get("changed")}
+
+
+def own_code(configs: Sequence[Any]) -> dict[str, Any]:
+    """Return what a result records of the user's own modules: `own` and `own_repositories`; {} without such modules.
+
+    Args:
+        configs: whose `_target_`s name the modules.
+    """
+    modules = _own_files(configs)
+    if not modules:
+        return {}
+    repositories = {name: repository_of(list(files.values())) for name, files in modules.items()}
+    return {"own": own_modules(configs), "own_repositories": repositories}
 
 
 def own_modules(configs: Sequence[Any]) -> dict[str, str]:
@@ -175,19 +186,31 @@ def own_modules(configs: Sequence[Any]) -> dict[str, str]:
     Args:
         configs: whose `_target_`s name those modules; what is installed with Python is not looked at.
     """
-    found: dict[str, Path] = {}
+    files = {key: path for files in _own_files(configs).values() for key, path in files.items()}
+    return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in files.items()}
+
+
+def _own_files(configs: Sequence[Any]) -> dict[str, dict[str, Path]]:
+    """The files of each of the user's own modules: by the module's name, and by the file's below its folder."""
+    found: dict[str, dict[str, Path]] = {}
     for name in sorted({str(target).partition(".")[0] for target in targets(list(configs))}):
+        files: dict[str, Path] = {}
         try:
             spec = find_spec(name)
         except ValueError:  # no module's name, or the script that runs
+            script = getattr(sys.modules.get(name), "__file__", None)
+            if script is not None and is_the_users(script):
+                found[name] = {Path(script).name: Path(script).resolve()}
             continue
         for folder in map(Path, spec.submodule_search_locations or ()) if spec is not None else ():
             if is_the_users(folder / "any.py"):
-                files = (path for path in sorted(folder.rglob("*.py")) if path.is_file())  # no link of an editor's
-                found |= {f"{name}/{path.relative_to(folder)}": path for path in files}
+                paths = (path for path in sorted(folder.rglob("*.py")) if path.is_file())  # no link of an editor's
+                files |= {f"{name}/{path.relative_to(folder)}": path.resolve() for path in paths}
         if spec is not None and str(spec.origin).endswith(".py") and is_the_users(str(spec.origin)):
-            found[f"{name}.py"] = Path(str(spec.origin))
-    return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in found.items()}
+            files[f"{name}.py"] = Path(str(spec.origin)).resolve()
+        if files:
+            found[name] = files
+    return found
 
 
 @cache

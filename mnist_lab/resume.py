@@ -17,6 +17,7 @@ from mnist_lab.evaluate import asked_of, load_config
 from mnist_lab.folders import at_work
 from mnist_lab.processes import is_helper_process, refuse_launcher
 from mnist_lab.sweep.study import is_own, is_sweep, load_asked
+from mnist_lab.trust import is_harmless
 from mnist_lab.words import divide, folder_of
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def _sweep(folder: Path, words: list[str]) -> None:
     if not is_own(asked):
         for word in (str(word) for word in asked["argv"] if word not in ("-m", "--multirun")):
             # An interpolation can make a _target_, and model=../../x reads a file that came with the sweep.
-            if word.startswith("-") or any(part in word for part in ("_target_", "hydra", "$", "..")):
+            code = "_target_" in word and not is_harmless(word)
+            if code or word.startswith("-") or any(part in word for part in ("hydra", "$", "..")):
                 raise UserError(
                     f"{folder} was not started here, and its {word} could run code of whoever did. If you trust it: "
                     "MNIST_LAB_TRUST=sweep"

@@ -46,6 +46,7 @@ from mnist_lab.build import (
     make_steps_cheap,
 )
 from mnist_lab.data import ImageDataModule
+from mnist_lab.data.facts import test_facts
 from mnist_lab.errors import Diverged, UserError
 from mnist_lab.evaluate import asked_of
 from mnist_lab.files import marked, write_whole
@@ -56,7 +57,7 @@ from mnist_lab.result import (
     code_state,
     cores,
     most_memory,
-    own_modules,
+    own_code,
     package_versions,
     processor,
 )
@@ -200,7 +201,7 @@ def run(
             "from may be among today's validation or test images. To go on, put the files back as they were; to use "
             "those of now, start a new run"
         )
-    own = own_modules([OmegaConf.to_container(cfg)])  # now: they may be edited while it trains
+    own = own_code([OmegaConf.to_container(cfg)])  # now: they may be edited while it trains
     doubts = check_fit(cfg, net, loss, data)
     check_batches(net, data, trainer)
     optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule") or None
@@ -243,10 +244,10 @@ def run(
             config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
             seed=cfg.seed,
             started_at=started_at,
-            code=code_state() | ({"own": own} if own else {}),
+            code=code_state() | own,
             packages=package_versions(),
             machine=machine(trainer),
-            data=data_facts(cfg, data),
+            data=data_facts(cfg, data) | test_facts(data, int(module.metrics["test/n"]), trainer.world_size),
             model={
                 "target": cfg.model._target_,
                 "parameters": sum(p.numel() for p in net.parameters()),

@@ -13,18 +13,47 @@ from pathlib import Path
 from typing import Any
 
 from mnist_lab.errors import UserError
-from mnist_lab.files import cache_dir
+from mnist_lab.files import cache_dir, sync_folder
 
 HARMLESS = re.compile(
-    r"(torch\.nn|torch\.optim|torchvision\.transforms\.v2)\.\w+"
+    r"(torch\.nn|torch\.optim|torchvision\.transforms\.v2)\.(?!_)\w+"
+    r"|torch\.nn\.modules\.(\w+\.)?[A-Z]\w*"
+    r"|torch\.nn\.init\.[a-z]\w+_"
+    r"|torch\.nn\.functional\.((leaky_)?relu6?|[cegs]elu|silu|mish|hardswish|softplus|tanh|(log_)?(sigmoid|softmax)"
+    r"|cross_entropy|nll_loss|binary_cross_entropy(_with_logits)?|mse_loss|(smooth_)?l1_loss|huber_loss)"
+    r"|torch\.nn\.utils\.(parametrizations\.)?(weight_norm|spectral_norm|orthogonal)"
+    r"|torch\.optim\.lr_scheduler\.([A-Z]\w*LR|ReduceLROnPlateau|CosineAnnealingWarmRestarts|ChainedScheduler)"
+    r"|torch\.optim\.swa_utils\.(SWALR|get_(ema|swa)_(multi_)?avg_fn)"
+    r"|torch\.(tensor|relu|tanh|sigmoid)|datetime\.timedelta|torchvision\.transforms\.[A-Z]\w*"
+    r"|torchmetrics\.classification\.[A-Z]\w*"
+    r"|torchmetrics\.(Accuracy|AUROC|AveragePrecision|CalibrationError|CohenKappa|ConfusionMatrix|ExactMatch|F1Score"
+    r"|FBetaScore|HammingDistance|HingeLoss|JaccardIndex|LogAUC|MatthewsCorrCoef|NegativePredictiveValue|Precision"
+    r"|PrecisionAtFixedRecall|PrecisionRecallCurve|ROC|Recall|RecallAtFixedPrecision|SensitivityAtSpecificity"
+    r"|Specificity|SpecificityAtSensitivity|StatScores|MetricCollection|(Cat|Max|Mean|Min|Sum)Metric)"
     r"|mnist_lab\.models\.(CNN|MLP|ConvPool2d|ConvStack|Dropout|Linear|Neuron)"
     r"|mnist_lab\.data\.(Augment|ImageDataModule|cifar10|emnist|fashion_mnist|from_datasets|image_folder|kmnist|mnist"
     r"|mnist_5k|qmnist)"
     r"|mnist_lab\.training\.(SGD|Adam|AdamW|RMSprop|Dashboard|NeuronForwardPass)"
     r"|mnist_lab\.training\.schedules\.(step|cosine|one_cycle|Plateau)"
-    r"|lightning\.Trainer|lightning\.pytorch\.(callbacks\.EarlyStopping|loggers\.(TensorBoardLogger|CSVLogger))"
+    r"|lightning\.(pytorch\.)?Trainer"
+    r"|lightning\.pytorch\.callbacks\.(BackboneFinetuning|DeviceStatsMonitor|EarlyStopping|EMAWeightAveraging"
+    r"|GradientAccumulationScheduler|LearningRateMonitor|ModelPruning|ModelSummary|RichModelSummary|RichProgressBar"
+    r"|StochasticWeightAveraging|Timer|TQDMProgressBar|WeightAveraging)"
 )
-"""Classes and functions that only build networks, data and their training."""
+"""Classes and functions that only build networks, data and their training.
+
+Functions given to them, as to LambdaLR, are `_target_`s of the config in turn. Left out is what writes files wherever
+its arguments say, as ModelCheckpoint does, imports by name, downloads, or starts processes.
+"""
+NETWORKS = re.compile(
+    r"torchvision\.models\.(alexnet|googlenet|inception_v3|maxvit_t|(wide_)?resnet\d+(_2)?|resnext\w+|vit_[bhl]_\d+"
+    r"|(convnext|efficientnet|mobilenet|regnet|shufflenet|swin)_\w+|(densenet|mnasnet|squeezenet|vgg)\w+)"
+)
+"""Networks of torchvision, harmless without weights: these would be downloaded, and read by unpickling them."""
+WEIGHTS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "_args_")
+LOGGERS = re.compile(r"lightning\.pytorch\.loggers\.(TensorBoardLogger|CSVLogger)")
+"""Loggers, harmless where they write in the run's folder."""
+PLACES = ("name", "version", "sub_dir")
 
 
 def seal(content: str) -> str | None:
@@ -43,6 +72,9 @@ def seal(content: str) -> str | None:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "wb") as file:
                 file.write(secrets.token_bytes(32))
+                file.flush()
+                os.fsync(file.fileno())
+            sync_folder(path.parent)
         key = path.read_bytes()
         if len(key) == 32:
             return hmac.new(key, content.encode(), hashlib.sha256).hexdigest()
@@ -70,7 +102,7 @@ def check_origin(path: Path, config: Any, sealed: Any) -> None:
 
     Raises:
         UserError: the file is not as this user wrote it, and contains an interpolation or names code that is neither
-            HARMLESS nor from a package in MNIST_LAB_TRUST.
+            harmless nor from a package in MNIST_LAB_TRUST.
     """
     if is_sealed(path.read_text(encoding="utf-8"), sealed):
         return
@@ -84,25 +116,55 @@ def check_origin(path: Path, config: Any, sealed: Any) -> None:
             raise UserError(
                 f"{path} was not written here and has a {type(value).__name__}, {value}: write it as a text"
             )
-    for target in targets(config):
-        package = str(target).partition(".")[0]
-        if not HARMLESS.fullmatch(str(target)) and not trusts(package):
-            raise UserError(
-                f"{path} was not written here and names {target}, which would be run. If you trust it: "
-                f"MNIST_LAB_TRUST={package}"
-            )
+    doubts: dict[str, str] = {}
+    for described in _described(config):
+        package = str(described["_target_"]).partition(".")[0]
+        if not trusts(package) and (words := _objection(described)) is not None:
+            doubts.setdefault(package, words)
+    if doubts:
+        trusted = [*filter(None, os.environ.get("MNIST_LAB_TRUST", "").split(",")), *doubts]
+        raise UserError(
+            f"{path} was not written here and names {next(iter(doubts.values()))}. If it is yours (from another "
+            f"machine, or {cache_dir() / 'key'} was lost), or you trust it, write MNIST_LAB_TRUST={','.join(trusted)} "
+            "before the command"
+        )
+
+
+def _objection(described: dict[str, Any]) -> str | None:
+    """What speaks against an object that a config describes; None: it is harmless."""
+    target = str(described["_target_"])
+    if NETWORKS.fullmatch(target):
+        given = [key for key in WEIGHTS if described.get(key)]
+        return f"{target} with {given[0]}, which would be downloaded" if given else None
+    if LOGGERS.fullmatch(target):
+        places = {key: str(described[key]) for key in PLACES if described.get(key)}
+        outside = [key for key, place in places.items() if Path(place).is_absolute() or ".." in Path(place).parts]
+        return f"{target} with {outside[0]}={places[outside[0]]}, which is elsewhere" if outside else None
+    return None if HARMLESS.fullmatch(target) else f"{target}, which would be run"
+
+
+def is_harmless(word: str) -> bool:
+    """Whether an override, `KEY._target_=NAME` or several names with commas, names nothing but what is harmless."""
+    key, _, names = word.partition("=")
+    alone = re.fullmatch(r"\+{0,2}[\w.]+\._target_", key) is not None
+    return alone and all(HARMLESS.fullmatch(name) for name in names.split(","))
 
 
 def targets(config: Any) -> Iterator[Any]:
     """Every `_target_` in a config."""
+    return (described["_target_"] for described in _described(config))
+
+
+def _described(config: Any) -> Iterator[dict[str, Any]]:
+    """Every dictionary with a `_target_` in a config, the outer ones before those in them."""
     if isinstance(config, dict):
-        for key, value in config.items():
-            if key == "_target_":
-                yield value
-            yield from targets(value)
+        if "_target_" in config:
+            yield config
+        for value in config.values():
+            yield from _described(value)
     elif isinstance(config, list):
         for value in config:
-            yield from targets(value)
+            yield from _described(value)
 
 
 def interpolations(config: Any) -> Iterator[str]:

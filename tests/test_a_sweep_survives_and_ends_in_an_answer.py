@@ -676,7 +676,7 @@ def compared(lab: Command, folder: Path, runs: dict[str, Result], *words: str) -
 
 
 def test_what_repeats_a_run_is_no_second_measurement(lab: Command, tmp_path: Path) -> None:
-    again = replace(result(0, 0.1, 0.9), name="again")
+    again = replace(result(0, 0.1, 0.9), name="again", repeats=result(0, 0.1, 0.9).identity)
     again.config["data"]["root"] = "elsewhere"
     runs = {"a/0": result(0, 0.1, 0.9), "a/0 again": again, "a/1": result(1, 0.1, 0.92), "a/2": result(0, 0.2, 0.8)}
     (good, bad), shown = compared(lab, tmp_path, runs, "a")

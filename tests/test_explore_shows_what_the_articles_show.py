@@ -14,7 +14,7 @@ from rich.text import Text
 from test_without_a_network_the_main_job_goes_on import OFFLINE
 
 from mnist_lab.data import ImageDataModule, ImageSet, mnist_5k
-from mnist_lab.show.explore import SHADES, Parts, _one
+from mnist_lab.show.explore import SHADES, Parts, _one, explore
 
 INDEX = 7
 
@@ -54,11 +54,26 @@ def test_the_four_arrays_are_told_before_and_after(folder: Path) -> None:
         assert line.split() in shown, line
 
 
-def test_images_a_class_and_a_one_hot_label_are_told(folder: Path) -> None:
+def test_images_a_class_are_told(folder: Path) -> None:
     assert [[str(k), str(k), "400", "100"] for k in range(10)] == [
         row for row in rows(folder) if row[2:] == ["400", "100"]
     ]
-    assert "label 5, one-hot: [0 0 0 0 0 1 0 0 0 0]" in (folder / "stdout").read_text()
+
+
+@pytest.mark.parametrize("words", [[], ["index=3"], ["index=1234"], ["index=3", "data.one_vs_rest=5"]])
+def test_the_one_hot_label_is_that_of_the_shown_image(
+    words: list[str], images: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explore(["data=mnist_5k", f"dir={tmp_path}", *words])
+    index = int(words[0].partition("=")[2]) if words else 0
+    label = int(images.train_labels[index])
+    if "data.one_vs_rest=5" in words:
+        one_hot = ["0", "1"] if label == 5 else ["1", "0"]
+    else:
+        one_hot = ["1" if k == label else "0" for k in range(10)]
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "one-hot: " in line)
+    assert line.endswith(f"label {one_hot.index('1')}, one-hot: [{' '.join(one_hot)}]")
+    assert (tmp_path / f"image-{index}.png").exists()
 
 
 def test_standard_scaling_is_told_as_a_network_gets_it(images: ImageSet) -> None:

@@ -1,4 +1,4 @@
-"""What ended a training is recorded and shown, and a run goes on with a higher limit as one that had it from the start."""
+"""What ended a training is recorded; a run goes on with a higher limit as one that had it from the start."""
 
 from pathlib import Path
 

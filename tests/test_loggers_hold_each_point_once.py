@@ -1,4 +1,4 @@
-"""Curves of a run that was killed and resumed are those of one that was not, whichever logger and callback draws them."""
+"""Curves of a run that was killed and resumed are those of one that was not, whichever logger draws them."""
 
 import csv
 from pathlib import Path

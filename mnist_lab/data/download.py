@@ -27,7 +27,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 
 from mnist_lab.errors import UserError
-from mnist_lab.files import write_whole
+from mnist_lab.files import move, write_whole
 
 
 class DataUnavailableError(Exception):
@@ -194,7 +194,7 @@ def _download(archive: Archive, name: str, root: Path, failing: set[str], limits
                 if _size(part) == 0:
                     part.unlink(missing_ok=True)
             else:
-                part.replace(archive.path)
+                move(part, archive.path)
                 return
         if _size(part) - before >= 2**20:
             pauses = list(limits.pauses)

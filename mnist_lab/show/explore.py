@@ -70,7 +70,7 @@ def explore(words: list[str]) -> None:
     if index >= total:
         raise UserError(f"index={index} is not allowed: {parts.name} has the training images 0 to {total - 1:,}")
     warn([data.stand_in] if data.stand_in else [])
-    _tell(parts)
+    _tell(parts, index)
     if options["show"] == "terminal":
         _show_in_terminal(parts, index)
     folder = path_of(options["dir"] or f"outputs/explore/{parts.name}")
@@ -118,8 +118,8 @@ class Parts:
         return float(low.min()), float(high.max())
 
 
-def _tell(parts: Parts) -> None:
-    """Prints the arrays before and after they are prepared for a network, and the number of images per class."""
+def _tell(parts: Parts, index: int) -> None:
+    """Prints the arrays before and after they are prepared for a network, the images per class, and a one-hot label."""
     import torch
     from rich import get_console
     from rich.box import SIMPLE_HEAD
@@ -156,13 +156,13 @@ def _tell(parts: Parts) -> None:
         counts.add_row(str(label), escape(name), f"{train[label]:,}", f"{test[label]:,}")
     counts.add_section()
     counts.add_row("", "all", f"{len(parts.train_labels):,}", f"{len(parts.test_labels):,}")
-    label = min(5, classes - 1)
-    one_hot = torch.nn.functional.one_hot(torch.tensor(label), classes).tolist()
+    own = parts.train_labels[index]
+    one_hot = torch.nn.functional.one_hot(own, classes).tolist()
     console = get_console()
     console.print(parts.name, style="bold", highlight=False, markup=False)
     for shown in (before, after, counts):
         console.print(shown)
-    print(f"label {label}, one-hot: [{' '.join(map(str, one_hot))}]\n")
+    print(f"training image {index}: label {own}, one-hot: [{' '.join(map(str, one_hot))}]\n")
 
 
 def _title(parts: Parts, index: int) -> str:

@@ -185,12 +185,17 @@ def _layer_table(layers: Sequence[Layer], model: dict[str, Any]) -> str:
     return _table(("layer", "gives", "parameters"), rows)
 
 
+def _commit(code: dict[str, Any]) -> str:
+    return code["commit"][:12] + (", with changes" if code["changed"] else "") if code["commit"] else "no checkout"
+
+
 def _facts(result: Result) -> str:
     """How, when and where the numbers were measured."""
     machine, data, code = result.machine, result.data, result.code
     validation = f"{data['val']:,} validation ({data['val_from']}), " if data["val"] else ""
     epoch = median(row["seconds"] for row in result.history)
-    commit = code["commit"][:12] + (", with changes" if code["changed"] else "") if code["commit"] else "no checkout"
+    checkouts = [f"mnist_lab {code['version']}, {_commit(code)}"]
+    checkouts += [f"{name}, {_commit(found)}" for name, found in code.get("own_repositories", {}).items()]
     processes = f", {machine['processes']} processes" if machine["processes"] > 1 else ""
     memory = [f"{machine['memory_gb']:.2f} GB of the process"] if machine.get("memory_gb") else []
     if machine.get("accelerator_memory_gb"):
@@ -205,7 +210,7 @@ def _facts(result: Result) -> str:
         "device": f"{machine['accelerator_name'] or machine['accelerator']}{processes}",
         "machine": f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads",
         "system": machine["system"],
-        "code": f"mnist_lab {code['version']}, {commit}",
+        "code": "; ".join(checkouts),
         "packages": ", ".join(f"{name} {version}" for name, version in result.packages.items()),
         "started": result.started_at,
     }

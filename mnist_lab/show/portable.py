@@ -20,6 +20,7 @@ from torch.export import Dim, ExportedProgram
 
 from mnist_lab.build import brief, build, build_tested
 from mnist_lab.errors import UserError
+from mnist_lab.files import move
 from mnist_lab.terminal import relative
 from mnist_lab.trained import TrainedRun
 
@@ -105,7 +106,7 @@ def write_checked(run: TrainedRun, kind: str, target: Path | None) -> None:
                 f"{largest:.1e} on {images:,} test images, where {TOLERANCE:.0e} is allowed, and {images - same:,} get "
                 "another class"
             )
-        file.replace(target)
+        move(file, target)
     print(f"model    {relative(target)}, {target.stat().st_size / 1e6:.1f} MB, {run.checkpoint} checkpoint")
     print(
         f"checked  {images:,} test images: largest difference of a probability {largest:.1e}, "

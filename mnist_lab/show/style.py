@@ -24,6 +24,8 @@ BLUE, VERMILION, ORANGE, GREY = "#0072b2", "#d55e00", "#e69f00", "#777777"
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.5em; margin-bottom: 0.2em } h2 { font-size: 1.15em; margin-top: 2.2em }
+h2.section { font-size: 1.3em; margin-top: 3em; padding-top: 0.8em; border-top: 2px solid #ccc }
+h3 { font-size: 1em; margin-top: 1.8em }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92em }
 th, td { padding: 0.25em 0.8em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left; white-space: normal }

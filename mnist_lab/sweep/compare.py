@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 import warnings
 from collections import Counter
@@ -18,11 +17,12 @@ from mnist_lab.config import METRICS, check_folder
 from mnist_lab.errors import UserError, closest, no_such
 from mnist_lab.files import write_whole
 from mnist_lab.result import Result
+from mnist_lab.sweep.sections import data_names, sections
+from mnist_lab.sweep.tables import markdown, show, table
 from mnist_lab.terminal import relative
 from mnist_lab.words import is_there, path_of
 
 USAGE = "use: python -m mnist_lab compare DIR [DIR ...] [metric=test/acc] [dir=FOLDER for the files]"
-SIGNIFICANT = 0.05
 SEEDS = ("seed", "seeds", "data.split_seed", "data.order_seed", "data.augment_seed")
 WITHOUT = ("name", "data.root", "reported", "report", "sweep", "space", "hydra")
 
@@ -38,7 +38,9 @@ class Group:
         p: p-value of Welch's two-sided t-test against the best group; None for the best group itself, and if either
             group has fewer than two values.
         usual: keys left out of the name because most groups share this value, as in an ablation.
-        repeated: number of runs left out because another run has the same seeds.
+        repeated: number of runs left out, since `rerun` made them and they repeat one that counts.
+        same_seeds: number of runs that count and have the seeds of another one, without a mark of `rerun`.
+        identical: how many of these have the history and the test of another one, to the last digit.
     """
 
     differs: dict[str, Any]
@@ -47,6 +49,8 @@ class Group:
     p: float | None = None
     usual: frozenset[str] = frozenset()
     repeated: int = 0
+    same_seeds: int = 0
+    identical: int = 0
 
     @property
     def mean(self) -> float:
@@ -147,21 +151,25 @@ def compare(words: list[str]) -> None:
     results = [Result.load(run) for run in runs]
     if not results:
         raise UserError(f"no finished run in {', '.join(map(str, folders))}: none has a result.json")
-    groups, peers = grouped(results, metric), peers_below(folders)
-    show(groups, metric)
-    of_best = [run for run, result in zip(runs, results, strict=True) if result in groups[0].results]
-    print(f"best     {'  '.join(str(relative(run)) for run in of_best[:3])}{'  ...' if len(of_best) > 3 else ''}")
+    ranked = [(section, grouped(section.results, metric)) for section in sections(results, metric)]
+    peers = peers_below(folders)
+    show(ranked, metric)
+    folder_of = {id(result): run for run, result in zip(runs, results, strict=True)}
+    for section, (best, *_) in ranked:
+        places = [str(relative(folder_of[id(result)])) for result in best.results]
+        where = f"  ({section.headline})" if len(ranked) > 1 else ""
+        print(f"best     {'  '.join(places[:3])}{'  ...' if len(places) > 3 else ''}{where}")
     if target is None and len(folders) == 1:
         target = folders[0]
     if target is not None:
         target.mkdir(parents=True, exist_ok=True)
-        write_whole(target / "compare.md", markdown(groups, metric))
-        write_whole(target / "compare.csv", table(groups, metric))
         from mnist_lab.sweep.report import page
 
+        write_whole(target / "compare.md", markdown(ranked, metric))
+        write_whole(target / "compare.csv", table(ranked, metric))
         write_whole(
             target / "compare.html",
-            page(groups, metric, " ".join(folder.name or str(folder.resolve().name) for folder in folders), peers),
+            page(ranked, metric, " ".join(folder.name or str(folder.resolve().name) for folder in folders), peers),
         )
         print("files    " + "  ".join(str(target / f"compare.{kind}") for kind in ("html", "md", "csv")))
 
@@ -175,15 +183,15 @@ def grouped(results: Sequence[Result], metric: str) -> list[Group]:
     """Groups of runs that differ only in their seed, best first.
 
     Args:
-        results: the runs. Of several with the same seeds, as `rerun` makes them, only the first counts: they are one
-            measurement.
+        results: the runs, of one section. A run and those in which `rerun` reproduced it are one measurement: only the
+            first counts.
         metric: one of METRICS.
 
     Returns:
         The groups, each with the p-value of Welch's t-test against the best.
     """
-    known = Counter(name for name, _ in {(result.data["name"], result.data["digest"]) for result in results})
-    flat = [_flat(result.config) | {"data.name": _data_name(result, known)} for result in results]
+    named = zip(results, data_names(results), strict=True)
+    flat = [_flat(result.config) | {"data.name": name} for result, name in named]
     # 0 and 0.0 are one value; but of amounts 1 is one, and 1.0 all.
     alike = [
         {key: repr(float(v) if type(v) is int and not (v == 1 and is_amount(key)) else v) for key, v in config.items()}
@@ -191,13 +199,19 @@ def grouped(results: Sequence[Result], metric: str) -> list[Group]:
     ]
     keys = list(dict.fromkeys(key for config in flat for key in config if matters(key)))
     differing = [key for key in keys if len({config.get(key) for config in alike}) > 1]
-    of_seeds: dict[str, dict[str, int]] = {}
+    members: dict[str, list[int]] = {}
     repeated: Counter[str] = Counter()
-    for n, config in enumerate(alike):
-        group = repr([config.get(key) for key in differing])
-        seeds = repr([results[n].seed, *((key, value) for key, value in config.items() if is_seed(key))])
-        repeated[group] += of_seeds.setdefault(group, {}).setdefault(seeds, n) != n
-    members = {group: list(numbers.values()) for group, numbers in of_seeds.items()}
+    measured: set[str] = set()
+    for n in sorted(
+        range(len(alike)), key=lambda n: results[n].repeats is not None
+    ):  # the original counts, if it is here
+        group = repr([alike[n].get(key) for key in differing])
+        measurement = results[n].repeats or results[n].identity
+        if measurement in measured:
+            repeated[group] += 1
+        else:
+            members.setdefault(group, []).append(n)
+        measured.add(measurement)
     shown = _shown(results, flat, differing, list(members.values()))
     firsts = [shown[numbers[0]] for numbers in members.values()]
     usual: dict[str, str] = {}
@@ -213,6 +227,8 @@ def grouped(results: Sequence[Result], metric: str) -> list[Group]:
             tuple(value for n in numbers if (value := value_of(results[n], metric)) is not None),
             usual=frozenset(key for key, value in usual.items() if repr(shown[numbers[0]][key]) == value),
             repeated=repeated[group],
+            same_seeds=len(numbers) - len({_seeds(results[n], alike[n]) for n in numbers}),
+            identical=len(numbers) - len({(_seeds(results[n], alike[n]), _numbers(results[n])) for n in numbers}),
         )
         for group, numbers in members.items()
     ]
@@ -257,10 +273,13 @@ def is_amount(key: str) -> bool:
     return key.startswith("trainer.") or key.endswith("_size")
 
 
-def _data_name(result: Result, known: Counter[str]) -> str:
-    """The name of a run's data, with part of its digest if other data has the same name, as image folders may."""
-    name, digest = str(result.data["name"]), str(result.data["digest"])
-    return name if known[name] == 1 else f"{name} ({digest[:8]})"
+def _seeds(result: Result, config: dict[str, Any]) -> str:
+    return repr([result.seed, *((key, value) for key, value in config.items() if is_seed(key))])
+
+
+def _numbers(result: Result) -> str:
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result.history]
+    return repr((rows, result.test))
 
 
 def _tested(group: Group, best: Group) -> Group:
@@ -304,91 +323,3 @@ def _shown(
     if len({repr(shown[numbers[0]]) for numbers in members}) == len(members):
         return shown
     return [{key: config.get(key, "–") for key in differing} for config in flat]
-
-
-HEADER = ("runs", "mean", "± 95 %", "std", "n", "difference to the best", "parameters", "s to train")
-
-
-def rows(groups: Sequence[Group], metric: str) -> list[list[str]]:
-    """The table's cells, one row per group, with HEADER's columns."""
-
-    def number(value: float | None) -> str:
-        if value is None or math.isnan(value):
-            return ""
-        return f"{100 * value:.2f} %" if metric.endswith("acc") else f"{value:.4g}"
-
-    found = []
-    for group in groups:
-        if group is groups[0]:
-            difference = "best"
-        elif group.p is None:
-            difference = "unknown: fewer than two runs"
-        else:
-            difference = f"p = {group.p:.2g}" + ("" if group.p < SIGNIFICANT else ", not significant")
-        found.append(
-            [
-                group.name,
-                number(group.mean),
-                number(group.interval),
-                number(group.spread),
-                str(len(group.values)),
-                difference,
-                f"{group.results[0].model['parameters']:,}",
-                f"{group.seconds:.1f}",
-            ]
-        )
-    return found
-
-
-FOOT = (
-    "± 95 %: half of the confidence interval of the mean, from Student's t. p: Welch's t-test against the best, "
-    "two-sided; below 0.05 counts as significant, without a correction for the number of groups."
-)
-
-
-def markdown(groups: Sequence[Group], metric: str) -> str:
-    """The comparison as a Markdown table."""
-    lines = [f"{metric}, best first", "", "| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows(groups, metric)]
-    return "\n".join([*lines, "", FOOT, *(f"\nNote: {note}" for note in notes_of(groups))]) + "\n"
-
-
-def table(groups: Sequence[Group], metric: str) -> str:
-    """The comparison as CSV: one row per group, with unrounded numbers."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    keys = list(groups[0].differs)
-    writer.writerow([*keys, "metric", "mean", "ci95", "std", "n", "p", "parameters", "train_seconds"])
-    for group in groups:
-        cost = [group.results[0].model["parameters"], round(group.seconds, 3)]
-        numbers = [group.mean, group.interval, group.spread, len(group.values), group.p]
-        writer.writerow([*(group.differs[key] for key in keys), metric, *numbers, *cost])
-    return text.getvalue()
-
-
-def notes_of(groups: Sequence[Group]) -> list[str]:
-    """The notes that readers of the comparison must see, each once."""
-    notes = sorted({note for group in groups for result in group.results for note in result.notes})
-    if repeated := sum(group.repeated for group in groups):
-        notes.append(f"{repeated} finished run(s) left out: each repeats one that counts, with the same seeds.")
-    return notes
-
-
-def show(groups: Sequence[Group], metric: str) -> None:
-    """Prints the comparison."""
-    from rich import get_console
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Column, Table
-
-    right: Any = {"justify": "right"}
-    columns = [Column(HEADER[0], ratio=1), *(Column(name, no_wrap=True, **right) for name in HEADER[1:])]
-    found = Table(*columns, box=SIMPLE_HEAD, title=f"{metric}, best first", title_justify="left")
-    for row in rows(groups, metric):
-        found.add_row(*map(escape, row))
-    console = Console(width=max(140, get_console().width))
-    console.print(found)
-    console.print(FOOT, style="dim")
-    for note in notes_of(groups):
-        console.print(f"note: {note}", markup=False, highlight=False)

@@ -10,7 +10,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from mnist_lab.show.style import BLUE, GREY, VERMILION, document, image, subplots, svg
-from mnist_lab.sweep.compare import FOOT, HEADER, Group, Peer, notes_of, rows, t_interval, value_of
+from mnist_lab.sweep.compare import Group, Peer, t_interval, value_of
+from mnist_lab.sweep.sections import Section
+from mnist_lab.sweep.tables import APART, FOOT, HEADER, Ranked, notes_of, rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,50 +30,75 @@ Named = tuple[str, float, float, float, str]
 """A point's name, x, y, half the length of its error bar, and the name's colour."""
 
 
-def page(groups: Sequence[Group], metric: str, title: str, peers: Sequence[Peer] = ()) -> str:
+def page(ranked: Ranked, metric: str, title: str, peers: Sequence[Peer] = ()) -> str:
     """The page's HTML.
 
     Args:
-        groups: the groups from `grouped`, best first.
+        ranked: the sections, each with its groups from `grouped`, best first.
         metric: the metric by which they were compared.
         title: what was compared.
-        peers: drawn beside the groups in the plot of test accuracy against seconds.
+        peers: drawn beside the groups in the plot of test accuracy against seconds, where they have MNIST's ten classes
+            and test images as the peers do; beside those of a page's only section in any case.
     """
+    parts = [f"<h1>{escape(title)}: {metric}</h1>"]
+    if len(ranked) > 1:
+        names = [escape(section.headline) for section, _ in ranked]
+        links = "".join(f"<li><a href='#section-{n}'>{name}</a></li>" for n, name in enumerate(names))
+        parts += [f"<p>{APART}</p><ul>{links}</ul>"]
+    for n, (section, groups) in enumerate(ranked):
+        if len(ranked) > 1:
+            parts += [f"<h2 class=section id=section-{n}>{escape(section.headline)}</h2>"]
+        beside = peers if metric == "test/acc" and (section.is_mnist or len(ranked) == 1) else ()
+        parts += _section(section, groups, metric, beside, several=len(ranked) > 1)
+    if notes := notes_of(ranked):
+        parts += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
+    return document(title, parts)
+
+
+def _section(section: Section, groups: Sequence[Group], metric: str, peers: Sequence[Peer], several: bool) -> list[str]:
+    """The table and the plots of one section, or of several, as HTML."""
+    heading = "h3" if several else "h2"
+
+    def figure(title: str, drawn: Figure) -> list[str]:
+        return [f"<{heading}>{title}</{heading}>", image(svg(drawn), f"{title}: {section.headline}")]
+
     results = [result for group in groups for result in group.results]
-    cells = rows(groups, metric)
     table = "".join(
         f"<tr{' class=best' if n == 0 else ''}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-        for n, row in enumerate(cells)
+        for n, row in enumerate(rows(groups, metric))
     )
     head = "".join(f"<th>{escape(name)}</th>" for name in HEADER)
     parts = [
-        f"<h1>{escape(title)}: {metric}</h1>",
-        f"<p>{len(results)} finished runs in {len(groups)} groups that differ in more than the seed, best first.</p>",
-        f"<div class=wide><table><tr>{head}</tr>{table}</table></div><p class=note>{escape(FOOT)}</p>",
+        f"<p>{len(results)} finished runs in {len(groups)} group(s) that differ in more than the seed, best first.</p>",
+        f"<div class=wide><table><tr>{head}</tr>{table}</table></div>",
+        f"<p>{escape(section.baseline)}</p>",
     ]
+    alone = several and len(groups) == 1 and not peers  # nothing to compare with
+    if not alone:
+        parts += [f"<p class=note>{escape(FOOT)}</p>"]
     points = [(group, value) for group in groups for value in group.values]
     keys = list(groups[0].differs)
     if keys and len(points) > 1:
-        parts += ["<h2>Each hyperparameter against the metric</h2>", image(svg(_against(points, keys, metric)))]
+        parts += figure("Each hyperparameter against the metric", _against(points, keys, metric))
     if points and len(keys) > 1 and len(groups) > 2:
-        parts += ["<h2>Parallel coordinates</h2>", image(svg(_parallel(points, keys, metric)))]
+        parts += figure("Parallel coordinates", _parallel(points, keys, metric))
         if (importance := _importance(points, keys, metric)) is not None:
+            parts += figure("Importance", _bars(importance))
             parts += [
-                "<h2>Importance</h2>",
-                image(svg(_bars(importance))),
                 "<p class=note>PED-ANOVA (Watanabe et al. 2023), as Optuna computes it: which parameter decides "
                 "whether a run is among the best. A guide from few runs, not a measurement.</p>",
             ]
     validated = list(filter(_is_validated, groups))
-    parts += ["<h2>Learning curves</h2>", image(svg(_curves(validated or groups, "val" if validated else "train")))]
+    parts += figure("Learning curves", _curves(validated or groups, "val" if validated else "train"))
     if validated and (without := [group.name for group in groups if not _is_validated(group)]):
         parts += [f"<p class=note>Without validation, and so without a curve: {escape('; '.join(without))}.</p>"]
-    parts += ["<h2>What it takes</h2>", image(svg(_cost(groups, metric, peers if metric == "test/acc" else ())))]
-    if any(group.interval for group in groups) or peers:
+    if not alone:
+        parts += figure("What it takes", _cost(groups, metric, peers))
+    if peers or (not alone and any(group.interval for group in groups)):
         parts += ["<p class=note>Means over the runs, with their 95 % intervals.</p>"]
-    if notes := notes_of(groups):
-        parts += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
-    return document(title, parts)
+    if peers and not section.is_mnist:
+        parts += ["<p class=note>The other programs were tested on the 10,000 test images of MNIST.</p>"]
+    return parts
 
 
 def _is_validated(group: Group) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_lab.errors import UserError
-from mnist_lab.files import write_whole
+from mnist_lab.files import sync_folder, write_whole
 from mnist_lab.result import own_modules
 from mnist_lab.trust import is_sealed, seal, trusts
 
@@ -113,7 +113,9 @@ def storage_of(folder: Path, url: str | None) -> Any:
     if url is not None:
         return url
     path = folder / JOURNAL
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=WholeLines(path)))
+    backend = JournalFileBackend(str(path), lock_obj=WholeLines(path))  # makes the file
+    sync_folder(folder)
+    return JournalStorage(backend)
 
 
 def sampler_of(name: str, seed: int, trials: int) -> BaseSampler:
@@ -187,6 +189,8 @@ def held(folder: Path, what: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
+    for path in (folder, *folder.parents):  # what Hydra made, too
+        sync_folder(path)
     lock, holder = FileLock(folder / ".held"), folder / ".holder"
     try:
         lock.acquire(timeout=0)

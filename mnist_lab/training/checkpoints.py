@@ -252,6 +252,7 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             if improved:  # before the last one says that it is: whoever goes on from the one before finds it again
                 self._best_part.replace(self.folder / "best.ckpt")
+                sync_folder(self.folder)
             if last and self._last.exists():
                 link(self._last, self.folder / "previous.ckpt")
             if last:
