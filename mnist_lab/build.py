@@ -298,6 +298,7 @@ def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule)
         raise UserError("loss.reduction=sum is not allowed: a loss is the mean over a batch's images")
     if not isinstance(value, torch.Tensor) or value.dim() != 0:
         raise UserError(f"loss: {cfg.loss._target_} doesn't give one number for a batch")
+    _ = data.evaluation  # it refuses a transform of which it can't be told what evaluation needs
     if data.augment is not None:
         needed = "augment(images float32 (B, C, H, W), 0 to 255, torch.Generator) gives such images"
         try:

@@ -225,6 +225,7 @@ RULES: dict[str, Rule] = {
     "data.source": function,
     "data.augment": function.or_null(),
     "data.transform": function.or_null(),
+    "data.eval_transform": function.or_null(),
     "data.root": text,
     "data.fallback": one_of("mnist_5k").or_null(),
     "data.batch_size": _integer(1),
@@ -562,6 +563,8 @@ def _check_together(cfg: DictConfig) -> None:
         )
     if get("data.transform") is not None and get("data.loader") != "workers":
         raise UserError("data.transform works image by image: add data.loader=workers")
+    if get("data.eval_transform") is not None and get("data.transform") is None:
+        raise UserError("data.eval_transform without data.transform: training images would be on another scale")
     if get("callbacks.dashboard") is not None and not str(get("logger._target_")).endswith("TensorBoardLogger"):
         raise UserError("callbacks=dashboard writes for TensorBoard: add logger=tensorboard")
     monitor, mode = get("callbacks.early_stopping.monitor"), get("callbacks.early_stopping.mode")

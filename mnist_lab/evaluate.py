@@ -80,6 +80,8 @@ def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:
         check_origin(path, OmegaConf.to_container(cfg), asked_of(run_dir).get("seal"))
         if not unchanged(path.read_text(encoding="utf-8")):
             raise UserError(f"{path} is not as the run wrote it. To use it as it is, delete its last line")
+        if "data" in cfg and "transform" in cfg.data:
+            cfg.data.setdefault("eval_transform", None)  # which older runs don't have
         OmegaConf.set_struct(cfg, True)
         for override in overrides:
             key = override.partition("=")[0]

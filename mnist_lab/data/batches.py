@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mnist_lab.data.dataset_images import DatasetImages
 from mnist_lab.seeds import seed_of
 
 
@@ -178,7 +179,12 @@ class Batches:
         return torch.Generator(device).manual_seed(seed)
 
     def prepare(self, pixels: Tensor, number: int) -> Tensor:
-        """uint8 (B, C, H, W), the mini-batch of this number → float32 (B, C, H, W), augmented and scaled."""
+        """uint8 or finished float32 (B, C, H, W), the mini-batch of this number → float32 (B, C, H, W), augmented.
+
+        Only uint8 is scaled.
+        """
+        if pixels.is_floating_point():
+            return pixels if self.augment is None else self.augment(pixels, self._seeded(self.device, number))
         if self.augment is not None:
             pixels = self.augment(pixels.float(), self._seeded(self.device, number))
         shifted = pixels if self.shift is None else pixels - self.shift
@@ -211,7 +217,10 @@ class WorkerBatches(Batches):
         loader = iter(self._loader)
         for number in range(self.mini_batches):
             with self._own_chance(number):
-                images, labels = next(loader)
+                images, labels, positions, read = next(loader)
+            if isinstance(self.images, DatasetImages):
+                for position, label in zip(positions.tolist(), read.tolist(), strict=True):
+                    self.images.require_label(position, label)
             if number < start:  # made all the same, for the random numbers that go into it
                 continue
             if self.rank >= self.mini_batch_size(number):
@@ -234,12 +243,6 @@ class WorkerBatches(Batches):
             np.random.seed(seed % 2**32)
             yield
 
-    def prepare(self, pixels: Tensor, number: int) -> Tensor:
-        """uint8 or finished float32 (B, C, H, W) → float32 (B, C, H, W), augmented; uint8 is scaled."""
-        if not pixels.is_floating_point():
-            return super().prepare(pixels, number)
-        return pixels if self.augment is None else self.augment(pixels, self._seeded(self.device, number))
-
 
 class _Shares:
     """The positions of each batch's images, this process's share of them."""
@@ -257,18 +260,22 @@ class _Shares:
             yield (share if len(share) > 0 else batch[:1]).tolist()
 
 
-class _Transformed(Dataset[tuple[Tensor, Tensor]]):
-    """Images by position, transformed."""
+class _Transformed(Dataset[tuple[Tensor, Tensor, int, int]]):
+    """Images by position, transformed: each with its label, its position, and the label that was read with it."""
 
-    def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor] | None) -> None:
+    def __init__(
+        self, images: Tensor | DatasetImages, labels: Tensor, transform: Callable[[Tensor], Tensor] | None
+    ) -> None:
         self.images, self.labels, self.transform = images, labels, transform
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        image = self.images[position]
-        return image if self.transform is None else self.transform(image), self.labels[position]
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor, int, int]:
+        image, label = (
+            self.images.item(position) if isinstance(self.images, DatasetImages) else (self.images[position], -1)
+        )
+        return image if self.transform is None else self.transform(image), self.labels[position], position, label
 
 
 def _operand(values: Tensor, neutral: float, device: torch.device) -> Tensor | float | None:
