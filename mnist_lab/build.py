@@ -30,6 +30,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mnist_lab.data import ImageDataModule
+from mnist_lab.data.moved import read_recorded
 from mnist_lab.errors import UserError
 from mnist_lab.processes import ANSWER_WITHIN, started_together
 from mnist_lab.result import Result
@@ -79,8 +80,10 @@ def build_tested(cfg: DictConfig, run_dir: Path) -> ImageDataModule:
     """
     data: ImageDataModule = build(cfg, "data")
     data.fallback = None
-    if (run_dir / "result.json").exists() and (reason := Result.load(run_dir).data["fallback"]) is not None:
-        data.use_fallback(reason)
+    if (run_dir / "result.json").exists():
+        read_recorded(data, Result.load(run_dir).data)
+    elif (last := run_dir / "checkpoints" / "last.ckpt").exists():
+        read_recorded(data, read_checkpoint(last).get("ImageDataModule", {}))
     data.prepare_data()
     data.setup()
     return data

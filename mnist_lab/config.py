@@ -693,6 +693,19 @@ def _check_sweep(overrides: list[Override], cfg: DictConfig) -> None:
         raise UserError(f"sweep={sweep.sampler}: there is nothing to search; give ranges, or space=mlp or space=cnn")
 
 
+def todays_root() -> str:
+    """The data folder that the config and the environment name now, for a command that names none."""
+    base = OmegaConf.load(CONF_DIR / "base.yaml")
+    return str(OmegaConf.select(base, "data.root"))
+
+
+def use_absolute_root(cfg: DictConfig) -> None:
+    """Have `data.root` name the same folder from wherever the config is used; `~` stays the user's home."""
+    root = OmegaConf.select(cfg, "data.root")
+    if isinstance(root, str) and not root.startswith("~"):
+        cfg.data.root = str(Path(root).absolute())
+
+
 def check_folder(key: str, folder: str, fresh: bool) -> Path:
     """Checks that a folder can be written to, before anything is done for it.
 

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_lab.config import check, one_of, unknown_key_hint
+from mnist_lab.config import check, one_of, unknown_key_hint, use_absolute_root
 from mnist_lab.errors import UserError
 from mnist_lab.files import unchanged
 from mnist_lab.trust import check_origin
@@ -93,5 +93,6 @@ def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:
                 raise UserError(f"{override}: not understood") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, AssertionError) as error:
         raise UserError(f"{path} can't be read: {' '.join(str(error).split())}") from error
+    use_absolute_root(cfg)
     check(cfg)
     return cfg

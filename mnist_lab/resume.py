@@ -17,7 +17,7 @@ from mnist_lab.words import divide, folder_of
 
 LONGER = "The number of epochs has changed"
 USAGE = (
-    "use: python -m mnist_lab resume outputs/.../RUN [trainer.max_epochs=N] [trainer.devices=N], or "
+    "use: python -m mnist_lab resume outputs/.../RUN [trainer.max_epochs=N] [trainer.devices=N] [data.root=DIR], or "
     "resume outputs/sweeps/NAME [sweep.trials=N ...]"
 )
 
@@ -78,10 +78,11 @@ def _sweep(folder: Path, words: list[str]) -> None:
 
 def _run(folder: Path, words: list[str]) -> None:
     started = time.perf_counter()
-    options, others = divide(words, dict.fromkeys(("trainer.max_epochs", "trainer.devices"), ""), USAGE)
+    options, others = divide(words, dict.fromkeys(("trainer.max_epochs", "trainer.devices", "data.root"), ""), USAGE)
     if others:
         raise UserError(
-            f"{others[0]}: only trainer.max_epochs and trainer.devices can be changed of a run that has begun\n{USAGE}"
+            f"{others[0]}: only trainer.max_epochs, trainer.devices and data.root can be changed of a run that has "
+            f"begun\n{USAGE}"
         )
     more = [f"{key}={value}" for key, value in options.items() if value]
     cfg = load_config(folder, more)

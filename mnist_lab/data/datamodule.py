@@ -109,9 +109,17 @@ class ImageDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Downloads what is missing and reads the images; `setup` reads them where Lightning doesn't call this."""
-        self._read(download=True)
+        self.read(download=True)
 
-    def _read(self, download: bool) -> None:
+    def read(self, download: bool) -> None:
+        """Read the images, once, or what stands in for them.
+
+        Args:
+            download: whether missing files may be downloaded.
+
+        Raises:
+            UserError: the data can't be had or read.
+        """
         if self.images is None:
             try:
                 self.images = self.source(self.root, download)
@@ -164,7 +172,7 @@ class ImageDataModule(L.LightningDataModule):
         """
         if self._ready:
             return
-        self._read(download=False)
+        self.read(download=False)
         images = self.images
         assert images is not None
         if tuple(images.train_images.shape[1:]) != self.shape:
