@@ -35,9 +35,9 @@ class TrainedRun:
         shift: float32 (C, 1, 1), subtracted from pixel values.
         divisor: float32 (C, 1, 1), divides what remains.
         finished: whether it learned from images that came as finished float32: then it takes those, and nothing scales.
+        device: where the network is.
         evaluation: what images go through before they are scaled, uint8 (C, H, W) → uint8, or float32, which isn't
             scaled, as data.eval_transform or data.transform say; None: nothing.
-        device: where the network is.
     """
 
     run_dir: Path
@@ -49,8 +49,8 @@ class TrainedRun:
     shift: Tensor
     divisor: Tensor
     finished: bool
-    evaluation: Callable[[Tensor], Tensor] | None
     device: torch.device
+    evaluation: Callable[[Tensor], Tensor] | None = None
 
     def __repr__(self) -> str:
         size = sum(weight.numel() for weight in self.net.parameters())
@@ -140,8 +140,8 @@ def load_run(
         raise UserError(f"{path} doesn't say how images are prepared for it: train the run again")
     with isolate_rng(include_cuda=False):  # its first weights are not the caller's random numbers
         net = build(cfg, "model")
-        given = [build(cfg, f"data.{key}") for key in ("transform", "eval_transform")]
-        evaluation = evaluation_transform(*given, facts["shape"], facts.get("finished", False))
+        transform, given = build(cfg, "data.transform"), build(cfg, "data.eval_transform")
+        evaluation = evaluation_transform(transform, given, facts["shape"], facts.get("finished", False))
     load_weights(net, path, saved)
     return TrainedRun(
         run_dir=run_dir,

@@ -54,7 +54,7 @@ class Wrapper(Dataset[Any]):
         return image, (label + 1) % 10
 
 
-class Shifted(datasets.FakeData):
+class Shifted(datasets.FakeData):  # type: ignore[misc]
     """torchvision's, with another `__getitem__`."""
 
     targets = (0,) * N
@@ -152,10 +152,10 @@ class Changing(Digits):
 def test_augmentation_in_a_dataset_is_not_frozen_in_memory(chance: str) -> None:
     with pytest.raises(UserError, match=r"Changing gives another image each time .* Add data.loader=workers"):
         module(Changing(CHANCES[chance]), "memory", Digits())
-    state = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index, union-attr]
+    state = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
     data = module(Changing(CHANCES[chance]), "workers", Digits(), val="test")
     assert torch.equal(torch.get_rng_state(), state[0]) and random.getstate() == state[2]
-    assert np.random.get_state()[1].tolist() == state[1]  # type: ignore[index, union-attr]
+    assert np.random.get_state()[1].tolist() == state[1]  # type: ignore[index]
     assert len(data.train_index) == N
 
 

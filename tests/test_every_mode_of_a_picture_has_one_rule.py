@@ -127,7 +127,6 @@ def test_a_deep_picture_is_upright(tmp_path: Path) -> None:
         (Image.merge("LA", (Image.new("L", (2, 1), 255), Image.linear_gradient("L").resize((2, 1)))), ""),
         (Image.new("La", (1, 1)), "its mode, La, is not read"),
     ],
-    ids=str,
 )
 def test_what_has_no_rule_is_refused_by_name(image: Image.Image, said: str, tmp_path: Path) -> None:
     if not said:  # white ink, of which white paper leaves nothing

@@ -202,6 +202,7 @@ class WorkerBatches(Batches):
 
     def __init__(self, *others: Any, transform: Callable[[Tensor], Tensor] | None, workers: int, **named: Any) -> None:
         super().__init__(*others, **named)
+        self._dataset: Tensor | DatasetImages = self.images
         self._loader = DataLoader(
             _Transformed(self.images, self.labels, transform),
             batch_sampler=_Shares(self),
@@ -211,16 +212,16 @@ class WorkerBatches(Batches):
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        start = self._start()
+        start, dataset = self._start(), self._dataset
         # Processes that start anew each epoch have random numbers that don't depend on the epochs before.
         self._loader.generator = self._seeded(torch.device("cpu"), -1)
         loader = iter(self._loader)
         for number in range(self.mini_batches):
             with self._own_chance(number):
                 images, labels, positions, read = next(loader)
-            if isinstance(self.images, DatasetImages):
+            if isinstance(dataset, DatasetImages):
                 for position, label in zip(positions.tolist(), read.tolist(), strict=True):
-                    self.images.require_label(position, label)
+                    dataset.require_label(position, label)
             if number < start:  # made all the same, for the random numbers that go into it
                 continue
             if self.rank >= self.mini_batch_size(number):
@@ -272,9 +273,10 @@ class _Transformed(Dataset[tuple[Tensor, Tensor, int, int]]):
         return len(self.labels)
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor, int, int]:
-        image, label = (
-            self.images.item(position) if isinstance(self.images, DatasetImages) else (self.images[position], -1)
-        )
+        if isinstance(self.images, Tensor):
+            image, label = self.images[position], -1
+        else:
+            image, label = self.images.item(position)
         return image if self.transform is None else self.transform(image), self.labels[position], position, label
 
 

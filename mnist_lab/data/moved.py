@@ -43,12 +43,15 @@ def read_recorded(data: ImageDataModule, recorded: Mapping[str, Any]) -> None:
     for download in (False, isinstance(problem.__cause__, DataUnavailableError)):
         try:
             data.read(download)
-        except (UserError, OSError):
+        except (UserError, OSError) as error:
+            problem = error if download else problem
             continue
         if data.images is not None and data.images.digest == recorded["digest"]:
             return
         data.images = None
     places = f"in {before}" if before == today else f"in {before}, nor the same in {today}"
+    reason = str(problem).splitlines()[0].rstrip(".")
     raise UserError(
-        f"the run's data is not {places}: data.root=DIR says where it is now. {str(problem).splitlines()[0]}"
+        f"the run's data is not {places}: {reason}. Three ways out: put it back there; "
+        "say where it is now, with data.root=DIR or MNIST_LAB_DATA; or start a new run on other data"
     ) from problem
