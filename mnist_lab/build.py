@@ -31,6 +31,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mnist_lab.data import ImageDataModule
+from mnist_lab.data.moved import read_recorded
 from mnist_lab.errors import UserError
 from mnist_lab.processes import ANSWER_WITHIN, started_together
 from mnist_lab.result import Result
@@ -43,6 +44,7 @@ from mnist_lab.training import (
     ValidatedWeights,
     WholeFiles,
 )
+from mnist_lab.training.checkpoint_files import read_checkpoint
 from mnist_lab.training.loggers import make_logger
 from mnist_lab.training.schedules import Plateau, make_schedule
 
@@ -88,8 +90,10 @@ def build_tested(cfg: DictConfig, run_dir: Path) -> ImageDataModule:
     """
     data: ImageDataModule = build(cfg, "data")
     data.fallback = None
-    if (run_dir / "result.json").exists() and (reason := Result.load(run_dir).data["fallback"]) is not None:
-        data.use_fallback(reason)
+    if (run_dir / "result.json").exists():
+        read_recorded(data, Result.load(run_dir).data)
+    elif (last := run_dir / "checkpoints" / "last.ckpt").exists():
+        read_recorded(data, read_checkpoint(last).get("ImageDataModule", {}))
     data.prepare_data()
     data.setup()
     return data
@@ -332,6 +336,7 @@ def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule)
         raise UserError("loss.reduction=sum is not allowed: a loss is the mean over a batch's images")
     if not isinstance(value, torch.Tensor) or value.dim() != 0:
         raise UserError(f"loss: {cfg.loss._target_} doesn't give one number for a batch")
+    _ = data.evaluation  # it refuses a transform of which it can't be told what evaluation needs
     if data.augment is not None:
         needed = "augment(images float32 (B, C, H, W), 0 to 255, torch.Generator) gives such images"
         try:

@@ -225,6 +225,7 @@ RULES: dict[str, Rule] = {
     "data.source": function,
     "data.augment": function.or_null(),
     "data.transform": function.or_null(),
+    "data.eval_transform": function.or_null(),
     "data.root": text,
     "data.fallback": one_of("mnist_5k").or_null(),
     "data.batch_size": _integer(1),
@@ -569,6 +570,8 @@ def _check_together(cfg: DictConfig) -> None:
         )
     if get("data.transform") is not None and get("data.loader") != "workers":
         raise UserError("data.transform works image by image: add data.loader=workers")
+    if get("data.eval_transform") is not None and get("data.transform") is None:
+        raise UserError("data.eval_transform without data.transform: training images would be on another scale")
     if get("callbacks.dashboard") is not None and not str(get("logger._target_")).endswith("TensorBoardLogger"):
         raise UserError("callbacks=dashboard writes for TensorBoard: add logger=tensorboard")
     monitor, mode = get("callbacks.early_stopping.monitor"), get("callbacks.early_stopping.mode")
@@ -695,6 +698,19 @@ def _check_sweep(overrides: list[Override], cfg: DictConfig) -> None:
         raise UserError(f"{intervals[0]}: a grid needs values that can be counted: add sweep=random or sweep=tpe")
     if sweep.sampler != "grid" and not (swept or sweep.space or cfg.hydra.sweeper.get("params")):
         raise UserError(f"sweep={sweep.sampler}: there is nothing to search; give ranges, or space=mlp or space=cnn")
+
+
+def todays_root() -> str:
+    """The data folder that the config and the environment name now, for a command that names none."""
+    base = OmegaConf.load(CONF_DIR / "base.yaml")
+    return str(OmegaConf.select(base, "data.root"))
+
+
+def use_absolute_root(cfg: DictConfig) -> None:
+    """Have `data.root` name the same folder from wherever the config is used; `~` stays the user's home."""
+    root = OmegaConf.select(cfg, "data.root")
+    if isinstance(root, str) and not root.startswith("~"):
+        cfg.data.root = str(Path(root).absolute())
 
 
 def check_folder(key: str, folder: str, fresh: bool) -> Path:

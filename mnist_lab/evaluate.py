@@ -10,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_lab.config import check, one_of, unknown_key_hint
+from mnist_lab.config import check, one_of, unknown_key_hint, use_absolute_root
 from mnist_lab.errors import UserError
 from mnist_lab.files import unchanged
 from mnist_lab.trust import check_origin
@@ -80,6 +80,8 @@ def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:
         check_origin(path, OmegaConf.to_container(cfg), asked_of(run_dir).get("seal"))
         if not unchanged(path.read_text(encoding="utf-8")):
             raise UserError(f"{path} is not as the run wrote it. To use it as it is, delete its last line")
+        if "data" in cfg and "transform" in cfg.data:
+            cfg.data.setdefault("eval_transform", None)  # which older runs don't have
         OmegaConf.set_struct(cfg, True)
         for override in overrides:
             key = override.partition("=")[0]
@@ -91,5 +93,6 @@ def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:
                 raise UserError(f"{override}: not understood") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, AssertionError) as error:
         raise UserError(f"{path} can't be read: {' '.join(str(error).split())}") from error
+    use_absolute_root(cfg)
     check(cfg)
     return cfg

@@ -17,7 +17,7 @@ from mnist_lab.result import Result
 from mnist_lab.sweep.study import differences
 from mnist_lab.words import folder_of, path_of, understood
 
-USAGE = "use: python -m mnist_lab rerun outputs/.../RUN [dir=FOLDER]"
+USAGE = "use: python -m mnist_lab rerun outputs/.../RUN [dir=FOLDER] [data.root=DIR]"
 
 
 def rerun(words: list[str]) -> None:
@@ -27,27 +27,31 @@ def rerun(words: list[str]) -> None:
     Ends the program with exit status 1 where they differ, after naming what else does: code, versions, data, machine.
 
     Args:
-        words: the run's folder, and `dir=FOLDER` for the new one, which must be new or empty.
+        words: the run's folder, `dir=FOLDER` for the new one, which must be new or empty, and `data.root=DIR` where the
+            data has moved.
 
     Raises:
         UserError: there is no such finished run, or it can't be run.
     """
     started = time.perf_counter()
     folder = folder_of(words, USAGE)
-    cfg, before = load_config(folder, []), Result.load(folder)
-    changes = [word for word in words[1:] if not word.startswith("dir=") and "=" in word]
+    moved = [word for word in words[1:] if word.startswith("data.root=")]
+    cfg, before = load_config(folder, moved), Result.load(folder)
+    changes = [word for word in words[1:] if not word.startswith(("dir=", "data.root=")) and "=" in word]
     if changes:
         other = f"{before.command} {shlex.join(changes)}"
         raise UserError(f"rerun repeats a run as it was. To run it with a change: {other}\n{USAGE}")
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    new = path_of(understood(words[1:], {"dir": f"outputs/{cfg.name}/{now}"}, USAGE)["dir"]).absolute()
+    own = {"dir": f"outputs/{cfg.name}/{now}", "data.root": ""}
+    new = path_of(understood(words[1:], own, USAGE)["dir"]).absolute()
     until = check_folder("dir", str(new), fresh=True)
 
     from mnist_lab.run import flush_denormals, run
 
     flush_denormals()
     with at_work(new, until):
-        found = run(cfg, new, before.overrides, shlex.split(before.command)[3:], started)
+        command = shlex.split(before.command)[3:]
+        found = run(cfg, new, before.overrides + moved, command + moved, started, recorded=before.data)
     if found is None:  # of a helper process
         return
     found = Result.load(new)  # as numbers are in files: without NaN

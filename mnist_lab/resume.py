@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from mnist_lab.result import Result
 
 LIMITS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
-CHANGEABLE = ("trainer.devices",)
+CHANGEABLE = ("trainer.devices", "data.root")
 CHANGED = ("The number of epochs has changed", "The number of steps has changed")
 USAGE = (
     "use: python -m mnist_lab resume outputs/.../RUN [trainer.max_epochs=N] [trainer.max_steps=N] "
-    "[trainer.max_time='{minutes: N}'] [trainer.devices=N], or resume outputs/sweeps/NAME [sweep.trials=N ...]"
+    "[trainer.max_time='{minutes: N}'] [trainer.devices=N] [data.root=DIR], or "
+    "resume outputs/sweeps/NAME [sweep.trials=N ...]"
 )
 
 

@@ -45,8 +45,10 @@ from mnist_lab.build import (
     load_weights,
     make_steps_cheap,
 )
+from mnist_lab.config import use_absolute_root
 from mnist_lab.data import ImageDataModule
 from mnist_lab.data.facts import test_facts
+from mnist_lab.data.moved import read_recorded
 from mnist_lab.errors import Diverged, UserError
 from mnist_lab.evaluate import asked_of
 from mnist_lab.files import marked, write_whole
@@ -122,6 +124,7 @@ def run(
     callbacks: Sequence[L.Callback] = (),
     report: bool = False,
     remarks: Sequence[str] = (),
+    recorded: Mapping[str, Any] | None = None,
 ) -> Result | None:
     """Trains and tests what `cfg` describes, and leaves everything about it in `run_dir`.
 
@@ -137,6 +140,7 @@ def run(
         callbacks: beside those of the config.
         report: whether to leave the page report.html, which takes a second.
         remarks: what else a reader of the result must know.
+        recorded: `digest` and `fallback` of the data of the run that is repeated: no other is taken in its place.
 
     Returns:
         The result; None in all processes of a distributed run but the first.
@@ -151,6 +155,7 @@ def run(
     keep_memory()
 
     data = build(cfg, "data")
+    use_absolute_root(cfg)  # what is recorded holds in any folder
     torch.manual_seed(cfg.seeds.weights)
     net = build(cfg, "model")
     loss = build(cfg, "loss")
@@ -183,19 +188,17 @@ def run(
             f"trainer.max_epochs={cfg.trainer.max_epochs} is not allowed: {relative(run_dir)} has had more already, "
             f"trainer.max_epochs={epochs} is the least"
         )
-    if (
-        last is not None
-    ):  # do they fit? Lightning loads them, after the callbacks have seen those that a run begins with
+    if last is not None:  # Lightning loads them, after callbacks have seen the weights that a run begins with
         load_weights(copy.deepcopy(net), last, saved)
-    began_with = saved.get("ImageDataModule", {})
-    if (reason := began_with.get("fallback")) is not None:
-        data.use_fallback(reason)
-    elif "digest" in began_with:
-        data.fallback = None
+    began_with = saved.get("ImageDataModule", recorded or {})
+    before = data.root
+    read_recorded(data, began_with)
+    if data.root != before:
+        cfg.data.root = str(data.root)
     data.prepare_data()
     data.setup()
     assert data.images is not None
-    if began_with.get("digest", data.images.digest) != data.images.digest:
+    if last is not None and began_with.get("digest", data.images.digest) != data.images.digest:
         raise UserError(
             f"{relative(run_dir)} began with other images than {data.images.name} has now, and those that it learned "
             "from may be among today's validation or test images. To go on, put the files back as they were; to use "

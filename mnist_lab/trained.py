@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mnist_lab.build import brief, build, load_weights
+from mnist_lab.data.evaluation import evaluation_transform
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import checkpoint_of, load_config
 from mnist_lab.result import Result
@@ -36,6 +37,8 @@ class TrainedRun:
         divisor: float32 (C, 1, 1), divides what remains.
         finished: whether it learned from images that came as finished float32: then it takes those, and nothing scales.
         device: where the network is.
+        evaluation: what images go through before they are scaled, uint8 (C, H, W) → uint8, or float32, which isn't
+            scaled, as data.eval_transform or data.transform say; None: nothing.
     """
 
     run_dir: Path
@@ -48,6 +51,7 @@ class TrainedRun:
     divisor: Tensor
     finished: bool
     device: torch.device
+    evaluation: Callable[[Tensor], Tensor] | None = None
 
     def __repr__(self) -> str:
         size = sum(weight.numel() for weight in self.net.parameters())
@@ -71,7 +75,9 @@ class TrainedRun:
         Returns:
             float32 (N, C, H, W), on the network's device.
         """
-        if self.finished:
+        if self.evaluation is not None and len(images):
+            images = torch.stack([self.evaluation(image) for image in images.cpu()])
+        if images.is_floating_point():
             return images.to(self.device)
         return (images.to(self.device).float() - self.shift) / self.divisor
 
@@ -135,6 +141,8 @@ def load_run(
         raise UserError(f"{path} doesn't say how images are prepared for it: train the run again")
     with isolate_rng(include_cuda=False):  # its first weights are not the caller's random numbers
         net = build(cfg, "model")
+        transform, given = build(cfg, "data.transform"), build(cfg, "data.eval_transform")
+        evaluation = evaluation_transform(transform, given, facts["shape"], facts.get("finished", False))
     load_weights(net, path, saved)
     return TrainedRun(
         run_dir=run_dir,
@@ -146,5 +154,6 @@ def load_run(
         shift=facts["shift"].to(where),
         divisor=facts["divisor"].to(where),
         finished=facts.get("finished", False),
+        evaluation=evaluation,
         device=where,
     )

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.transforms import v2
 
 from mnist_lab.data import Augment, Batches, EpochOrder, ImageDataModule, ImageSet, from_datasets, mnist_5k
 
@@ -227,12 +228,18 @@ class Grey(torch.utils.data.Dataset[Any]):
         return torch.full((1, 4, 4), 200, dtype=torch.uint8), position % 2
 
 
-def test_a_transform_is_of_training_images_alone() -> None:
+@pytest.mark.parametrize(
+    ("transform", "expected"), [(halve, [100, 100, 100]), (v2.RandomInvert(0.999_999), [55, 200, 200])]
+)
+def test_preparation_is_of_all_images_and_augmentation_of_training_images_alone(
+    transform: Any, expected: list[int]
+) -> None:
     source = partial(from_datasets, train=Grey(), test=Grey(), classes=2)
-    data = ImageDataModule("grey", source, "/", (1, 4, 4), 2, val_size=10, loader="workers", workers=0, transform=halve)
+    how: dict[str, Any] = {"loader": "workers", "workers": 0, "transform": transform}
+    data = ImageDataModule("grey", source, "/", (1, 4, 4), 2, val_size=10, **how)
     data.setup()
     parts = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
-    assert [round(float(pixels(part).max()) * 255) for part in parts] == [100, 200, 200]
+    assert [round(float(pixels(part).max()) * 255) for part in parts] == expected
 
 
 def test_memory_is_the_bytes_of_the_images_and_a_batch(tmp_path: Path) -> None:

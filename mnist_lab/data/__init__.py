@@ -3,9 +3,9 @@
 from mnist_lab.data.augment import Augment
 from mnist_lab.data.batches import Batch, Batches, EpochOrder, WorkerBatches
 from mnist_lab.data.datamodule import ImageDataModule
+from mnist_lab.data.dataset_images import DatasetImages
 from mnist_lab.data.download import Archive, DataUnavailableError, fetch
 from mnist_lab.data.sources import (
-    DatasetImages,
     ImageSet,
     Source,
     cifar10,

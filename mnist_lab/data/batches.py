@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mnist_lab.data.dataset_images import DatasetImages
 from mnist_lab.seeds import seed_of
 
 
@@ -186,7 +187,12 @@ class Batches:
         return torch.Generator(device).manual_seed(seed)
 
     def prepare(self, pixels: Tensor, number: int) -> Tensor:
-        """uint8 (B, C, H, W), the mini-batch of this number → float32 (B, C, H, W), augmented and scaled."""
+        """uint8 or finished float32 (B, C, H, W), the mini-batch of this number → float32 (B, C, H, W), augmented.
+
+        Only uint8 is scaled.
+        """
+        if pixels.is_floating_point():
+            return pixels if self.augment is None else self.augment(pixels, self._seeded(self.device, number))
         if self.augment is not None:
             pixels = self.augment(pixels.float(), self._seeded(self.device, number))
         shifted = pixels if self.shift is None else pixels - self.shift
@@ -204,6 +210,7 @@ class WorkerBatches(Batches):
 
     def __init__(self, *others: Any, transform: Callable[[Tensor], Tensor] | None, workers: int, **named: Any) -> None:
         super().__init__(*others, **named)
+        self._dataset: Tensor | DatasetImages = self.images
         self._loader = DataLoader(
             _Transformed(self.images, self.labels, transform),
             batch_sampler=_Shares(self),
@@ -213,13 +220,16 @@ class WorkerBatches(Batches):
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        start = self._start()
+        start, dataset = self._start(), self._dataset
         # Processes that start anew each epoch have random numbers that don't depend on the epochs before.
         self._loader.generator = self._seeded(torch.device("cpu"), -1)
         loader = iter(self._loader)
         for number in range(self.mini_batches):
             with self._own_chance(number):
-                images, labels = next(loader)
+                images, labels, positions, read = next(loader)
+            if isinstance(dataset, DatasetImages):
+                for position, label in zip(positions.tolist(), read.tolist(), strict=True):
+                    dataset.require_label(position, label)
             if number < start:  # made all the same, for the random numbers that go into it
                 continue
             if self.rank >= self.mini_batch_size(number):
@@ -242,12 +252,6 @@ class WorkerBatches(Batches):
             np.random.seed(seed % 2**32)
             yield
 
-    def prepare(self, pixels: Tensor, number: int) -> Tensor:
-        """uint8 or finished float32 (B, C, H, W) → float32 (B, C, H, W), augmented; uint8 is scaled."""
-        if not pixels.is_floating_point():
-            return super().prepare(pixels, number)
-        return pixels if self.augment is None else self.augment(pixels, self._seeded(self.device, number))
-
 
 class _Shares:
     """The positions of each batch's images, this process's share of them."""
@@ -265,18 +269,23 @@ class _Shares:
             yield (share if len(share) > 0 else batch[:1]).tolist()
 
 
-class _Transformed(Dataset[tuple[Tensor, Tensor]]):
-    """Images by position, transformed."""
+class _Transformed(Dataset[tuple[Tensor, Tensor, int, int]]):
+    """Images by position, transformed: each with its label, its position, and the label that was read with it."""
 
-    def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor] | None) -> None:
+    def __init__(
+        self, images: Tensor | DatasetImages, labels: Tensor, transform: Callable[[Tensor], Tensor] | None
+    ) -> None:
         self.images, self.labels, self.transform = images, labels, transform
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        image = self.images[position]
-        return image if self.transform is None else self.transform(image), self.labels[position]
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor, int, int]:
+        if isinstance(self.images, Tensor):
+            image, label = self.images[position], -1
+        else:
+            image, label = self.images.item(position)
+        return image if self.transform is None else self.transform(image), self.labels[position], position, label
 
 
 def _operand(values: Tensor, neutral: float, device: torch.device) -> Tensor | float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any, Literal
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from mnist_lab.data.batches import Batch, Batches, EpochOrder, WorkerBatches
+from mnist_lab.data.dataset_images import DatasetImages
 from mnist_lab.data.download import DataUnavailableError
-from mnist_lab.data.sources import DatasetImages, ImageSet, Source, mnist_5k, stratified_part
+from mnist_lab.data.evaluation import evaluation_transform
+from mnist_lab.data.sources import ImageSet, Source, mnist_5k, stratified_part
 from mnist_lab.errors import UserError
 from mnist_lab.files import is_the_users
 from mnist_lab.seeds import seed_of
@@ -38,6 +41,7 @@ class ImageDataModule(L.LightningDataModule):
         loader: "memory" cuts batches out of memory; "workers" sends each image through `transform` in other processes.
         workers: how many of those, 0 or more.
         transform: of training images: uint8 (C, H, W) → uint8, which is scaled afterwards, or float32, which is not.
+        eval_transform: the same of validation and test images; None: what of `transform` isn't random.
         augment: of training images, a batch at once on the device: called as augment(images, generator).
         scale: "unit" (pixels / 255), "standard" (mean 0 and deviation 1 a channel over the training set) or "none".
         one_vs_rest: a class to tell from all others (label 1 against 0); None for all classes.
@@ -62,6 +66,7 @@ class ImageDataModule(L.LightningDataModule):
         loader: str = "memory",
         workers: int = 2,
         transform: Callable[[Tensor], Tensor] | None = None,
+        eval_transform: Callable[[Tensor], Tensor] | None = None,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         scale: str = "unit",
         one_vs_rest: int | None = None,
@@ -84,6 +89,7 @@ class ImageDataModule(L.LightningDataModule):
         self.loader = loader
         self.workers = workers
         self.transform = transform
+        self.eval_transform = eval_transform
         self.augment = augment
         self.scale = scale
         self.one_vs_rest = one_vs_rest
@@ -103,9 +109,17 @@ class ImageDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Downloads what is missing and reads the images; `setup` reads them where Lightning doesn't call this."""
-        self._read(download=True)
+        self.read(download=True)
 
-    def _read(self, download: bool) -> None:
+    def read(self, download: bool) -> None:
+        """Read the images, once, or what stands in for them.
+
+        Args:
+            download: whether missing files may be downloaded.
+
+        Raises:
+            UserError: the data can't be had or read.
+        """
         if self.images is None:
             try:
                 self.images = self.source(self.root, download)
@@ -120,6 +134,26 @@ class ImageDataModule(L.LightningDataModule):
             if not isinstance(self.images, ImageSet):
                 kind = type(self.images).__name__
                 raise UserError(f"data.source gives {kind}, where a mnist_lab.data.ImageSet is needed")
+            self.images = self._held(self.images)
+
+    def _held(self, images: ImageSet) -> ImageSet:
+        """Read datasets into memory, for loader=memory.
+
+        Raises:
+            UserError: a dataset gives other images or labels when it is read again, where they must stay the same.
+        """
+        train, test = images.train_images, images.test_images
+        hints = {
+            "train_images": "memory would keep one of them for all epochs. Add data.loader=workers",
+            "test_images": "test images must stay the same. Let the test dataset give them without random changes",
+        }
+        if self.loader == "memory":
+            parts = {"train_images": train, "test_images": test}
+            read = {part: kept.read(hints[part]) for part, kept in parts.items() if isinstance(kept, DatasetImages)}
+            return replace(images, **read)  # type: ignore[arg-type]
+        if isinstance(test, DatasetImages):
+            test.require_repeatable(range(len(test)), hints["test_images"])
+        return images
 
     def use_fallback(self, reason: str) -> None:
         """Takes the data that stands in, without looking for what was asked for.
@@ -138,13 +172,9 @@ class ImageDataModule(L.LightningDataModule):
         """
         if self._ready:
             return
-        self._read(download=False)
+        self.read(download=False)
         images = self.images
         assert images is not None
-        if self.loader == "memory":
-            parts = {"train_images": images.train_images, "test_images": images.test_images}
-            read = {part: found.read() for part, found in parts.items() if isinstance(found, DatasetImages)}
-            images = self.images = replace(images, **read)  # type: ignore[arg-type]
         if tuple(images.train_images.shape[1:]) != self.shape:
             found = list(images.train_images.shape[1:])
             raise UserError(f"{images.name} has images of the shape {found}, and data.shape is {list(self.shape)}")
@@ -163,7 +193,25 @@ class ImageDataModule(L.LightningDataModule):
         self.train_index, self.val_index = self._divide(images.train_labels)
         self.shift, self.divisor = self._scaling(images.train_images)
         self.finished = images.train_images[0].is_floating_point()
+        if self.finished != images.test_images[0].is_floating_point():
+            kinds = [images.train_images[0].dtype, images.test_images[0].dtype]
+            raise UserError(f"{images.name} has {kinds[0]} training and {kinds[1]} test images: their scales differ")
+        if isinstance(images.train_images, DatasetImages) and self.val in ("random", "last"):
+            images.train_images.require_repeatable(
+                self.val_index.tolist(),
+                f"data.val={self.val} would validate on them. Use data.val=test or none; or data.transform, which only "
+                "training images go through, for what is random",
+            )
         self._ready = True
+
+    @cached_property
+    def evaluation(self) -> Callable[[Tensor], Tensor] | None:
+        """What validation and test images go through before they are scaled; None: nothing.
+
+        Raises:
+            UserError: that can't be told, see `mnist_lab.data.evaluation.evaluation_transform`.
+        """
+        return evaluation_transform(self.transform, self.eval_transform, self.shape, self.finished)
 
     @property
     def stand_in(self) -> str | None:
@@ -249,9 +297,12 @@ class ImageDataModule(L.LightningDataModule):
         augment = self.augment if training else None
         by_workers = self.loader == "workers" and training
         images, labels = self._place(part, torch.device("cpu") if by_workers else device)
+        if not training and self.evaluation is not None and not isinstance(images, DatasetImages):
+            images, labels = self._evaluated(part, order.index, device)
+            order = EpochOrder(torch.arange(len(labels)), None)
         how = (order, batch_size, self.shift, self.divisor, device, augment, self.augment_seed)
         if by_workers or isinstance(images, DatasetImages):
-            transform = self.transform if training else None
+            transform = self.transform if training else self.evaluation
             return WorkerBatches(images, labels, *how, 1, rank, world_size, transform=transform, workers=self.workers)
         at_once = self.images_at_once
         if at_once > 1 and part == "test" and world_size == 1 and images.device == device:
@@ -277,6 +328,18 @@ class ImageDataModule(L.LightningDataModule):
                 images, labels = images.to(device), labels.to(device)
             self._placed[part, device] = (images, labels)
         return self._placed[part, device]
+
+    def _evaluated(self, part: Literal["train", "test"], index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images and labels at some positions of a part, gone through `evaluation`, once, on a device."""
+        key = f"evaluated {part}", device
+        if key not in self._placed:
+            images, labels = self._place(part, torch.device("cpu"))
+            assert self.evaluation is not None
+            found = torch.stack([self.evaluation(images[n]) for n in index.tolist()])
+            self._placed[key] = found.to(device), labels[index].to(device)
+        evaluated, labels = self._placed[key]
+        assert isinstance(evaluated, Tensor)
+        return evaluated, labels
 
     def _fall_back(self, error: DataUnavailableError) -> None:
         if self.fallback is None:

@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
-from torchvision.transforms.functional import pil_to_tensor
 
 from mnist_lab.config import TEST, TRAINING, VALIDATION, class_folders, part_of
+from mnist_lab.data.dataset_images import DatasetImages
 from mnist_lab.data.download import Archive, fetch
 from mnist_lab.errors import UserError
 from mnist_lab.files import digests
@@ -95,48 +95,6 @@ class ImageSet:
         digests = self.files or {str(n): hashlib.sha256(array.data).hexdigest() for n, array in enumerate(held)}
         lines = "".join(f"{name}:{digests[name]}\n" for name in sorted(digests))
         return hashlib.sha256(lines.encode()).hexdigest()
-
-
-class DatasetImages:
-    """The images of a PyTorch dataset, each read or computed when it is indexed.
-
-    Args:
-        dataset: gives pairs (image, label) by position. The image is uint8 or finished float32 (C, H, W), or a PIL
-            image.
-    """
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, position: int) -> Tensor:
-        image = self.dataset[position][0]
-        if isinstance(image, Tensor):
-            return image
-        pixels: Tensor = pil_to_tensor(flat(image) if image.mode in ("P", "PA") else image)  # those number colours
-        return pixels
-
-    @property
-    def shape(self) -> torch.Size:
-        """(N, C, H, W), with C, H and W of the first image."""
-        return torch.Size([len(self), *self[0].shape])
-
-    def read(self) -> Tensor:
-        """Reads all images: uint8 (N, C, H, W).
-
-        Raises:
-            UserError: they are not uint8, or differ in shape.
-        """
-        images = [self[position] for position in range(len(self))]
-        kind = type(self.dataset).__name__
-        if images[0].dtype != torch.uint8:
-            raise UserError(f"{kind} gives {images[0].dtype}, and memory holds uint8: add data.loader=workers")
-        shapes = list(dict.fromkeys(image.shape for image in images))
-        if len(shapes) > 1:
-            raise UserError(f"{kind} gives images of different shapes: {list(shapes[0])} and {list(shapes[1])}")
-        return torch.stack(images)
 
 
 Source = Callable[[Path, bool], ImageSet]
@@ -384,12 +342,14 @@ def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: fl
 def from_datasets(root: Path, download: bool, train: Dataset[Any], test: Dataset[Any], classes: int) -> ImageSet:
     """Two of the user's own PyTorch datasets. With data.loader=workers each image is read when its batch is needed.
 
+    Labels are those that `__getitem__` returns. All items are read for them, but for torchvision's own classes, whose
+    `__getitem__` is known. A dataset whose images change each time is only for training, with data.loader=workers.
+
     Args:
         root: not used.
         download: not used.
         train: gives pairs (image, label) by position. The image is uint8 or finished float32 (C, H, W), or a PIL image;
-            the label is 0 to classes - 1. With an attribute `targets`, as torchvision's have, and without a
-            `target_transform`, the labels are taken from there, without reading all images.
+            the label is 0 to classes - 1.
         test: the same.
         classes: number of classes.
 
@@ -400,11 +360,9 @@ def from_datasets(root: Path, download: bool, train: Dataset[Any], test: Dataset
     for dataset in (train, test):
         kind = type(dataset).__name__
         try:
-            labels = getattr(dataset, "targets", None)
-            if labels is None or getattr(dataset, "target_transform", None) is not None:
-                labels = [dataset[position][1] for position in range(len(dataset))]  # type: ignore[arg-type]
-            found += [DatasetImages(dataset), torch.as_tensor(labels, dtype=torch.int64)]
-            image = found[-2][0]
+            images = DatasetImages(dataset)
+            found += [images, images.labels]
+            image = images[0]
         except (TypeError, ValueError, IndexError, KeyError, NotImplementedError) as error:
             raise UserError(f"{kind} is no dataset of (image, label) by position: {error}") from error
         if image.dim() != 3 or image.dtype not in (torch.uint8, torch.float32):

@@ -118,7 +118,8 @@ class Server(ThreadingHTTPServer):
         from mnist_lab.pictures import read_image
         from mnist_lab.show.prepare import DRAFT, prepare
 
-        pixels, inverted = prepare(read_image(io.BytesIO(picture), DRAFT), self.preparation)
+        draft = DRAFT if self.preparation.kind == "digit" else None
+        pixels, inverted = prepare(read_image(io.BytesIO(picture), draft), self.preparation)
         file = io.BytesIO()
         Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(file, "PNG")
         return {

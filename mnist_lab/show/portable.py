@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ def write_checked(run: TrainedRun, kind: str, target: Path | None) -> None:
             f"{run.run_dir} has learned from float32 images that its own dataset finished: a file that takes uint8 "
             "can't do as it does. Let the dataset give uint8"
         )
+    trained, run = run, with_scaling_alone(run)
     form = FORMATS[kind]
     target = target or run.run_dir / "export" / f"{Path(run.cfg.name).name}{form.suffix}"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ def write_checked(run: TrainedRun, kind: str, target: Path | None) -> None:
             raise UserError(f"{run.cfg.model._target_} can't be written as {kind}: {brief(error)}") from error
         finally:
             logging.disable(logging.NOTSET)
-        images, largest, same = compare(run, form.read(file))
+        images, largest, same = compare(trained, form.read(file))
         if not largest <= TOLERANCE:
             raise SystemExit(
                 f"error: the {kind} model is wrong and was not kept: its probabilities differ from the run's by up to "
@@ -113,6 +114,33 @@ def write_checked(run: TrainedRun, kind: str, target: Path | None) -> None:
         f"the same class for {same:,} of {images:,}"
     )
     print(f"use\n\n{form.usage.format(file=repr(str(target.absolute())), shape=(1, *run.shape))}")
+
+
+def with_scaling_alone(run: TrainedRun) -> TrainedRun:
+    """Return the run with what its images go through as a shift and a divisor per channel, which a file can hold.
+
+    Args:
+        run: the run, on the CPU.
+
+    Raises:
+        UserError: its transform does something else to images, too.
+    """
+    if run.evaluation is None:
+        return run
+    black, white = (run.scale(torch.full((1, *run.shape), value, dtype=torch.uint8)) for value in (0, 255))
+    noise = torch.randint(0, 256, (4, *run.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = run.scale(noise)
+    low, high = black.double().mean((0, 2, 3)), white.double().mean((0, 2, 3))
+    if expected.shape == noise.shape and bool((low != high).all()):
+        divisor = 255 / (high - low)
+        shift, divisor = ((-low * divisor).float().view(-1, 1, 1), divisor.float().view(-1, 1, 1))
+        scaled = replace(run, evaluation=None, shift=shift, divisor=divisor)
+        if torch.allclose(scaled.scale(noise), expected, rtol=1e-5, atol=1e-5):
+            return scaled
+    raise UserError(
+        f"{run.run_dir}: data.transform or data.eval_transform does more than to scale each channel's values, which is "
+        "all that a file can hold. Do the rest in the network, or in data.source"
+    )
 
 
 def facts(run: TrainedRun) -> dict[str, str]:
@@ -141,8 +169,12 @@ def compare(run: TrainedRun, predict: Callable[[Tensor], Tensor]) -> tuple[int, 
         UserError: the test images can't be loaded.
     """
     count, largest, same = 0, torch.zeros(()), 0
-    for batch in build_tested(run.cfg, run.run_dir).test_dataloader():
-        expected, found = run.predict(batch.pixels), predict(batch.pixels)
+    data = build_tested(run.cfg, run.run_dir)
+    assert data.images is not None
+    images = data.images.test_images
+    for positions in torch.arange(len(images)).split(data.eval_batch_size):
+        pixels = torch.stack([images[n] for n in positions.tolist()])
+        expected, found = run.predict(pixels), predict(pixels)
         count += len(expected)
         largest = torch.maximum(largest, (expected - found).abs().max())
         same += int((expected.argmax(1) == found.argmax(1)).sum())

@@ -163,7 +163,8 @@ def predictions(
 
     def prepared(file: Path) -> tuple[NDArray[np.uint8], bool] | UserError:
         try:
-            return prepare(read_image(file, DRAFT), how)
+            # A picture that is resized as a whole is read as those of class folders are: at its full size.
+            return prepare(read_image(file, DRAFT if how.kind == "digit" else None), how)
         except UserError as error:
             return UserError(f"{file}: {error}")
 

@@ -60,10 +60,11 @@ def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.ui
         uint8 (C, H, W), 0 to 255, and whether the picture was inverted because it was dark on light.
 
     Raises:
-        UserError: nothing is drawn in it; only for the kind "digit".
+        UserError: the picture's mode or values are refused, see `mnist_lab.pictures.flat`; or, for the kind "digit",
+            nothing is drawn in it.
     """
     channels, height, width = preparation.shape
-    image = flat(image)
+    image = flat(image, white_paper=preparation.kind == "resize")
     if preparation.kind == "resize":
         grey_or_colour = image.convert("L" if channels == 1 else "RGB")
         inverted = preparation.on_black and _margin(np.asarray(grey_or_colour)) > 127
