@@ -31,6 +31,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
+from mnist_lab.network import check_module, fault_of_one_image, give_logits
 from mnist_lab.processes import ANSWER_WITHIN, started_together
 from mnist_lab.result import Result
 from mnist_lab.training import Checkpoints, Classifier, EpochProgress, LayerTable, Replay, WholeFiles
@@ -65,6 +66,18 @@ def build(cfg: DictConfig, section: str) -> Any:
         if not mistake:
             raise
         raise UserError(f"{section}: {described.get('_target_')} can't be made: {brief(cause or error)}") from error
+
+
+def build_network(cfg: DictConfig) -> nn.Module:
+    """Make the network that `model` describes.
+
+    Raises:
+        UserError: it can't be made, or is no network that can be trained here.
+    """
+    net = build(cfg, "model")
+    check_module(net, cfg.model._target_)
+    assert isinstance(net, nn.Module)
+    return net
 
 
 def build_tested(cfg: DictConfig, run_dir: Path) -> ImageDataModule:
@@ -275,15 +288,10 @@ def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule)
     images = torch.zeros(2, *data.shape)
     classes = len(data.class_names)
     what = f"{cfg.model._target_} can't be used with data={cfg.data.name}"
-    training = net.training
-    net.eval()
     try:
-        with torch.no_grad():
-            logits = net(images)
+        logits = give_logits(net, images)
     except (RuntimeError, ValueError, IndexError) as error:
         raise UserError(f"{what}: it doesn't take images of the shape {list(data.shape)} ({brief(error)})") from error
-    finally:
-        net.train(training)
     if tuple(logits.shape) != (2, classes):
         hint = ": data.one_vs_rest leaves two classes, add model.num_classes=2" if data.one_vs_rest is not None else ""
         raise UserError(f"{what}: for two images it gives {list(logits.shape)}, where {[2, classes]} is needed{hint}")
@@ -316,19 +324,19 @@ def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule)
 
 
 def check_batches(net: nn.Module, data: ImageDataModule, trainer: L.Trainer) -> None:
-    """Refuses a last mini-batch of one image, of which batch normalisation can't tell how much its values vary.
+    """Refuse a last mini-batch of one image where the network can't train on one: batch normalisation needs two values.
 
     Raises:
-        UserError: an epoch ends with one, and the network normalises values over the images of a mini-batch alone.
+        UserError: an epoch ends with one image, and the network can train on two, but not on one.
     """
     last = len(data.train_index) % data.batch_size or data.batch_size
     shares = {last // trainer.world_size, -(-last // trainer.world_size)}
-    normalises = any(isinstance(layer, nn.BatchNorm1d) for layer in net.modules())
     limit, batches = trainer.limit_train_batches, -(-len(data.train_index) // data.batch_size)
-    if normalises and 1 in shares and (_is_all(limit) or (isinstance(limit, int) and limit >= batches)):
+    comes = 1 in shares and (_is_all(limit) or (isinstance(limit, int) and limit >= batches))
+    if comes and (fault := fault_of_one_image(net, data.shape)) is not None:
         raise UserError(
             f"data.batch_size={data.batch_size} leaves one image for the last of {len(data.train_index):,} training "
-            "images' mini-batches, and batch normalisation needs two: choose another"
+            f"images' mini-batches, and the network can't train on one: choose another ({fault})"
         )
 
 

@@ -35,8 +35,10 @@ def test(words: list[str]) -> None:
     path = checkpoint_of(run_dir, options["checkpoint"] or cfg.test_checkpoint)
 
     from mnist_lab.run import test_again
+    from mnist_lab.user_code import errors_in_one_line
 
-    test_again(cfg, run_dir, path)
+    with errors_in_one_line(cfg):
+        test_again(cfg, run_dir, path)
 
 
 def checkpoint_of(run_dir: Path, name: str) -> Path:

@@ -107,7 +107,8 @@ def _run(folder: Path, words: list[str]) -> None:
             "another schedule, or may have stopped earlier."
         )
     from mnist_lab.run import flush_denormals, run
+    from mnist_lab.user_code import errors_in_one_line
 
     flush_denormals()
-    with at_work(folder, until=None):
+    with at_work(folder, until=None), errors_in_one_line(cfg, folder):
         run(cfg, folder, overrides + more, command + more, started, report=asked.get("report", True), remarks=remarks)
