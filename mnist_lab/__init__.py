@@ -58,10 +58,12 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
 
     from mnist_lab.config import check_folder, compose_config, plain
     from mnist_lab.folders import at_work
+    from mnist_lab.keys import check_kind
     from mnist_lab.run import LIGHTNING_LOGS, run
     from mnist_lab.user_code import errors_in_one_line
     from mnist_lab.words import path_of
 
+    check_kind(overrides, multirun=False)
     composed = compose_config(list(overrides))
     folder = path_of(run_dir or composed.hydra.run.dir).absolute()
     environment = dict(os.environ)

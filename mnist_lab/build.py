@@ -57,7 +57,7 @@ def build(cfg: DictConfig, section: str) -> Any:
     """
     described = OmegaConf.select(cfg, section)
     try:
-        return instantiate(described, _convert_="all")
+        built = instantiate(described, _convert_="all")
     except (InstantiationException, TypeError) as error:  # the latter of a `_partial_` that is no truth value, say
         cause = error.__cause__
         mistake = cause is None or isinstance(
@@ -66,6 +66,11 @@ def build(cfg: DictConfig, section: str) -> Any:
         if not mistake:
             raise
         raise UserError(f"{section}: {described.get('_target_')} can't be made: {brief(cause or error)}") from error
+    if section == "data" and not isinstance(built, ImageDataModule):
+        raise UserError(
+            f"data: {described.get('_target_')} is no mnist_lab.data.ImageDataModule, nor a class made of it"
+        )
+    return built
 
 
 def build_network(cfg: DictConfig) -> nn.Module:
@@ -149,6 +154,8 @@ def build_trainer(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], don
         asked = cfg.trainer.accelerator
         hint = f" trainer.accelerator={asked}: use trainer=cpu, or auto" if asked not in ("auto", "cpu") else ""
         raise UserError(f"trainer: {brief(cause)}{hint}") from error
+    if not isinstance(trainer, L.Trainer):
+        raise UserError(f"trainer: {cfg.trainer._target_} is no lightning.Trainer, nor a class made of it")
     trainer.strategy.checkpoint_io = WholeFiles()
     profiler: Any = trainer.profiler  # type: ignore[attr-defined]
     if not isinstance(profiler, PassThroughProfiler) and profiler.filename is None:
@@ -347,7 +354,9 @@ def check_optimizer(net: nn.Module, optimizer: Any, schedule: Any) -> None:
         UserError: one of them doesn't take what the config gives it.
     """
     section = "optimizer"
-    if schedule is not None and not callable(schedule):
+    if schedule is not None and not isinstance(schedule, dict) and not callable(schedule):
+        raise UserError(f"schedule: {type(schedule).__name__} can't be called with an optimizer: add _partial_: true")
+    if isinstance(schedule, dict):
         raise UserError(f"schedule: {', '.join(schedule)} is set, but no _target_: schedule=none has no options")
     try:
         made = optimizer(net.parameters())

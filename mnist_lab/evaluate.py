@@ -10,9 +10,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_lab.config import check, one_of, unknown_key_hint
+from mnist_lab.config import check, one_of
 from mnist_lab.errors import UserError
 from mnist_lab.files import unchanged
+from mnist_lab.keys import unknown_key_hint
 from mnist_lab.trust import check_origin
 from mnist_lab.words import divide, path_of
 

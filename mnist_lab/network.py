@@ -90,7 +90,9 @@ def give_logits(net: nn.Module, images: Tensor) -> Tensor:
         net.train(training)
     outputs = [output]
     if not type(net).__module__.startswith("mnist_lab."):
-        with suppress(Exception):  # while it trains it may give more, as torchvision's GoogLeNet; or fail, and say so then
+        with suppress(
+            Exception
+        ):  # while it trains it may give more, as torchvision's GoogLeNet; or fail, and say so then
             outputs.append(_train_step(net, images))
     if not all(isinstance(found, Tensor) for found in outputs):
         net.register_forward_hook(_replace_output)

@@ -11,6 +11,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from rich import get_console
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -133,5 +135,10 @@ def to_go_on(run_dir: Path) -> str:
 
 
 def relative(folder: Path) -> Path:
-    """The folder relative to the current one, if it lies below that; else unchanged."""
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    """Return the path relative to the folder that the user is in, if it lies below that; else unchanged.
+
+    With hydra.job.chdir=true a job has another current folder than the user.
+    """
+    hydra = HydraConfig.instance().cfg
+    here = Path.cwd() if hydra is None else Path(OmegaConf.select(hydra, "hydra.runtime.cwd", default=Path.cwd()))
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder

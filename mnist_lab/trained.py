@@ -134,7 +134,10 @@ def load_run(
     facts = saved.get("ImageDataModule")
     if not isinstance(facts, dict) or not {"shape", "class_names", "shift", "divisor"} <= facts.keys():
         raise UserError(f"{path} doesn't say how images are prepared for it: train the run again")
-    with errors_in_one_line(cfg), isolate_rng(include_cuda=False):  # its first weights are not the caller's random numbers
+    with (
+        errors_in_one_line(cfg),
+        isolate_rng(include_cuda=False),
+    ):  # its first weights are not the caller's random numbers
         net = build(cfg, "model")
         load_weights(net, path, saved)
         if not str(cfg.model._target_).startswith("mnist_lab."):

@@ -6,8 +6,9 @@ import inspect
 import re
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -54,10 +55,17 @@ class Target:
 
     def runs_in(self, frame: FrameType) -> bool:
         """Return whether a frame executes a method of the class, or the function."""
+        if self.package == "mnist_lab":
+            return False
         if isinstance(self.value, type):
             owner = frame.f_locals.get("self", frame.f_locals.get("cls"))
             return owner is self.value or isinstance(owner, self.value)
         return frame.f_code is getattr(inspect.unwrap(self.value), "__code__", None)
+
+    def is_called_by(self, frame: FrameType) -> bool:
+        """Return whether a frame calls what Hydra made of the target and `_partial_: true`."""
+        owner = frame.f_locals.get("self")
+        return isinstance(owner, partial) and owner.func is self.value
 
 
 @contextmanager
@@ -119,7 +127,8 @@ def explain(cfg: DictConfig | None, error: Exception) -> str | None:
     files = [(frame.f_code.co_filename, line) for frame, line in zip(frames, lines, strict=True)]
     last = max((n for n, (name, _) in enumerate(files) if _is_ours(name)), default=-1)
     frames, files = frames[last + 1 :], files[last + 1 :]
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    config = bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("hydra._internal.instantiate")
+    if config or isinstance(error, HydraException | OmegaConfBaseException):
         return _message(error)
     targets = [] if cfg is None else list(_targets(OmegaConf.to_container(plain(cfg))))
     if _WORKER in str(error):
@@ -136,6 +145,9 @@ def explain(cfg: DictConfig | None, error: Exception) -> str | None:
 
 def _target_of(frames: Sequence[FrameType], targets: Sequence[Target]) -> Target | None:
     """Return the target whose code the frames execute, the innermost first; None if there is none."""
+    for target in targets if frames else ():
+        if target.is_called_by(frames[-1]):  # it does not take what it is given, or has no frame, as a builtin
+            return target
     for frame in reversed(frames):
         for target in targets:
             if target.runs_in(frame):
@@ -167,11 +179,9 @@ def _explain_worker(targets: Sequence[Target], error: Exception) -> str | None:
 
 def _targets(node: Any, key: str = "") -> Iterator[Target]:
     """Yield what a config names, outer sections first."""
-    if isinstance(node, dict) and isinstance(name := node.get("_target_"), str) and not name.startswith("mnist_lab."):
-        try:
+    if isinstance(node, dict) and isinstance(name := node.get("_target_"), str):
+        with suppress(Exception):  # it doesn't exist, or its module can't be imported: then none of its code runs
             yield Target(key, name, get_object(name))
-        except Exception:  # it doesn't exist, or its module can't be imported: then none of its code runs
-            pass
     parts = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for name, part in parts:
         yield from _targets(part, f"{key}.{name}" if key else str(name))

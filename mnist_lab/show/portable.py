@@ -20,8 +20,8 @@ from torch.export import Dim, ExportedProgram
 
 from mnist_lab.build import brief, build, build_tested
 from mnist_lab.errors import UserError
-from mnist_lab.terminal import relative
 from mnist_lab.network import give_logits
+from mnist_lab.terminal import relative
 from mnist_lab.trained import TrainedRun
 
 TOLERANCE = 1e-4
