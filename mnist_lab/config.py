@@ -385,6 +385,11 @@ def compose_config(overrides: list[str], config_name: str = "config", hydra: Hyd
         words = [word for word in overrides if re.search(r"[\[{$]", word)] or overrides
         raise UserError(f"{' '.join(words)}: not understood, {one_line(error)}") from error
     HydraConfig.instance().set_config(cfg)
+    for key in ("hydra.mode", "hydra.job.chdir", "hydra.job.env_set", "hydra.job.env_copy"):  # which Hydra reads without the rest of the config
+        try:
+            OmegaConf.select(OmegaConf.masked_copy(cfg, ["hydra"]), key)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{key}: {one_line(error)}") from error
     check(cfg)
     known = (*RULES, *NEEDED, *PACKAGES, "experiment", "reported")
     check_read(cfg, overrides, known, free=(*SECTIONS, *MAY_BE_EMPTY))

@@ -74,11 +74,11 @@ def check_read(cfg: DictConfig, overrides: Sequence[str], known: Sequence[str], 
     for key in map(str, cfg):
         if key in sections or _is_referred_to(key, cfg):
             continue
+        if hint := closest(key, sections):
+            raise UserError(f"{key}: nothing reads this.{hint}")
         if key in added:
             raise UserError(f"+{added[key]}: nothing reads this.{_hint(added[key], cfg)}")
         content = OmegaConf.to_container(cfg)[key]  # type: ignore[call-overload,index]
-        if hint := closest(key, sections):
-            raise UserError(f"{key}: nothing reads this.{hint}")
         if inner := next((name for name in _sections([content]) if name in (*free, "sweep", "_target_")), None):
             raise UserError(
                 f"{key}: nothing reads this, nor the {inner} in it. A file whose keys belong at the top of the config "
