@@ -385,15 +385,29 @@ def compose_config(overrides: list[str], config_name: str = "config", hydra: Hyd
         words = [word for word in overrides if re.search(r"[\[{$]", word)] or overrides
         raise UserError(f"{' '.join(words)}: not understood, {one_line(error)}") from error
     HydraConfig.instance().set_config(cfg)
-    for key in ("hydra.mode", "hydra.job.chdir", "hydra.job.env_set", "hydra.job.env_copy"):  # which Hydra reads without the rest of the config
-        try:
-            OmegaConf.select(OmegaConf.masked_copy(cfg, ["hydra"]), key)
-        except OmegaConfBaseException as error:
-            raise UserError(f"{key}: {one_line(error)}") from error
+    _check_hydra(cfg)
     check(cfg)
     known = (*RULES, *NEEDED, *PACKAGES, "experiment", "reported")
     check_read(cfg, overrides, known, free=(*SECTIONS, *MAY_BE_EMPTY))
     return cfg
+
+
+def _check_hydra(cfg: DictConfig) -> None:
+    """Raise UserError for what Hydra would fail on only once the command's folder is there."""
+    alone = OmegaConf.masked_copy(cfg, ["hydra"])  # which is how Hydra reads these
+    try:
+        for key in ("hydra.mode", "hydra.job.chdir", "hydra.job.env_set", "hydra.job.env_copy"):
+            OmegaConf.select(alone, key)
+        for section in ("run", "sweep", "job", "job_logging", "hydra_logging", "overrides", "runtime"):
+            if not OmegaConf.is_dict(OmegaConf.select(cfg, key := f"hydra.{section}")):
+                raise UserError(f"{key} is a section, and can't be replaced: set one of its keys")
+        for group in ("launcher", "sweeper"):
+            if not isinstance(OmegaConf.select(cfg, key := f"hydra.{group}._target_"), str):
+                raise UserError(f"{key} names no class: choose one of its options, hydra/{group}=OPTION")
+        if OmegaConf.select(cfg, key := "hydra.output_subdir") == "":
+            raise UserError(f"{key} must be the name of a folder in the run's, or null")
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}: {one_line(error)}") from error
 
 
 def one_line(error: Exception) -> str:

@@ -172,7 +172,8 @@ def _explain_worker(targets: Sequence[Target], error: Exception) -> str | None:
     if not files or _is_ours(files[-1][0]):
         return None
     own = [(name, line) for name, line in files if is_the_users(name)]
-    of_data = [target for target in targets if target.key.startswith(("data.transform", "data.source"))]
+    of_data = [target for target in targets if target.key.startswith("data.") and target.package != "mnist_lab"]
+    of_data.sort(key=lambda target: target.key.startswith("data.transform"))  # which is what runs there most
     where = f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
     return f"{of_data[-1] if of_data else 'data'}: {_last_line(error)}{where}"
 
