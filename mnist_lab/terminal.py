@@ -12,7 +12,6 @@ from shlex import quote
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 from rich import get_console
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -139,6 +138,5 @@ def relative(folder: Path) -> Path:
 
     With hydra.job.chdir=true a job has another current folder than the user.
     """
-    hydra = HydraConfig.instance().cfg
-    here = Path.cwd() if hydra is None else Path(OmegaConf.select(hydra, "hydra.runtime.cwd", default=Path.cwd()))
+    here = Path(HydraConfig.get().runtime.cwd) if HydraConfig.initialized() else Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder

@@ -68,7 +68,7 @@ def test_what_has_an_effect_or_changes_nothing_is_allowed(words: list[str]) -> N
 @pytest.mark.parametrize("word", ["sweep.dry_run=true", "sweep=tpe", "space=mlp", "+sweep.x=1", "~sweep.trials",
                                   "hydra.sweep.dir=x", "hydra/launcher=basic", "hydra.sweeper.n=3"])  # fmt: skip
 def test_what_only_a_sweep_reads_is_refused_without_m(word: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="only a multirun reads this. Add -m"):
+    with pytest.raises(UserError, match=r"only a multirun reads this\. Add -m"):
         check_kind(["seed=0", word], multirun=False)
     check_kind(["seed=0", word], multirun=True)
     with pytest.raises(UserError, match="only a multirun reads this"):
@@ -76,7 +76,7 @@ def test_what_only_a_sweep_reads_is_refused_without_m(word: str, tmp_path: Path)
 
 
 def test_the_folder_of_a_single_run_is_refused_with_m() -> None:
-    with pytest.raises(UserError, match="hydra.sweep.dir"):
+    with pytest.raises(UserError, match=r"hydra\.sweep\.dir"):
         check_kind(["hydra.run.dir=x"], multirun=True)
     check_kind(["hydra.run.dir=x", "name=sweep", "data.root=space"], multirun=False)
 
