@@ -58,16 +58,21 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
 
     from mnist_lab.config import check_folder, compose_config, plain
     from mnist_lab.folders import at_work
+    from mnist_lab.keys import check_kind
     from mnist_lab.run import LIGHTNING_LOGS, run
+    from mnist_lab.user_code import errors_in_one_line
     from mnist_lab.words import path_of
 
+    check_kind(overrides, multirun=False)
     composed = compose_config(list(overrides))
     folder = path_of(run_dir or composed.hydra.run.dir).absolute()
     environment = dict(os.environ)
     levels = {log: log.level for log in map(logging.getLogger, LIGHTNING_LOGS)}
     # A run seeds all random numbers of the process, and the caller's go on as if there had been none.
     seeds = isolate_rng(include_cuda=torch.cuda.is_initialized())
-    with at_work(folder, until=check_folder("run_dir", str(folder), fresh=True)), seeds, warnings.catch_warnings():
+    until = check_folder("run_dir", str(folder), fresh=True)
+    told = errors_in_one_line(composed, folder)
+    with at_work(folder, until), seeds, warnings.catch_warnings(), told:
         try:
             run(plain(composed), folder, list(overrides), command=list(overrides), report=composed.report)
         except SystemExit as stopped:

@@ -93,9 +93,13 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        if (fault := disk_fault(error)) is None:
+        if (fault := disk_fault(error)) is not None:
+            fail(UserError(f"{fault.filename or 'the disk'}: {fault.strerror}"))
+        from mnist_lab.user_code import explain
+
+        if (line := explain(None, error)) is None:
             raise
-        fail(UserError(f"{fault.filename or 'the disk'}: {fault.strerror}"))
+        fail(UserError(line))
     leave()
 
 
@@ -109,6 +113,7 @@ def train(argv: list[str], fresh: bool = True) -> None:
     import hydra
     from hydra._internal import utils
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from mnist_lab.config import CONF_DIR, check, check_command, one_line, plain, quoted
@@ -128,7 +133,7 @@ def train(argv: list[str], fresh: bool = True) -> None:
         began = True
         hydra_cfg = HydraConfig.get()
         run_dir = Path(hydra_cfg.runtime.output_dir)
-        overrides = list(hydra_cfg.overrides.task)
+        overrides: list[str] = OmegaConf.to_container(hydra_cfg.overrides.task)  # type: ignore[assignment]
         sweep = multirun and is_sweep(run_dir.parent)
         of_a_run = ("config.yaml", "history.csv", "checkpoints", "result.json")
         if not (sweep or is_helper_process()) and any((run_dir / name).exists() for name in of_a_run):
@@ -136,6 +141,7 @@ def train(argv: list[str], fresh: bool = True) -> None:
         try:
             with kept_or_nothing(run_dir, until=None if is_helper_process() else existing):
                 from mnist_lab.run import flush_denormals, run
+                from mnist_lab.user_code import errors_in_one_line
 
                 flush_denormals()
 
@@ -160,7 +166,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
 
                     run_trial(run_dir, trial)
                     return
-                with helping() if is_helper_process() else held(run_dir, str(run_dir)):
+                alone = helping() if is_helper_process() else held(run_dir, str(run_dir))
+                with alone, errors_in_one_line(cfg, run_dir):
                     check(cfg)
                     run(plain(cfg), run_dir, overrides, words, started, report=report)
         except (ProcessLost, UserError) as error:

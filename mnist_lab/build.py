@@ -33,6 +33,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from mnist_lab.data import ImageDataModule
 from mnist_lab.data.moved import read_recorded
 from mnist_lab.errors import UserError
+from mnist_lab.network import check_module, fault_of_one_image, give_logits
 from mnist_lab.processes import ANSWER_WITHIN, started_together
 from mnist_lab.result import Result
 from mnist_lab.training import (
@@ -67,7 +68,7 @@ def build(cfg: DictConfig, section: str) -> Any:
     """
     described = OmegaConf.select(cfg, section)
     try:
-        return instantiate(described, _convert_="all")
+        built = instantiate(described, _convert_="all")
     except (InstantiationException, TypeError) as error:  # the latter of a `_partial_` that is no truth value, say
         cause = error.__cause__
         mistake = cause is None or isinstance(
@@ -76,6 +77,23 @@ def build(cfg: DictConfig, section: str) -> Any:
         if not mistake:
             raise
         raise UserError(f"{section}: {described.get('_target_')} can't be made: {brief(cause or error)}") from error
+    if section == "data" and not isinstance(built, ImageDataModule):
+        raise UserError(
+            f"data: {described.get('_target_')} is no mnist_lab.data.ImageDataModule, nor a class made of it"
+        )
+    return built
+
+
+def build_network(cfg: DictConfig) -> nn.Module:
+    """Make the network that `model` describes.
+
+    Raises:
+        UserError: it can't be made, or is no network that can be trained here.
+    """
+    net = build(cfg, "model")
+    check_module(net, cfg.model._target_)
+    assert isinstance(net, nn.Module)
+    return net
 
 
 def build_tested(cfg: DictConfig, run_dir: Path) -> ImageDataModule:
@@ -148,6 +166,8 @@ def build_trainer(
         asked = cfg.trainer.accelerator
         hint = f" trainer.accelerator={asked}: use trainer=cpu, or auto" if asked not in ("auto", "cpu") else ""
         raise UserError(f"trainer: {brief(cause)}{hint}") from error
+    if not isinstance(trainer, L.Trainer):
+        raise UserError(f"trainer: {cfg.trainer._target_} is no lightning.Trainer, nor a class made of it")
     trainer.strategy.checkpoint_io = WholeFiles()
     profiler: Any = trainer.profiler  # type: ignore[attr-defined]
     if not isinstance(profiler, PassThroughProfiler) and profiler.filename is None:
@@ -313,15 +333,10 @@ def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule)
     images = torch.zeros(2, *data.shape)
     classes = len(data.class_names)
     what = f"{cfg.model._target_} can't be used with data={cfg.data.name}"
-    training = net.training
-    net.eval()
     try:
-        with torch.no_grad():
-            logits = net(images)
+        logits = give_logits(net, images)
     except (RuntimeError, ValueError, IndexError) as error:
         raise UserError(f"{what}: it doesn't take images of the shape {list(data.shape)} ({brief(error)})") from error
-    finally:
-        net.train(training)
     if tuple(logits.shape) != (2, classes):
         hint = ": data.one_vs_rest leaves two classes, add model.num_classes=2" if data.one_vs_rest is not None else ""
         raise UserError(f"{what}: for two images it gives {list(logits.shape)}, where {[2, classes]} is needed{hint}")
@@ -355,19 +370,19 @@ def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule)
 
 
 def check_batches(net: nn.Module, data: ImageDataModule, trainer: L.Trainer) -> None:
-    """Refuses a last mini-batch of one image, of which batch normalisation can't tell how much its values vary.
+    """Refuse a last mini-batch of one image where the network can't train on one: batch normalisation needs two values.
 
     Raises:
-        UserError: an epoch ends with one, and the network normalises values over the images of a mini-batch alone.
+        UserError: an epoch ends with one image, and the network can train on two, but not on one.
     """
     last = len(data.train_index) % data.batch_size or data.batch_size
     shares = {last // trainer.world_size, -(-last // trainer.world_size)}
-    normalises = any(isinstance(layer, nn.BatchNorm1d) for layer in net.modules())
     limit, batches = trainer.limit_train_batches, -(-len(data.train_index) // data.batch_size)
-    if normalises and 1 in shares and (_is_all(limit) or (isinstance(limit, int) and limit >= batches)):
+    comes = 1 in shares and (_is_all(limit) or (isinstance(limit, int) and limit >= batches))
+    if comes and (fault := fault_of_one_image(net, data.shape)) is not None:
         raise UserError(
             f"data.batch_size={data.batch_size} leaves one image for the last of {len(data.train_index):,} training "
-            "images' mini-batches, and batch normalisation needs two: choose another"
+            f"images' mini-batches, and the network can't train on one: choose another ({fault})"
         )
 
 
@@ -378,7 +393,9 @@ def check_optimizer(net: nn.Module, optimizer: Any, schedule: Any) -> None:
         UserError: one of them doesn't take what the config gives it.
     """
     section = "optimizer"
-    if schedule is not None and not callable(schedule):
+    if schedule is not None and not isinstance(schedule, dict) and not callable(schedule):
+        raise UserError(f"schedule: {type(schedule).__name__} can't be called with an optimizer: add _partial_: true")
+    if isinstance(schedule, dict):
         raise UserError(f"schedule: {', '.join(schedule)} is set, but no _target_: schedule=none has no options")
     try:
         made = optimizer(net.parameters())

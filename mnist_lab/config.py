@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from traceback import extract_tb
 from typing import Any
 
 import yaml
@@ -27,6 +28,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from mnist_lab.errors import UserError, closest
+from mnist_lab.keys import check_kind, check_read, keys_of, unknown_key_hint
 from mnist_lab.processes import is_helper_process
 from mnist_lab.sweep.space import axis
 from mnist_lab.sweep.study import is_sweep
@@ -110,6 +112,10 @@ class Rule:
             lambda v: all(map(self.holds, v)) if isinstance(v, list) else self.holds(v),
             self.choices,
         )
+
+    def not_empty(self) -> Rule:
+        """The same, without the empty list."""
+        return Rule(self.allowed, lambda v: v != [] and self.holds(v), self.choices)
 
     def check(self, key: str, value: Any) -> None:
         """Raises UserError, which names the key and what is allowed, where the rule doesn't hold for the value."""
@@ -294,14 +300,15 @@ RULES: dict[str, Rule] = {
     "trainer.max_steps": Rule("a whole number, 1 or more, or -1", lambda v: _is_integer(v) and (v == -1 or v >= 1)),
     "sweep.sampler": one_of("grid", "random", "tpe", "cmaes", "qmc", "nsga2"),
     "sweep.trials": _integer(1).or_null(),
-    "sweep.objective": one_of(*METRICS).or_list().or_null(),
-    "sweep.direction": one_of("maximize", "minimize").or_list().or_null(),
+    "sweep.objective": one_of(*METRICS).or_list().not_empty().or_null(),
+    "sweep.direction": one_of("maximize", "minimize").or_list().not_empty().or_null(),
     "sweep.seed": _integer(0, 2**31 - 1),
     "sweep.pruner": one_of("none", "median", "halving"),
     "sweep.patience": _integer(1),
     "sweep.retries": _integer(0),
     "sweep.max_failures": _integer(1).or_null(),
     "sweep.at_a_time": _integer(1).or_null(),
+    "sweep.space": Rule("a section of keys and what each sweeps over", lambda v: isinstance(v, dict)),
     "sweep.storage": text.or_null(),
     "sweep.dry_run": boolean,
     "sweep.accept_changes": boolean,
@@ -376,34 +383,41 @@ def compose_config(overrides: list[str], config_name: str = "config", hydra: Hyd
         raise UserError(_not_understood(error)) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(one_line(error)) from error
-    except TypeError as error:  # Hydra's, of a list in the place of an option, say
-        raise UserError(f"{' '.join(overrides)}: not understood, {one_line(error)}") from error
     except yaml.YAMLError as error:
         raise UserError("a config file is not valid YAML: " + one_line(error)) from error
+    except (AssertionError, AttributeError, TypeError) as error:  # Hydra's, of a list in the place of an option, say
+        words = [word for word in overrides if re.search(r"[\[{$]", word)] or overrides
+        raise UserError(f"{' '.join(words)}: not understood, {one_line(error)}") from error
     HydraConfig.instance().set_config(cfg)
+    _check_hydra(cfg)
     check(cfg)
-    for word in overrides:
-        if (added := re.match(r"\++(\w+)=", word)) is not None:
-            _check_read(added[1], cfg)
+    known = (*RULES, *NEEDED, *PACKAGES, "experiment", "reported")
+    check_read(cfg, overrides, known, free=(*SECTIONS, *MAY_BE_EMPTY))
     return cfg
 
 
-def _check_read(key: str, cfg: DictConfig) -> None:
-    """Raises UserError where a value was added at the top, beside the sections, and none of them refers to it."""
-    if key not in cfg or isinstance(cfg[key], DictConfig):
-        return
-    if not _is_referred_to(key, cfg):
-        others = OmegaConf.masked_copy(cfg, [str(other) for other in cfg if other != key])
-        raise UserError(f"+{key}: nothing reads this.{unknown_key_hint(key, others)}")
-
-
-def _is_referred_to(key: str, cfg: DictConfig) -> bool:
-    return re.search(rf"\$\{{[^}}]*\b{key}\b", OmegaConf.to_yaml(cfg)) is not None
+def _check_hydra(cfg: DictConfig) -> None:
+    """Raise UserError for what Hydra would fail on only once the command's folder is there."""
+    alone = OmegaConf.masked_copy(cfg, ["hydra"])  # which is how Hydra reads these
+    try:
+        for key in ("hydra.mode", "hydra.job.chdir", "hydra.job.env_set", "hydra.job.env_copy"):
+            OmegaConf.select(alone, key)
+        for section in ("run", "sweep", "job", "job_logging", "hydra_logging", "overrides", "runtime"):
+            if not OmegaConf.is_dict(OmegaConf.select(cfg, key := f"hydra.{section}")):
+                raise UserError(f"{key} is a section, and can't be replaced: set one of its keys")
+        for group in ("launcher", "sweeper"):
+            if not isinstance(OmegaConf.select(cfg, key := f"hydra.{group}._target_"), str):
+                raise UserError(f"{key} names no class: choose one of its options, hydra/{group}=OPTION")
+        if OmegaConf.select(cfg, key := "hydra.output_subdir") == "":
+            raise UserError(f"{key} must be the name of a folder in the run's, or null")
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}: {one_line(error)}") from error
 
 
 def one_line(error: Exception) -> str:
     """What Hydra or OmegaConf says, in at most 1,000 characters."""
-    words = re.sub(r"^Error parsing override '.*'", "", str(error)) or str(error.__cause__)
+    words = re.sub(r"^Error parsing override '.*'", "", str(error)) or str(error.__cause__ or "")
+    words = words or f"{type(error).__name__}: {extract_tb(error.__traceback__)[-1].line}"  # an assertion without text
     return " ".join(re.sub(r"See https?://\S+.*", "", words).split())[:1000]
 
 
@@ -439,33 +453,9 @@ def _unknown_key(error: ConfigCompositionException, overrides: list[str], config
         cfg = hydra.compose_config(config_name, rest, run_mode=RunMode.RUN)
     except (HydraException, OmegaConfBaseException):
         return f"{key}: there is no such option"
-    if key in _keys(cfg):
+    if key in keys_of(cfg):
         return f"{key}: can't be replaced by other keys than it has. To add one: +{key}.NAME=VALUE"
     return f"{key}: there is no such option.{unknown_key_hint(key, cfg)}"
-
-
-def unknown_key_hint(key: str, cfg: DictConfig) -> str:
-    """What the user may have meant by a key that `cfg` doesn't have, and what there is beside it."""
-    keys = [k for k in _keys(cfg) if not k.rpartition(".")[2].startswith("_")]
-    parent, _, name = key.rpartition(".")
-    beside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
-    elsewhere = [k for k in keys if k.rpartition(".")[2] == name]
-    if parent and beside:
-        hint = closest(name, beside).replace("mean ", f"mean {parent}.")
-        return f"{hint}\n{parent} has: {', '.join(beside)}"
-    hint = f" Did you mean {elsewhere[0]}?" if len(elsewhere) == 1 else closest(key, keys)
-    hint = {"epochs": " Did you mean trainer.max_epochs?", "ckpt_path": " To go on with a run: resume RUN"}.get(
-        key, hint
-    )
-    return f"{hint}\nSee every option with --cfg job"
-
-
-def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    for name in cfg:
-        yield prefix + str(name)
-        node = cfg._get_node(name)
-        if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
-            yield from _keys(node, prefix + str(name) + ".")
 
 
 def check(cfg: DictConfig) -> None:
@@ -484,6 +474,13 @@ def check(cfg: DictConfig) -> None:
             raise UserError(f"{what} is not allowed: {section} must be one of its options, see --help")
         if section in SECTIONS and not isinstance(node.get("_target_"), str):
             raise UserError(f"{section}: its config names no class or function, {section}._target_")
+    if cfg.logger and (
+        "_target_" not in cfg.logger
+        or any(
+            OmegaConf.is_dict(value) and str(value.get("_target_")).endswith("Logger") for value in cfg.logger.values()
+        )
+    ):
+        raise UserError("logger: one is possible, logger._target_=CLASS and its arguments beside it, or logger=none")
     _check_there(cfg, NEEDED)
     if "checkpoint" in cfg and not OmegaConf.is_dict(cfg.checkpoint):
         raise UserError(
@@ -494,11 +491,11 @@ def check(cfg: DictConfig) -> None:
         if cfg.get(group):
             inside = ", and has all the rest below augment:" if group == "augment" else ""
             raise UserError(f"{group}: a file of this group begins with the line `# @package {package}`{inside}")
-    _check_used(cfg)
-    keys = [k for k in _keys(cfg) if k.partition(".")[0] != "hydra"]
+    keys = [k for k in keys_of(cfg) if k.partition(".")[0] != "hydra"]
     for key in sorted(keys, key=lambda k: k.count(".")):
         try:
             value = OmegaConf.select(cfg, key, throw_on_missing=True)
+            value = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
         except MissingMandatoryValue:
             raise UserError(f"{key} must be given: {key}=...") from None
         except InterpolationResolutionError as error:
@@ -509,27 +506,9 @@ def check(cfg: DictConfig) -> None:
             raise UserError(f"{key}: " + one_line(error)) from error
         if key not in RULES or not _is_known(cfg, key):
             continue
-        value = OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
+        value = OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
         RULES[key].check(key, value)
     _check_together(cfg)
-
-
-def _check_used(cfg: DictConfig) -> None:
-    """Raises UserError for what looks like a key of ours and isn't: a file of the user's own can add any.
-
-    Notes and what values refer to stay.
-    """
-    sections = {"seeds": [], "checkpoint": [], "sweep": ["space"]}  # which are read here, key by key
-    for section, known in sections.items():
-        known += [key.partition(".")[2] for key in RULES if key.startswith(f"{section}.")]
-        for key in map(str, cfg[section] if OmegaConf.is_dict(cfg.get(section)) else ()):
-            if key not in known and not _is_referred_to(f"{section}.{key}", cfg):
-                raise UserError(f"{section}.{key}: nothing reads this.{closest(key, known)}")
-    ours = [*SECTIONS, *MAY_BE_EMPTY, *PACKAGES, *sections, *(key.partition(".")[0] for key in NEEDED)]
-    ours += ["report", "reported"]
-    for key in map(str, cfg):
-        if key not in (*ours, "hydra") and (hint := closest(key, ours)) and not _is_referred_to(key, cfg):
-            raise UserError(f"{key}: nothing reads this.{hint}")
 
 
 def _check_there(cfg: DictConfig, keys: Iterable[str]) -> None:
@@ -613,12 +592,15 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> tuple[
         UserError: with the first mistake found.
     """
     name, overrides = args.config_name or "config", list(args.overrides)
+    if fresh:
+        check_kind(overrides, multirun)
     with hydra_with(args.config_dir, args.config_path) as hydra:
         if not multirun:
             composed = compose_config(overrides, name, hydra).hydra
             if composed.mode == RunMode.MULTIRUN:
                 raise UserError("hydra.mode=MULTIRUN is not allowed in a config: -m makes a command a multirun")
-            return Path(composed.run.dir).absolute(), check_folder("hydra.run.dir", composed.run.dir, fresh)
+            folder = composed.run.dir and str(path_of(composed.run.dir))  # ~ is the user's home
+            return Path(folder).absolute(), check_folder("hydra.run.dir", folder, fresh)
         try:
             parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
         except OverrideParseException as error:
@@ -627,6 +609,7 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> tuple[
         axes = [axis(o).extremes() if o.is_sweep_override() else [str(o.input_line)] for o in parsed]
         first = [values[0] for values in axes]
         folder = compose_config(first, name, hydra).hydra.sweep.dir
+        folder = folder and str(path_of(folder))
         existing = check_folder("hydra.sweep.dir", folder, fresh)
         for n, (override, values) in enumerate(zip(parsed, axes, strict=True)):
             key = override.get_key_element().lstrip("+")

@@ -10,9 +10,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_lab.config import check, one_of, unknown_key_hint, use_absolute_root
+from mnist_lab.config import check, one_of, use_absolute_root
 from mnist_lab.errors import UserError
 from mnist_lab.files import unchanged
+from mnist_lab.keys import unknown_key_hint
 from mnist_lab.trust import check_origin
 from mnist_lab.words import divide, path_of
 
@@ -35,8 +36,10 @@ def test(words: list[str]) -> None:
     path = checkpoint_of(run_dir, options["checkpoint"] or cfg.test_checkpoint)
 
     from mnist_lab.run import test_again
+    from mnist_lab.user_code import errors_in_one_line
 
-    test_again(cfg, run_dir, path)
+    with errors_in_one_line(cfg):
+        test_again(cfg, run_dir, path)
 
 
 def checkpoint_of(run_dir: Path, name: str) -> Path:

@@ -83,7 +83,7 @@ def helping() -> Iterator[None]:
         yield
     except Exception as error:
         time.sleep(PATIENCE)
-        if _is_cut_off(error):  # another process failed, and the first reports it
+        if is_cut_off(error):  # another process failed, and the first reports it
             os._exit(CUT_OFF)
         if isinstance(error, UserError):
             print(f"error: {error}", file=sys.stderr)
@@ -139,7 +139,7 @@ def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
         if helpers is not None:
             helpers.wait()
     except Exception as error:
-        if not (_is_cut_off(error) or (helpers is not None and helpers.fate)):
+        if not (is_cut_off(error) or (helpers is not None and helpers.fate)):
             raise
         fate = helpers.fate_soon() if helpers is not None else ""  # known a moment after its consequences
         if not fate:
@@ -222,7 +222,7 @@ class _Helpers:
             return
 
 
-def _is_cut_off(error: Exception) -> bool:
+def is_cut_off(error: Exception) -> bool:
     """Whether an error comes from a connection between processes: those of gloo and NCCL have no class of their own."""
     import torch
 

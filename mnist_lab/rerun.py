@@ -47,9 +47,10 @@ def rerun(words: list[str]) -> None:
     until = check_folder("dir", str(new), fresh=True)
 
     from mnist_lab.run import flush_denormals, run
+    from mnist_lab.user_code import errors_in_one_line
 
     flush_denormals()
-    with at_work(new, until):
+    with at_work(new, until), errors_in_one_line(cfg, new):
         command = shlex.split(before.command)[3:]
         found = run(cfg, new, before.overrides + moved, command + moved, started, recorded=before.data)
     if found is None:  # of a helper process

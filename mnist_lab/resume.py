@@ -118,10 +118,11 @@ def _run(folder: Path, words: list[str]) -> None:
     if "_target_" in cfg.schedule or "early_stopping" in cfg.callbacks:
         remarks += _remarks(planned, options, epochs)
     from mnist_lab.run import flush_denormals, run
+    from mnist_lab.user_code import errors_in_one_line
 
     flush_denormals()
     report = asked.get("report", True)
-    with at_work(folder, until=None):
+    with at_work(folder, until=None), errors_in_one_line(cfg, folder):
         run(cfg, folder, _changed(overrides, options), _changed(command, options), started, (), report, remarks)
 
 

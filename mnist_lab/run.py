@@ -33,6 +33,7 @@ from torch import nn
 from mnist_lab.build import (
     brief,
     build,
+    build_network,
     build_tested,
     build_trainer,
     check_batches,
@@ -157,7 +158,7 @@ def run(
     data = build(cfg, "data")
     use_absolute_root(cfg)  # what is recorded holds in any folder
     torch.manual_seed(cfg.seeds.weights)
-    net = build(cfg, "model")
+    net = build_network(cfg)
     loss = build(cfg, "loss")
     history = History(run_dir / "history.csv")
     configured: dict[str, Any] = {

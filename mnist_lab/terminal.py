@@ -11,6 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from rich import get_console
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -144,5 +145,9 @@ def to_go_on(run_dir: Path) -> str:
 
 
 def relative(folder: Path) -> Path:
-    """The folder relative to the current one, if it lies below that; else unchanged."""
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    """Return the path relative to the folder that the user is in, if it lies below that; else unchanged.
+
+    With hydra.job.chdir=true a job has another current folder than the user.
+    """
+    here = Path(HydraConfig.get().runtime.cwd) if HydraConfig.initialized() else Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder

@@ -17,8 +17,10 @@ from mnist_lab.build import brief, build, load_weights
 from mnist_lab.data.evaluation import evaluation_transform
 from mnist_lab.errors import UserError
 from mnist_lab.evaluate import checkpoint_of, load_config
+from mnist_lab.network import give_logits
 from mnist_lab.result import Result
 from mnist_lab.training.checkpoint_files import read_checkpoint
+from mnist_lab.user_code import errors_in_one_line
 from mnist_lab.words import path_of
 
 
@@ -139,11 +141,16 @@ def load_run(
     facts = saved.get("ImageDataModule")
     if not isinstance(facts, dict) or not {"shape", "class_names", "shift", "divisor"} <= facts.keys():
         raise UserError(f"{path} doesn't say how images are prepared for it: train the run again")
-    with isolate_rng(include_cuda=False):  # its first weights are not the caller's random numbers
+    with (
+        errors_in_one_line(cfg),
+        isolate_rng(include_cuda=False),
+    ):  # its first weights are not the caller's random numbers
         net = build(cfg, "model")
         transform, given = build(cfg, "data.transform"), build(cfg, "data.eval_transform")
         evaluation = evaluation_transform(transform, given, facts["shape"], facts.get("finished", False))
-    load_weights(net, path, saved)
+        load_weights(net, path, saved)
+        if not str(cfg.model._target_).startswith("mnist_lab."):
+            give_logits(net, torch.zeros(1, *facts["shape"]))
     return TrainedRun(
         run_dir=run_dir,
         checkpoint=checkpoint,

@@ -11,8 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
 from mnist_lab.build import build_trainer
-from mnist_lab.config import ACTIVATIONS, CONF_DIR, EMNIST_CLASSES, RULES, _keys, compose_config, plain
+from mnist_lab.config import ACTIVATIONS, CONF_DIR, EMNIST_CLASSES, RULES, compose_config, plain
 from mnist_lab.data import ImageDataModule
+from mnist_lab.keys import keys_of
 from mnist_lab.models import layers
 from mnist_lab.sweep.space import axis
 from mnist_lab.sweep.study import sampler_of
@@ -88,7 +89,7 @@ def test_each_rule_is_about_an_option_that_exists() -> None:
     for group, option in OPTIONS:
         extra = ["data.root=/"] if option == "image_folder" else []
         extra += ["data.val=random"] if option == "early_stopping" else []
-        known |= set(_keys(compose_config([f"{group}={option}", *extra])))
+        known |= set(keys_of(compose_config([f"{group}={option}", *extra])))
     assert set(RULES) <= known
 
 

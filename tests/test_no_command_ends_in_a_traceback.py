@@ -15,7 +15,8 @@ from PIL import Image
 from warm import Done, lab
 
 from mnist_lab.__main__ import VERBS
-from mnist_lab.config import _keys, compose_config
+from mnist_lab.config import compose_config
+from mnist_lab.keys import keys_of
 
 SMALL = ["data=mnist_5k", "data.train_size=200", "trainer.max_epochs=1", "trainer.accelerator=cpu", "report=false"]
 SMALL += ["model=mlp", "model.hidden=[8]"]
@@ -23,7 +24,7 @@ GROUPS = ["model", "data", "augment", "optimizer", "schedule", "callbacks", "tra
 KEYS = [
     *GROUPS, *GROUPS, "experiment", "hydra/launcher", "hydra/sweeper", "hydra.run.dir", "hydra.sweep.dir",
     "hydra.sweep.subdir", "hydra.job.chdir", "hydra.job.name", "hydra.mode", "hydra.verbose", "hydra.output_subdir",
-    *(key for key in _keys(compose_config([*SMALL, "callbacks=dashboard", "augment=full"])) if "hydra" not in key),
+    *(key for key in keys_of(compose_config([*SMALL, "callbacks=dashboard", "augment=full"])) if "hydra" not in key),
     "callbacks.early_stopping.patience", "schedule.warmup", "optimizer.momentum", "trainer.max_steps", "model.filters",
 ]  # fmt: skip
 VALUES = [

@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 from mnist_lab.build import brief, build, build_tested
 from mnist_lab.errors import UserError
 from mnist_lab.files import move
+from mnist_lab.network import give_logits
 from mnist_lab.terminal import relative
 from mnist_lab.trained import TrainedRun
 
@@ -252,6 +253,7 @@ def read_safetensors(path: str | Path) -> Portable:
         facts: dict[str, Any] = {key: json.loads(value) for key, value in file.metadata().items()}
     net = build(OmegaConf.create({"model": facts["model"]}), "model")
     load_model(net, path)
+    give_logits(net, torch.zeros(1, *facts["shape"]))
     shift, divisor = (torch.tensor(facts[name]).view(-1, 1, 1) for name in ("shift", "divisor"))
     return Portable(net, shift, divisor).eval().requires_grad_(False)
 

@@ -329,7 +329,8 @@ class Classifier(L.LightningModule):
         batches = self.trainer.train_dataloader
         if isinstance(batches, Batches) and batches.steps > 1:
             return batches.mini_batches
-        return int(self.trainer.num_training_batches)
+        count = self.trainer.num_training_batches
+        return int(count) if math.isfinite(count) else 0  # until there is data: log_graph asks for every attribute
 
     def _total_steps(self) -> int:
         """Steps of the optimiser that the run will take."""

@@ -1,0 +1,149 @@
+"""The keys of a config: which one was meant, and which are refused because nothing reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_lab.errors import UserError, closest
+
+WITHOUT_EFFECT = {
+    "limit_predict_batches": (None, "a run trains, validates and tests, and doesn't predict"),
+    "enable_checkpointing": (True, "a run always keeps checkpoints; checkpoint.every says how often"),
+    "use_distributed_sampler": (False, "each process takes its share of every batch, without a sampler"),
+    "reload_dataloaders_every_n_epochs": (0, "the data of a run is read once, and batches are made anew each epoch"),
+    "enable_autolog_hparams": (True, "loggers always get the config, at the end of a run; logger=none has none"),
+    "model_registry": (None, "checkpoints stay in the run's folder"),
+}
+"""Arguments of Lightning's Trainer that nothing here uses: the value that changes nothing, and why."""
+LOG_BY_EPOCH = ("mnist_lab.", "lightning.pytorch.callbacks.EarlyStopping")
+"""Callbacks that log no values by steps."""
+OF_A_SWEEP = re.compile(r"(sweep|space)([.=@]|$)|hydra\.sweep\.|hydra[./](sweeper|launcher)([.=@]|$)")
+"""Overrides that only a multirun reads."""
+
+
+def keys_of(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a config at every depth, such as "data" and "data.name". Interpolations are not followed."""
+    for name in cfg:
+        yield prefix + str(name)
+        node = cfg._get_node(name)
+        if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
+            yield from keys_of(node, prefix + str(name) + ".")
+
+
+def unknown_key_hint(key: str, cfg: DictConfig) -> str:
+    """What the user may have meant by a key that `cfg` doesn't have, and what there is beside it."""
+    keys = [k for k in keys_of(cfg) if not k.rpartition(".")[2].startswith("_")]
+    parent, _, name = key.rpartition(".")
+    beside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
+    elsewhere = [k for k in keys if k.rpartition(".")[2] == name]
+    if parent and beside:
+        hint = closest(name, beside).replace("mean ", f"mean {parent}.")
+        return f"{hint}\n{parent} has: {', '.join(beside)}"
+    hint = f" Did you mean {elsewhere[0]}?" if len(elsewhere) == 1 else closest(key, keys)
+    hint = {"epochs": " Did you mean trainer.max_epochs?", "ckpt_path": " To go on with a run: resume RUN"}.get(
+        key, hint
+    )
+    return f"{hint}\nSee every option with --cfg job"
+
+
+def check_read(cfg: DictConfig, overrides: Sequence[str], known: Sequence[str], free: Iterable[str]) -> None:
+    """Check that something reads every key of a composed config.
+
+    Notes of the user's own stay allowed in files, and so does whatever another value refers to by interpolation.
+
+    Args:
+        cfg: the config, not resolved.
+        overrides: what was typed.
+        known: all keys that this program reads, such as "seeds.order".
+        free: sections whose keys are a class's arguments, which that class checks.
+
+    Raises:
+        UserError: naming the first key that nothing reads.
+    """
+    sections = {*(key.partition(".")[0] for key in known), *free, "hydra"}
+    for section in ("seeds", "checkpoint", "sweep"):
+        names = [key.partition(".")[2] for key in known if key.startswith(f"{section}.")]
+        for key in map(str, cfg[section] if OmegaConf.is_dict(cfg.get(section)) else ()):
+            if key not in names and not _is_referred_to(f"{section}.{key}", cfg):
+                raise UserError(f"{section}.{key}: nothing reads this.{closest(key, names)}")
+    added = {re.split(r"[./]", key)[0]: key for key in map(_added, overrides) if key}
+    for key in map(str, cfg):
+        if key in sections or _is_referred_to(key, cfg):
+            continue
+        if hint := closest(key, sections):
+            raise UserError(f"{key}: nothing reads this.{hint}")
+        if key in added:
+            raise UserError(f"+{added[key]}: nothing reads this.{_hint(added[key], cfg)}")
+        content = OmegaConf.to_container(cfg)[key]  # type: ignore[call-overload,index]
+        if inner := next((name for name in _sections([content]) if name in (*free, "sweep", "_target_")), None):
+            raise UserError(
+                f"{key}: nothing reads this, nor the {inner} in it. A file whose keys belong at the top of the config "
+                "begins with the line `# @package _global_`"
+            )
+    _check_trainer(cfg.trainer, cfg.get("callbacks") or {})
+
+
+def _check_trainer(trainer: Mapping[Any, Any], callbacks: Mapping[Any, Any]) -> None:
+    for key, (neutral, why) in WITHOUT_EFFECT.items():
+        if key in trainer and trainer[key] != neutral:
+            raise UserError(f"trainer.{key}={trainer[key]} has no effect here: {why}")
+    if trainer.get("gradient_clip_algorithm") is not None and trainer.get("gradient_clip_val") is None:
+        raise UserError("trainer.gradient_clip_algorithm has no effect without trainer.gradient_clip_val")
+    targets = [str(each.get("_target_")) for each in callbacks.values() if isinstance(each, Mapping | DictConfig)]
+    if trainer.get("log_every_n_steps") is not None and all(name.startswith(LOG_BY_EPOCH) for name in targets):
+        raise UserError(
+            "trainer.log_every_n_steps has no effect here: metrics are logged once an epoch. It counts for callbacks "
+            "that log by steps, such as +callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateMonitor"
+        )
+
+
+def check_kind(overrides: Iterable[str], multirun: bool) -> None:
+    """Check that the command is of the kind, single run or multirun, that reads all of its words.
+
+    Raises:
+        UserError: naming the first word that only the other kind reads.
+    """
+    for word in overrides:
+        plain = word.lstrip("+~")
+        if not multirun and OF_A_SWEEP.match(plain):
+            raise UserError(f"{word}: only a multirun reads this. Add -m")
+        if multirun and plain.startswith("hydra.run."):
+            raise UserError(f"{word}: only a single run reads this. A multirun's folder is hydra.sweep.dir")
+
+
+def _added(override: str) -> str:
+    """Return the key that an override adds to the config; an empty string where it adds none."""
+    found = re.match(r"\++(?:[\w./-]+@)?([\w./-]+)(?:@[\w.]*)?=", override)
+    return found[1] if found else ""
+
+
+def _is_referred_to(key: str, cfg: DictConfig) -> bool:
+    """Return whether a value outside of `key`, and outside of what Hydra records of the command, refers to it."""
+    rest: Any = OmegaConf.to_container(cfg)
+    rest.pop(key, None)
+    if "hydra" in rest:
+        del rest["hydra"]["overrides"], rest["hydra"]["runtime"], rest["hydra"]["job"]["override_dirname"]
+    return re.search(rf"\$\{{[^}}]*\b{re.escape(key)}\b", str(rest)) is not None
+
+
+def _hint(key: str, cfg: DictConfig) -> str:
+    others = OmegaConf.masked_copy(cfg, [str(other) for other in cfg if str(other) != re.split(r"[./]", key)[0]])
+    known, parts = set(keys_of(others)), key.split(".")
+    for n in range(1, len(parts)):
+        if (inner := ".".join(parts[n:])) in known:
+            return f" Did you mean {inner}?"
+    return unknown_key_hint(parts[0], others)
+
+
+def _sections(content: Any) -> Iterator[str]:
+    """Yield at every depth `_target_` and the names of sections."""
+    parts = content.items() if isinstance(content, dict) else ((0, part) for part in content)
+    for name, part in parts:
+        if isinstance(part, dict) or name == "_target_":
+            yield str(name)
+        if isinstance(part, dict | list):
+            yield from _sections(part)
