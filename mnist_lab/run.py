@@ -69,7 +69,7 @@ from mnist_lab.show.report import leave_report
 from mnist_lab.terminal import metrics_table, relative, show, show_result, show_where, warn
 from mnist_lab.training import CHARTS, Checkpoints, Classifier, History, NeuronForwardPass, ending
 from mnist_lab.training.checkpoint_files import read_checkpoint, to_resume
-from mnist_lab.training.loggers import close_loggers, open_loggers, versions_of
+from mnist_lab.training.loggers import close_loggers, log_config, open_loggers, versions_of
 from mnist_lab.trust import seal
 
 log = logging.getLogger(__name__)
@@ -538,7 +538,7 @@ def log_hyperparameters(trainer: L.Trainer, result: Result) -> None:
     measured = {"test/acc": result.test["acc"], "test/loss": result.test["loss"], "epoch": trainer.current_epoch}
     logger.log_metrics(measured, trainer.global_step)
     if not isinstance(logger, TensorBoardLogger):
-        logger.log_hyperparams(result.config)
+        log_config(logger, result.config)
         return
     from torch.utils.tensorboard import FileWriter
     from torch.utils.tensorboard.summary import hparams

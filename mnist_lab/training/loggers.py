@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 from omegaconf import DictConfig
 
 from mnist_lab.errors import UserError
@@ -64,7 +64,7 @@ def open_loggers(loggers: Sequence[Logger], step: int) -> list[str | int | None]
     """
     for logger in loggers:
         kept = _rows_before(Path(logger.log_dir) / "metrics.csv", step) if isinstance(logger, CSVLogger) else []
-        _ = logger.experiment  # type: ignore[attr-defined]
+        getattr(logger, "experiment", None)  # which some make when they are first asked for it, and some don't have
         for row in kept:
             logger.log_metrics(row, int(row["step"]))  # type: ignore[arg-type]
         if kept:
@@ -72,11 +72,20 @@ def open_loggers(loggers: Sequence[Logger], step: int) -> list[str | int | None]
     return [logger.version for logger in loggers]
 
 
+def log_config(logger: Logger, config: dict[str, Any]) -> None:
+    """Give a logger the run's config; MLflow without the options that `resume` can change, which it would refuse."""
+    if isinstance(logger, MLFlowLogger):
+        trainer = {key: value for key, value in config["trainer"].items() if key != "devices" and "max_" not in key}
+        data = {key: value for key, value in config["data"].items() if key != "root"}
+        config = config | {"trainer": trainer, "data": data}
+    logger.log_hyperparams(config)
+
+
 def close_loggers(loggers: Sequence[Logger], succeeded: bool) -> None:
     """Have loggers write what they hold, and end the runs of those that would go on with them in this process."""
     for logger in loggers:
         logger.finalize("success" if succeeded else "failed")
-        finish = getattr(logger.experiment, "finish", None)  # type: ignore[attr-defined]
+        finish = getattr(getattr(logger, "experiment", None), "finish", None)
         if callable(finish):  # Weights & Biases'
             finish(exit_code=0 if succeeded else 1)
 
