@@ -91,8 +91,6 @@ def _check_trainer(trainer: Mapping[Any, Any], callbacks: Mapping[Any, Any]) -> 
     for key, (neutral, why) in WITHOUT_EFFECT.items():
         if key in trainer and trainer[key] != neutral:
             raise UserError(f"trainer.{key}={trainer[key]} has no effect here: {why}")
-    if trainer.get("gradient_clip_algorithm") is not None and trainer.get("gradient_clip_val") is None:
-        raise UserError("trainer.gradient_clip_algorithm has no effect without trainer.gradient_clip_val")
     targets = [str(each.get("_target_")) for each in callbacks.values() if isinstance(each, Mapping | DictConfig)]
     if trainer.get("log_every_n_steps") is not None and all(name.startswith(LOG_BY_EPOCH) for name in targets):
         raise UserError(

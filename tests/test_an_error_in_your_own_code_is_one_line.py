@@ -204,11 +204,12 @@ def test_hydra_full_error_shows_the_traceback(own: Path, lab: Command) -> None:
 
 
 def test_a_bug_of_this_package_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def announce(*_: Any) -> None:
+    def training_step(*_: Any) -> None:
         raise KeyError("a bug")
 
-    announce.__code__ = announce.__code__.replace(co_filename=str(Path(mnist_lab.__file__).parent / "run.py"))
-    monkeypatch.setattr("mnist_lab.run.announce", announce)
+    ours = str(Path(mnist_lab.__file__).parent / "training/classifier.py")
+    training_step.__code__ = training_step.__code__.replace(co_filename=ours)
+    monkeypatch.setattr("mnist_lab.training.Classifier.training_step", training_step)
     with pytest.raises(KeyError, match="a bug"):
         mnist_lab.train(*MLP, *SMALL, run_dir=tmp_path / "run")
 

@@ -32,7 +32,6 @@ LR_MONITOR = "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateMon
         ("+trainer.reload_dataloaders_every_n_epochs=1", "read once"),
         ("+trainer.enable_autolog_hparams=false", "always get the config"),
         ("+trainer.model_registry=a/b", "stay in the run's folder"),
-        ("+trainer.gradient_clip_algorithm=value", "no effect without trainer.gradient_clip_val"),
         ("logger=none +logger.a._target_=x.Logger +logger.b._target_=x.Logger", "logger: one is possible"),
         ("+logger.csv._target_=lightning.pytorch.loggers.CSVLogger", "logger: one is possible"),
         ("logger=${oc.select:seed}", "logger=.*: not understood"),
@@ -57,7 +56,6 @@ def test_a_word_without_effect_is_refused(words: str, said: str) -> None:
         ["+width=8", "model.hidden=[${width}]"],
         ["+my.width=8", "model.hidden=${my.width}"],
         ["+trainer.log_every_n_steps=1", LR_MONITOR],
-        ["+trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_val=1"],
         ["+trainer.use_distributed_sampler=false", "+trainer.enable_checkpointing=true"],
     ],
 )
