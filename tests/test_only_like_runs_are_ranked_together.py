@@ -80,6 +80,11 @@ def test_settings_of_the_training_are_compared(like: Result) -> None:
     assert len(section.results) == 2
 
 
+def test_an_option_that_earlier_versions_lack_is_its_null() -> None:
+    (group,) = grouped([run(0.9, 0), run(0.91, 1, data__eval_transform=None)], "test/acc")
+    assert len(group.results) == 2
+
+
 def test_limits_of_the_training_are_compared_with_each_other() -> None:
     some = [run(0.9, trainer__limit_train_batches=n, data__batch_size=100) for n in (5, 10)]
     assert [len(section.results) for section in sections(some, "test/acc")] == [2]

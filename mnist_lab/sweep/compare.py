@@ -198,14 +198,14 @@ def grouped(results: Sequence[Result], metric: str) -> list[Group]:
         for config in flat
     ]
     keys = list(dict.fromkeys(key for config in flat for key in config if matters(key)))
-    differing = [key for key in keys if len({config.get(key) for config in alike}) > 1]
+    differing = [key for key in keys if len({config.get(key, "None") for config in alike}) > 1]
     members: dict[str, list[int]] = {}
     repeated: Counter[str] = Counter()
     measured: set[str] = set()
     for n in sorted(
         range(len(alike)), key=lambda n: results[n].repeats is not None
     ):  # the original counts, if it is here
-        group = repr([alike[n].get(key) for key in differing])
+        group = repr([alike[n].get(key, "None") for key in differing])
         measurement = results[n].repeats or results[n].identity
         if measurement in measured:
             repeated[group] += 1
