@@ -140,7 +140,8 @@ def train(argv: list[str], fresh: bool = True) -> None:
             fail(UserError(f"{run_dir} has the files of another run: each job of a sweep needs a folder of its own"))
         try:
             with kept_or_nothing(run_dir, until=None if is_helper_process() else existing):
-                from mnist_lab.run import flush_denormals, run
+                from mnist_lab.fast.process import flush_denormals
+                from mnist_lab.run import run
                 from mnist_lab.user_code import errors_in_one_line
 
                 flush_denormals()

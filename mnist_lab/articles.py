@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 
 from mnist_lab.config import CONF_DIR, compose_config, plain, quoted, whole_number
 from mnist_lab.errors import UserError, no_such
-from mnist_lab.evaluate import load_config
 from mnist_lab.files import write_whole
 from mnist_lab.result import Result
 from mnist_lab.resume import resume
+from mnist_lab.run_folder import load_config
 from mnist_lab.sweep.compare import is_seed, matters
 from mnist_lab.sweep.study import differences
 from mnist_lab.words import divide, path_of

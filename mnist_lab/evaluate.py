@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from mnist_lab.config import check, one_of, use_absolute_root
-from mnist_lab.errors import UserError
-from mnist_lab.files import unchanged
-from mnist_lab.keys import unknown_key_hint
-from mnist_lab.trust import check_origin
+from mnist_lab.run_folder import checkpoint_of, load_config
 from mnist_lab.words import divide, path_of
 
 USAGE = "use: python -m mnist_lab test run=DIR [checkpoint=last|best] [key=value of the run's config ...]"
@@ -40,62 +28,3 @@ def test(words: list[str]) -> None:
 
     with errors_in_one_line(cfg):
         test_again(cfg, run_dir, path)
-
-
-def checkpoint_of(run_dir: Path, name: str) -> Path:
-    """The file of a run's checkpoint.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    one_of("last", "best").check("checkpoint", name)
-    path = run_dir / "checkpoints" / f"{name}.ckpt"
-    if not path.exists():
-        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.ckpt"))) or "none"
-        raise UserError(f"{path}: there is no such checkpoint. Those of this run: {there}")
-    return path
-
-
-def asked_of(run_dir: Path) -> dict[str, Any]:
-    """A run's `command`, `overrides`, `report`, and the `seal` of its config. Empty where that is lost."""
-    try:
-        asked = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return asked if isinstance(asked, dict) else {}
-
-
-def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:
-    """Reads a run's config, replaces values in it, and checks it.
-
-    Raises:
-        UserError: there is no such run, or no such key, or a value is not allowed; or it comes from somebody else and
-            would run code of theirs.
-    """
-    if not run_dir.is_dir():
-        raise UserError(f"run={run_dir}: there is no such folder")
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"run={run_dir} is not the folder of a run: it has no config.yaml")
-    try:
-        cfg = OmegaConf.load(path)
-        assert isinstance(cfg, DictConfig)
-        check_origin(path, OmegaConf.to_container(cfg), asked_of(run_dir).get("seal"))
-        if not unchanged(path.read_text(encoding="utf-8")):
-            raise UserError(f"{path} is not as the run wrote it. To use it as it is, delete its last line")
-        if "data" in cfg and "transform" in cfg.data:
-            cfg.data.setdefault("eval_transform", None)  # which older runs don't have
-        OmegaConf.set_struct(cfg, True)
-        for override in overrides:
-            key = override.partition("=")[0]
-            try:
-                cfg.merge_with_dotlist([override])
-            except (OmegaConfBaseException, AttributeError):
-                raise UserError(f"{key}: the run has no such option.{unknown_key_hint(key, cfg)}") from None
-            except yaml.YAMLError:
-                raise UserError(f"{override}: not understood") from None
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, AssertionError) as error:
-        raise UserError(f"{path} can't be read: {' '.join(str(error).split())}") from error
-    use_absolute_root(cfg)
-    check(cfg)
-    return cfg

@@ -11,9 +11,9 @@ from typing import Any
 
 from mnist_lab.config import check_folder
 from mnist_lab.errors import UserError
-from mnist_lab.evaluate import load_config
 from mnist_lab.folders import at_work
 from mnist_lab.result import Result
+from mnist_lab.run_folder import load_config
 from mnist_lab.sweep.study import differences
 from mnist_lab.words import folder_of, path_of, understood
 
@@ -46,7 +46,8 @@ def rerun(words: list[str]) -> None:
     new = path_of(understood(words[1:], own, USAGE)["dir"]).absolute()
     until = check_folder("dir", str(new), fresh=True)
 
-    from mnist_lab.run import flush_denormals, run
+    from mnist_lab.fast.process import flush_denormals
+    from mnist_lab.run import run
     from mnist_lab.user_code import errors_in_one_line
 
     flush_denormals()

@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_lab.config import check, quoted
 from mnist_lab.errors import UserError
-from mnist_lab.evaluate import asked_of, load_config
 from mnist_lab.folders import at_work
 from mnist_lab.processes import is_helper_process, refuse_launcher
+from mnist_lab.run_folder import asked_of, load_config
 from mnist_lab.sweep.study import is_own, is_sweep, load_asked
 from mnist_lab.trust import is_harmless
 from mnist_lab.words import divide, folder_of
@@ -117,7 +117,8 @@ def _run(folder: Path, words: list[str]) -> None:
         remarks = [note for note in before.notes if note.startswith(CHANGED)]
     if "_target_" in cfg.schedule or "early_stopping" in cfg.callbacks:
         remarks += _remarks(planned, options, epochs)
-    from mnist_lab.run import flush_denormals, run
+    from mnist_lab.fast.process import flush_denormals
+    from mnist_lab.run import run
     from mnist_lab.user_code import errors_in_one_line
 
     flush_denormals()

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from mnist_lab.build import brief, build, load_weights
 from mnist_lab.data.evaluation import evaluation_transform
 from mnist_lab.errors import UserError
-from mnist_lab.evaluate import checkpoint_of, load_config
 from mnist_lab.network import give_logits
 from mnist_lab.result import Result
+from mnist_lab.run_folder import checkpoint_of, load_config
 from mnist_lab.training.checkpoint_files import read_checkpoint
 from mnist_lab.user_code import errors_in_one_line
 from mnist_lab.words import path_of

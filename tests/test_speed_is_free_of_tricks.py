@@ -18,10 +18,11 @@ from conftest import ROOT, Command, needs_mnist, result_in
 from lightning.pytorch.callbacks import LambdaCallback
 from PIL import Image
 
-from mnist_lab import bench, build
+from mnist_lab import bench, build, checks
 from mnist_lab.config import compose_config
 from mnist_lab.config import plain as resolved
 from mnist_lab.errors import UserError
+from mnist_lab.fast import steps
 from mnist_lab.training import Classifier
 
 SHORT = ["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.max_epochs=2"]
@@ -104,7 +105,7 @@ def test_so_does_one_whose_hook_is_a_function_of_its_own() -> None:
         data.prepare_data()
         data.setup()
         module = Classifier(build.build(cfg, "model"), build.build(cfg, "loss"), build.build(cfg, "optimizer"))
-        build.make_steps_cheap(trainer, data, module)
+        steps.choose_step_path(trainer, data, module)
         assert data.images_at_once == together
 
 
@@ -118,11 +119,12 @@ def test_bfloat16_is_refused_where_the_processor_would_imitate_it_and_auto_takes
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def trainer_of(precision: str, computes: bool) -> L.Trainer:
-        monkeypatch.setattr(build, "_X86", True)
-        monkeypatch.setattr(build, "_BFLOAT16", computes)
+        monkeypatch.setattr(checks, "X86", True)
+        for module in (build, checks):
+            monkeypatch.setattr(module, "BFLOAT16", computes)
         cfg = resolved(compose_config(["trainer=cpu", "logger=none", f"trainer.precision={precision}"]))
         trainer = build.build_trainer(cfg, tmp_path, [])
-        build.check_device(cfg, trainer)
+        checks.check_device(cfg, trainer)
         return trainer
 
     assert trainer_of("bf16-mixed", computes=True).precision == "bf16-mixed"
@@ -136,8 +138,8 @@ def test_a_run_says_and_records_the_precision_that_auto_has_chosen(lab: Command,
     done = lab(*SHORT, "trainer=cpu", "trainer.precision=auto", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     chosen = result_in(tmp_path / "run").machine["precision"]
-    assert chosen == ("bf16-mixed" if build._BFLOAT16 else "32-true")
-    assert ("cpu in bf16-mixed" in done.stdout + done.stderr) == build._BFLOAT16
+    assert chosen == ("bf16-mixed" if build.BFLOAT16 else "32-true")
+    assert ("cpu in bf16-mixed" in done.stdout + done.stderr) == build.BFLOAT16
     assert "not supported" not in done.stderr
 
 

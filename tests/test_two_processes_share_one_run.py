@@ -10,7 +10,7 @@ import torch
 from conftest import Command, result_in
 
 import mnist_lab.run
-from mnist_lab.evaluate import load_config
+from mnist_lab.run_folder import load_config
 
 
 @pytest.mark.slow

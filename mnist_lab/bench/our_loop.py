@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mnist_lab.bench.work import Clock, overrides
 from mnist_lab.build import build
 from mnist_lab.config import compose_config, plain
-from mnist_lab.run import flush_denormals, keep_memory
+from mnist_lab.fast.process import flush_denormals, keep_memory
 from mnist_lab.training import Replay
 
 network, epochs = sys.argv[1], int(sys.argv[2])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_lab.config import one_of, whole_number
 from mnist_lab.errors import UserError
-from mnist_lab.evaluate import checkpoint_of, load_config
+from mnist_lab.run_folder import checkpoint_of, load_config
 from mnist_lab.words import path_of, understood
 
 if TYPE_CHECKING:

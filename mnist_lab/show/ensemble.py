@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from mnist_lab.errors import UserError
-from mnist_lab.evaluate import load_config
 from mnist_lab.result import Result
+from mnist_lab.run_folder import load_config
 from mnist_lab.words import is_there, path_of
 
 USAGE = "use: python -m mnist_lab ensemble DIR [DIR ...] [key=value of the runs' config, such as data.root=DIR ...]"

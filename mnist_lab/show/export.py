@@ -6,7 +6,7 @@ import importlib.util
 
 from mnist_lab.config import check_folder, one_of
 from mnist_lab.errors import UserError
-from mnist_lab.evaluate import checkpoint_of, load_config
+from mnist_lab.run_folder import checkpoint_of, load_config
 from mnist_lab.words import divide, path_of
 
 USAGE = (

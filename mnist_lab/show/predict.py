@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mnist_lab.config import check_folder, one_of
 from mnist_lab.errors import UserError
-from mnist_lab.evaluate import checkpoint_of, load_config
+from mnist_lab.run_folder import checkpoint_of, load_config
 from mnist_lab.words import is_there, path_of, understood
 
 if TYPE_CHECKING:

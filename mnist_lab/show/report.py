@@ -9,9 +9,9 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from mnist_lab.errors import UserError
-from mnist_lab.evaluate import load_config
 from mnist_lab.files import write_whole
 from mnist_lab.result import Result
+from mnist_lab.run_folder import load_config
 from mnist_lab.words import divide, is_there, path_of
 
 if TYPE_CHECKING:

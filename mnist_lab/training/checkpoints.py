@@ -174,8 +174,7 @@ class Checkpoints(Checkpoint):
             SystemExit: a signal was received in the last epoch.
         """
         if not self._trained:
-            if self._last.exists():
-                module.load_state_dict(read(self._last)["state_dict"])
+            module.load_state_dict(read(self._last)["state_dict"])
             return
         if trainer.is_global_zero and (source := self._part if self._part.exists() else self._last).exists():
             saved, ended_with = read(source), weights.usable(module)

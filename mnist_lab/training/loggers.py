@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
@@ -56,12 +58,21 @@ def versions_of(asked: Any) -> list[str | int | None]:
     ]
 
 
-def open_loggers(loggers: Sequence[Logger], step: int) -> list[str | int | None]:
-    """Open what loggers write to; of a CSV file keep the rows before `step`, which Lightning would delete.
+@contextmanager
+def opened(trainer: L.Trainer, step: int) -> Iterator[list[str | int | None]]:
+    """Open a run's loggers in its first process, and close them however the run ends.
 
-    Returns:
-        What each calls the run: a version, or the id of a run on a server.
+    Of a CSV file the rows before `step` are kept, which Lightning would delete. Runs that would go on in this process,
+    as those of Weights & Biases, are ended.
+
+    Args:
+        trainer: whose loggers they are.
+        step: of the optimiser, from which on the run trains.
+
+    Yields:
+        What each logger calls the run: a version, or the id of a run on a server.
     """
+    loggers = trainer.loggers if trainer.is_global_zero else []
     for logger in loggers:
         kept = _rows_before(Path(logger.log_dir) / "metrics.csv", step) if isinstance(logger, CSVLogger) else []
         getattr(logger, "experiment", None)  # which some make when they are first asked for it, and some don't have
@@ -69,7 +80,16 @@ def open_loggers(loggers: Sequence[Logger], step: int) -> list[str | int | None]
             logger.log_metrics(row, int(row["step"]))  # type: ignore[arg-type]
         if kept:
             logger.save()
-    return [logger.version for logger in loggers]
+    succeeded = False
+    try:
+        yield [logger.version for logger in loggers]
+        succeeded = True
+    finally:
+        for logger in loggers:
+            logger.finalize("success" if succeeded else "failed")
+            finish = getattr(getattr(logger, "experiment", None), "finish", None)
+            if callable(finish):
+                finish(exit_code=0 if succeeded else 1)
 
 
 def log_config(logger: Logger, config: dict[str, Any]) -> None:
@@ -79,15 +99,6 @@ def log_config(logger: Logger, config: dict[str, Any]) -> None:
         data = {key: value for key, value in config["data"].items() if key != "root"}
         config = config | {"trainer": trainer, "data": data}
     logger.log_hyperparams(config)
-
-
-def close_loggers(loggers: Sequence[Logger], succeeded: bool) -> None:
-    """Have loggers write what they hold, and end the runs of those that would go on with them in this process."""
-    for logger in loggers:
-        logger.finalize("success" if succeeded else "failed")
-        finish = getattr(getattr(logger, "experiment", None), "finish", None)
-        if callable(finish):  # Weights & Biases'
-            finish(exit_code=0 if succeeded else 1)
 
 
 def _rows_before(path: Path, step: int) -> list[dict[str, str]]:
