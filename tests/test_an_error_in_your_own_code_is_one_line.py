@@ -147,7 +147,7 @@ MISTAKES = {
                                 "data.transform (transform): IndexError: no such pixel (own.py, line"),
     "torchvision's ToTensor": ([*MLP, "data.loader=workers", "data.workers=0",
                                 "data.transform={_target_: torchvision.transforms.ToTensor}"],
-                               "data.transform (ToTensor): TypeError: pic should be PIL Image"),
+                               "data.transform (ToTensor) takes no tensors"),
     "BackboneFinetuning": ([*MLP, f"+callbacks.x._target_={CALLBACKS}.BackboneFinetuning"],
                            "callbacks.x (BackboneFinetuning): AttributeError"),
     "a source of other arguments": ([*MLP, "data.source._target_=builtins.dict"], "data.source (dict): TypeError"),

@@ -35,10 +35,6 @@ def halve(image: Tensor) -> Tensor:
     return image // 2
 
 
-def failing(image: Tensor) -> Tensor:
-    raise KeyError("x")
-
-
 def speckle(image: Tensor) -> Tensor:
     return torch.where(torch.rand(image.shape) < 0.1, 0, image)
 
@@ -102,12 +98,11 @@ def test_what_cant_be_told_apart_is_refused_unless_eval_transform_says_it(transf
     [
         (v2.Compose([TO_FLOAT, NORMALIZE]), halve, r"gives float32 .* data.eval_transform uint8"),
         (None, TO_FLOAT, "data.eval_transform without data.transform"),
-        (v1.ToTensor(), None, "data.transform can't take uint8 .* torchvision.transforms.v2.ToDtype"),
-        (v1.Compose([v1.ToTensor(), NORMALIZE]), None, "in the place of ToTensor"),
+        (v1.ToTensor(), None, r"data.transform \(ToTensor\) takes no tensors.* torchvision.transforms.v2.ToDtype"),
+        (v1.Compose([v1.ToTensor(), NORMALIZE]), None, "in its place use"),
         (v2.ToPILImage(), None, "data.transform gives Image, and must give a tensor, uint8 or float32"),
         (lambda image: image.double(), None, r"gives float64 \[3, 12, 12\]"),
         (lambda image: image[0], None, r"gives uint8 \[12, 12\]"),
-        (failing, None, "data.transform can't take uint8 .*: KeyError: 'x'"),
     ],
 )
 def test_a_transform_that_does_not_fit_is_refused_in_a_line(transform: Any, given: Any, said: str) -> None:

@@ -36,6 +36,13 @@ RECIPES = {
         "checkpoint.every=50 steps",
     ],
     "convolution": [*QUICK, "model=cnn", "model.filters=4", "schedule=one_cycle", "trainer.max_epochs=3"],
+    "averaged weights": [
+        *(*MLP, "+callbacks.own._target_=lightning.pytorch.callbacks.EMAWeightAveraging", "checkpoint.every=9 steps"),
+    ],
+    "pruned weights": [
+        *(*MLP, "+callbacks.own={_target_: lightning.pytorch.callbacks.ModelPruning, pruning_fn: l1_unstructured}"),
+        *("+callbacks.own.amount=0.3", "test_checkpoint=best"),
+    ],
     "workers": [*MLP, "data.loader=workers", "data.workers=1", "data.train_size=400", "trainer.max_epochs=2"],
     "sweep": ["-m", *MLP, "trainer.max_epochs=2", "seed=0,1,2"],
     "search": ["-m", *MLP, "trainer.max_epochs=2", "sweep=tpe", "sweep.trials=3", "optimizer.lr=interval(1e-3,1e-2)"],

@@ -48,9 +48,9 @@ class Hit(Callback):
 def hit(folder: Path, how: str, rank: int, *words: str) -> subprocess.CompletedProcess[str]:
     """A run one of whose processes something happens to when the second epoch begins; once in a folder."""
     (folder / "own.py").write_text(HIT)
-    words = (*DDP, *words, "hydra.run.dir='my run'", "+callbacks.hit._target_=own.Hit")
-    words += (f"+callbacks.hit.how={how}", f"+callbacks.hit.rank={rank}")
-    return run(folder, *words)
+    where = () if "hydra.mode=MULTIRUN" in words else ("hydra.run.dir='my run'",)
+    own = ("+callbacks.hit._target_=own.Hit", f"+callbacks.hit.how={how}", f"+callbacks.hit.rank={rank}")
+    return run(folder, *DDP, *words, *where, *own)
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -108,9 +108,10 @@ def test_one_of_a_trial_that_is_killed(rank: int, tmp_path: Path) -> None:
 def test_one_that_fails(tmp_path: Path) -> None:
     lost = hit(tmp_path, "error", 2, "trainer.devices=3")
     assert lost.returncode == 1
-    assert lost.stderr.count("Traceback") == 1 and "own.py is wrong" in lost.stderr
+    assert lost.stderr.count("callbacks.hit (Hit): RuntimeError: own.py is wrong (own.py, line") == 1, lost.stderr
+    assert "Traceback" not in lost.stderr
     last = lost.stderr.splitlines()[-1]
-    assert last.startswith("error: process 3 of 3 ended with exit status 1, see above")
+    assert last.startswith("error: process 3 of 3 ended with exit status 2, see above")
     assert told_to_type(last) == ["resume", "my run"]
 
 

@@ -159,7 +159,8 @@ def test_a_sweep_s_command_line_is_not_trusted_either(lab: Command, tmp_path: Pa
     assert lab("resume", "sweep").returncode == 0
 
 
-SEARCH = ["-m", *WORDS, "trainer.limit_train_batches=2", "+x.a=interval(0,1)", "+x.b=interval(0,1)", "sweep.trials=2"]
+A, B = "optimizer.momentum", "optimizer.weight_decay"
+SEARCH = ["-m", *WORDS, "trainer.limit_train_batches=2", f"{A}=interval(0,0.9)", f"{B}=interval(0,1)", "sweep.trials=2"]
 
 
 def unsealed(folder: Path) -> None:
@@ -196,8 +197,8 @@ def test_a_sweep_s_study_gives_trials_no_values_but_those_of_its_axes(lab: Comma
     open_study(tmp_path / "sweep").add_trial(
         optuna.trial.create_trial(
             state=optuna.trial.TrialState.WAITING,
-            params={"x.a": hidden, "x.b": 0.5},
-            distributions={"x.a": texts, "x.b": optuna.distributions.FloatDistribution(0, 1)},
+            params={A: hidden, B: 0.5},
+            distributions={A: texts, B: optuna.distributions.FloatDistribution(0, 1)},
         )
     )
     unsealed(tmp_path / "sweep")

@@ -15,7 +15,7 @@ ORIGINAL, MASK = "_orig", "_mask"
 
 
 def usable(module: nn.Module) -> dict[str, Tensor]:
-    """Return copies, on the CPU, of a module's weights and buffers as its layers use them: pruned weights masked."""
+    """Return copies of a module's weights and buffers as its layers use them: pruned weights masked."""
     found: dict[str, Tensor] = {}
     weights = module.state_dict()
     for name, value in weights.items():
@@ -23,7 +23,7 @@ def usable(module: nn.Module) -> dict[str, Tensor]:
         if name.endswith(MASK) and name.removesuffix(MASK) + ORIGINAL in weights:
             continue
         masked = name.endswith(ORIGINAL) and base + MASK in weights
-        found[base if masked else name] = (value * weights[base + MASK] if masked else value).detach().cpu().clone()
+        found[base if masked else name] = (value * weights[base + MASK] if masked else value).detach().clone()
     return found
 
 
