@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import warm
+from lightning.pytorch.loggers import MLFlowLogger
 from test_callbacks_that_change_weights_are_resumed_exactly import OWN, WORDS
 from test_no_kill_loses_anything import found
 
 from mnist_lab import train
-from mnist_lab.training.loggers import versions_of
+from mnist_lab.training.loggers import log_config, versions_of
 
 DRAWS = '''
 
@@ -98,3 +99,12 @@ def test_names_of_loggers_runs_that_could_be_paths_are_not_used() -> None:
     asked = ["version_1", 3, "../elsewhere", "/tmp/x", "..", None, {"a": 1}, "jo25c402", True]
     assert versions_of(asked) == ["version_1", 3, None, None, None, None, None, "jo25c402", True]
     assert versions_of("../x") == versions_of(None) == []
+
+
+def test_mlflow_is_not_told_of_options_that_resume_can_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(MLFlowLogger, "log_hyperparams", lambda logger, params: seen.update(params))
+    trainer = {"max_epochs": 2, "max_steps": -1, "max_time": None, "devices": 1, "precision": "32-true"}
+    config = {"seed": 3, "trainer": trainer, "data": {"root": "/data", "batch_size": 10}}
+    log_config(MLFlowLogger.__new__(MLFlowLogger), config)
+    assert seen == {"seed": 3, "trainer": {"precision": "32-true"}, "data": {"batch_size": 10}}

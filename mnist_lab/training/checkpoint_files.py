@@ -36,8 +36,9 @@ class WholeFiles(TorchCheckpointIO):
             UserError: what a callback has given can be written, but not be read without running code.
         """
         file = Path(path)
-        file.parent.mkdir(exist_ok=True)
-        sync_folder(file.parent.parent)
+        if not file.parent.exists():
+            file.parent.mkdir(exist_ok=True)
+            sync_folder(file.parent.parent)
         file.unlink(missing_ok=True)  # it may be another checkpoint's second name
         with file.open("wb") as stream:
             torch.save(checkpoint, stream)
