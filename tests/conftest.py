@@ -55,12 +55,13 @@ def lab(tmp_path: Path) -> Command:
     """Runs `python -m mnist_lab WORDS` in an empty folder, without a terminal.
 
     Forked from a Python that has imported everything, but for what a forked one does otherwise: an environment that
-    Python itself reads, and processes that it starts.
+    is read when something is imported, and processes that it starts.
     """
 
     def command(*words: str, **environment: str) -> warm.Done | subprocess.CompletedProcess[str]:
-        if not environment and not any(re.search("launcher|devices|ddp", word) for word in words):
-            return warm.lab(list(words), tmp_path, 600)
+        alone = not any(re.search("launcher|devices|ddp", word) for word in words)
+        if alone and environment.keys() <= {"PYTHONPATH", "MNIST_LAB_TRUST", "KILLED_AT"}:
+            return warm.lab(list(words), tmp_path, 600, environment)
         return subprocess.run(
             [sys.executable, "-m", "mnist_lab", *words],
             cwd=tmp_path,

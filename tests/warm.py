@@ -73,7 +73,7 @@ def _front_door(words: list[str], cwd: Path, shown: Path, environment: dict[str,
         handle = os.open(f"{shown}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, number)
         os.close(handle)
-    sys.path.insert(0, str(cwd))
+    sys.path[:0] = [str(cwd), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = [str(Path(__main__.__file__)), *words]
     __main__.STARTED = time.perf_counter()
     with suppress(BrokenPipeError):
