@@ -43,9 +43,8 @@ def resume(words: list[str]) -> None:
     Args:
         words: the folder, then overrides: of a run `trainer.max_epochs=8` or another limit, which goes on with a
             finished one, and `trainer.devices=2`, which goes on with another number of processes from the end of an
-            epoch; of a sweep
-            `sweep.trials=40`, which adds trials, or `sweep.accept_changes=true`, which goes on although code or
-            configs have changed.
+            epoch; of a sweep `sweep.trials=40`, which adds trials, or `sweep.accept_changes=true`, which goes on
+            although code or configs have changed.
 
     Raises:
         UserError: it is neither's folder, another process is at work on it, or what it is made of has changed.

@@ -104,7 +104,8 @@ def show_result(result: Result) -> None:
     table = metrics_table(result.name, rows)
     table.add_row("gap, train − test", "", f"{100 * (row['train/acc'] - test['acc']):+.2f} points")
     table.add_section()
-    table.add_row(escape(f"{result.ended['epochs']:,} epochs, {result.ended['steps']:,} steps"), "", _ended_by(result))
+    length = ", ".join(f"{(n := result.ended[unit]):,} {unit if n != 1 else unit[:-1]}" for unit in ("epochs", "steps"))
+    table.add_row(length, "", _ended_by(result))
     show(table)
     limit = result.config["trainer"].get("max_steps", -1)
     if limit not in (-1, None) and result.ended["by"] != "max_steps":

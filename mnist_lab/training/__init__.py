@@ -1,7 +1,7 @@
 """The LightningModule and the callbacks of a run."""
 
 from mnist_lab.training.callbacks import EpochProgress, History, LayerTable, NeuronForwardPass
-from mnist_lab.training.checkpoint_files import WholeFiles, newest
+from mnist_lab.training.checkpoint_files import WholeFiles
 from mnist_lab.training.checkpoints import Checkpoints, ValidatedWeights
 from mnist_lab.training.classifier import Classifier
 from mnist_lab.training.dashboard import CHARTS, Dashboard
@@ -24,5 +24,4 @@ __all__ = [
     "Replay",
     "ValidatedWeights",
     "WholeFiles",
-    "newest",
 ]
