@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -27,6 +26,7 @@ from torch import nn
 from mnist_lab.data import ImageDataModule
 from mnist_lab.data.moved import read_recorded
 from mnist_lab.errors import UserError
+from mnist_lab.fast.process import BFLOAT16
 from mnist_lab.network import check_module
 from mnist_lab.processes import ANSWER_WITHIN, started_together
 from mnist_lab.result import Result
@@ -42,9 +42,6 @@ from mnist_lab.training.loggers import make_logger
 
 OF_THE_CLASSIFIER = ("gradient_clip_val", "accumulate_grad_batches")
 """Arguments of Lightning's Trainer that our LightningModule sees to: it makes the optimiser's steps itself."""
-X86 = platform.machine() in ("x86_64", "AMD64")
-BFLOAT16 = X86 and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-"""Whether the processor has arithmetic for it; of those of other kinds nothing is known."""
 
 
 def build(cfg: DictConfig, section: str) -> Any:

@@ -18,9 +18,10 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mnist_lab.build import BFLOAT16, X86, brief, limits_of, precision_of
+from mnist_lab.build import brief, limits_of, precision_of
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
+from mnist_lab.fast.process import BFLOAT16, X86
 from mnist_lab.fast.steps import is_whole
 from mnist_lab.network import fault_of_one_image, give_logits
 from mnist_lab.processes import started_together

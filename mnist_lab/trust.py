@@ -33,6 +33,7 @@ HARMLESS = re.compile(
     r"|mnist_lab\.models\.(CNN|MLP|ConvPool2d|ConvStack|Dropout|Linear|Neuron)"
     r"|mnist_lab\.data\.(Augment|ImageDataModule|cifar10|emnist|fashion_mnist|from_datasets|image_folder|kmnist|mnist"
     r"|mnist_5k|qmnist)"
+    r"|mnist_lab\.fast\.(SGD|Adam|AdamW|RMSprop|ConvPool2d|Dropout|Linear)"
     r"|mnist_lab\.training\.(SGD|Adam|AdamW|RMSprop|Dashboard|NeuronForwardPass)"
     r"|mnist_lab\.training\.schedules\.(step|cosine|one_cycle|Plateau)"
     r"|lightning\.(pytorch\.)?Trainer"

@@ -106,8 +106,8 @@ def errors_in_one_line(cfg: DictConfig | None, run_dir: Path | None = None) -> I
 def explain(cfg: DictConfig | None, error: Exception) -> str | None:
     """Return one line about an exception if code that a config names raised it.
 
-    The frames after the last one of this package decide. The layers in `mnist_lab.models` count as the code of whoever
-    calls them: users build networks of them.
+    The frames after the last one of this package decide. The layers in `mnist_lab.models` and `mnist_lab.fast` count as
+    the code of whoever calls them: users build networks of them.
 
     Args:
         cfg: the config; None where it is not known.
@@ -190,7 +190,8 @@ def _targets(node: Any, key: str = "") -> Iterator[Target]:
 
 def _is_ours(filename: str) -> bool:
     path = Path(filename)
-    return path.is_relative_to(_PACKAGE) and not path.is_relative_to(_PACKAGE / "models")
+    users = (_PACKAGE / "models", _PACKAGE / "fast" / "layers.py")
+    return path.is_relative_to(_PACKAGE) and not any(map(path.is_relative_to, users))
 
 
 def _message(error: Exception) -> str:

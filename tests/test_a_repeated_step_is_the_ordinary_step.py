@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import CrossEntropyLoss
 
-from mnist_lab.models import CNN, MLP, ConvPool2d, Dropout, Linear, layers
-from mnist_lab.training import Replay
+from mnist_lab.fast import ConvPool2d, Dropout, Linear, Replay, layers
+from mnist_lab.models import CNN, MLP
 
 SHAPE = (1, 12, 12)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

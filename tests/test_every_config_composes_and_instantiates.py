@@ -104,18 +104,18 @@ def test_the_command_line_wins_over_the_model_and_the_experiment() -> None:
     words = ["optimizer=sgd", "data.batch_size=7", "trainer.max_epochs=2", "data.val=none"]
     for choice in ("model=mlp", "experiment=a3_dropout_mlp"):
         cfg: Any = compose_config([choice, *words])
-        assert cfg.optimizer._target_ == "mnist_lab.training.SGD"
+        assert cfg.optimizer._target_ == "mnist_lab.fast.SGD"
         assert (cfg.data.batch_size, cfg.trainer.max_epochs, cfg.data.val) == (7, 2, "none")
 
 
 @pytest.mark.parametrize(
     ("experiment", "optimizer", "lr", "batch_size", "epochs", "val", "dropout"),
     [
-        ("a2_mlp_1000", "mnist_lab.training.Adam", 0.001, 128, 5, "none", 0.0),
-        ("a3_dropout_mlp", "mnist_lab.training.RMSprop", 0.001, 128, 4, "test", 0.2),
-        ("b_cnn", "mnist_lab.training.Adam", 0.001, 128, 10, "none", 0.2),
-        ("c_mlp_784_32", "mnist_lab.training.SGD", 0.01, 500, 20, "last", 0.0),
-        ("d_mlp_512", "mnist_lab.training.Adam", 0.001, 64, 5, "none", 0.0),
+        ("a2_mlp_1000", "mnist_lab.fast.Adam", 0.001, 128, 5, "none", 0.0),
+        ("a3_dropout_mlp", "mnist_lab.fast.RMSprop", 0.001, 128, 4, "test", 0.2),
+        ("b_cnn", "mnist_lab.fast.Adam", 0.001, 128, 10, "none", 0.2),
+        ("c_mlp_784_32", "mnist_lab.fast.SGD", 0.01, 500, 20, "last", 0.0),
+        ("d_mlp_512", "mnist_lab.fast.Adam", 0.001, 64, 5, "none", 0.0),
     ],
 )
 def test_an_experiment_is_its_article(

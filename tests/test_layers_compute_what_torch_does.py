@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mnist_lab.models import CNN, MLP, layers
-from mnist_lab.models.layers import ConvPool2d, Dropout, Layers, Linear
-from mnist_lab.training import RMSprop
+from mnist_lab.fast import RMSprop, layers
+from mnist_lab.fast.layers import ConvPool2d, Dropout, Layers, Linear
+from mnist_lab.models import CNN, MLP
 
 
 def close(found: Tensor, expected: Tensor) -> None:

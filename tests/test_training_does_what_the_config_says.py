@@ -21,9 +21,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from mnist_lab import load_run
 from mnist_lab.config import compose_config, plain
 from mnist_lab.data import EpochOrder, ImageDataModule, mnist_5k
+from mnist_lab.fast import SGD, Adam, AdamW, RMSprop
 from mnist_lab.models import MLP
 from mnist_lab.result import Result
-from mnist_lab.training import SGD, Adam, AdamW, Classifier, RMSprop, schedules
+from mnist_lab.training import Classifier, schedules
 
 
 def keras_rmsprop(

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from mnist_lab.bench.work import Clock, overrides
 from mnist_lab.build import build
 from mnist_lab.config import compose_config, plain
+from mnist_lab.fast import Replay
 from mnist_lab.fast.process import flush_denormals, keep_memory
-from mnist_lab.training import Replay
 
 network, epochs = sys.argv[1], int(sys.argv[2])
 cfg = plain(compose_config(overrides(network)))

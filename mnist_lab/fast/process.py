@@ -8,6 +8,10 @@ import platform
 import numpy as np
 import torch
 
+X86 = platform.machine() in ("x86_64", "AMD64")
+BFLOAT16 = X86 and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+"""Whether the processor computes in bfloat16; False for processors that are not x86, about which torch says nothing."""
+
 
 def keep_memory() -> None:
     """Keep the memory that each training step frees, for the next one.

@@ -9,7 +9,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.nn.modules.conv import _ConvNd
 
 from mnist_lab.data import ImageDataModule
-from mnist_lab.training import Checkpoints, Classifier, EpochProgress, Replay
+from mnist_lab.fast.replay import Replay
+from mnist_lab.training import Checkpoints, Classifier, EpochProgress
 
 
 def choose_step_path(trainer: L.Trainer, data: ImageDataModule, module: Classifier) -> None:

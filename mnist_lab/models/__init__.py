@@ -1,8 +1,8 @@
 """The articles' networks and those of the recipes: plain `torch.nn` modules that know nothing of training."""
 
+from mnist_lab.fast.layers import ConvPool2d, Dropout, Linear
 from mnist_lab.models.cnn import CNN
 from mnist_lab.models.conv_stack import ConvStack
-from mnist_lab.models.layers import ConvPool2d, Dropout, Linear
 from mnist_lab.models.mlp import MLP
 from mnist_lab.models.neuron import Neuron
 

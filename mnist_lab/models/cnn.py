@@ -7,16 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from mnist_lab.models.layers import (
-    ACTIVATIONS,
-    MONOTONIC,
-    ConvPool2d,
-    Layers,
-    Linear,
-    dropout_layer,
-    flat_size,
-    init_weights,
-)
+from mnist_lab.fast.layers import ConvPool2d, Layers, Linear
+from mnist_lab.models.layers import ACTIVATIONS, MONOTONIC, dropout_layer, flat_size, init_weights
 
 
 class CNN(nn.Module):

@@ -9,15 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mnist_lab.models.layers import (
-    ACTIVATIONS,
-    MONOTONIC,
-    Linear,
-    channels_last,
-    dropout_layer,
-    flat_size,
-    init_weights,
-)
+from mnist_lab.fast.layers import Linear, channels_last
+from mnist_lab.models.layers import ACTIVATIONS, MONOTONIC, dropout_layer, flat_size, init_weights
 
 
 class ConvStack(nn.Module):

@@ -8,7 +8,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from mnist_lab.models.layers import ACTIVATIONS, Layers, Linear, dropout_layer, init_weights
+from mnist_lab.fast.layers import Layers, Linear
+from mnist_lab.models.layers import ACTIVATIONS, dropout_layer, init_weights
 
 
 class MLP(nn.Module):

@@ -17,9 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_lab.data import Batch, Batches
 from mnist_lab.errors import Diverged, UserError
+from mnist_lab.fast import Replay
 from mnist_lab.seeds import seed_of
 from mnist_lab.training import random_numbers
-from mnist_lab.training.replay import Replay
 from mnist_lab.training.schedules import Plateau, make_schedule
 from mnist_lab.training.weights import restore, same
 

@@ -1,4 +1,10 @@
-"""Optimisers that PyTorch lacks, or whose overhead in PyTorch slows down small networks."""
+"""Optimisers that call PyTorch's fused operations directly, without the Python code around them.
+
+SGD, Adam and AdamW compute what `torch.optim`'s compute, bit for bit, and exchange checkpoints with them; RMSprop
+computes what Keras' computes. With these optimisers and with `fast.replay` calling PyTorch's functions directly, D's
+step takes 0.85 of its former time (0.80–0.92, four pairs of processes in turn). Together with updating all weights in
+one call, they save 50 of RMSprop's 190 µs a step in A3, and 60 of SGD's 170 µs in C.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +22,14 @@ _GLOBAL_HOOKS = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)
 
 
 class _Direct(Optimizer):
-    """Takes a step by the operations that it comes to.
+    """An optimiser whose step is a few operations on all weights of a group.
 
-    What PyTorch does around them takes 50 µs a step, with Adam 150; a whole step of D takes some 600.
+    What `torch.optim` does around them takes 50 µs a step, with Adam 150 µs. A whole step of D takes about 600 µs.
     """
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """The step as PyTorch wraps it, for profilers and hooks, which is used only where there are any."""
+        """Wrap `step` as PyTorch does, for profilers and hooks, but call the wrapper only where there are any."""
         wrapped = Optimizer.profile_hook_step(func)
 
         @wraps(func)
@@ -36,10 +42,10 @@ class _Direct(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Takes one step.
+        """Take one step.
 
         Args:
-            closure: computes the loss again, with its gradients; None: the gradients are there already.
+            closure: computes the loss and its gradients; None: the gradients are in the parameters already.
 
         Returns:
             The loss that the closure returned; None without a closure.
@@ -52,7 +58,7 @@ class _Direct(Optimizer):
         learning: list[list[Tensor]] = [[p for p in group["params"] if p.grad is not None] for group in groups]
         if not all(map(self._may_operate, groups, learning)):
             step: Any = super().step
-            # PyTorch has wrapped this step in the optimiser's hooks: if it has wrapped its own too, they must run once.
+            # PyTorch has wrapped this step in hooks. Where it has wrapped its own step too, they would run twice.
             (step.__wrapped__.__get__(self) if hasattr(step, "hooked") else step)()
             return loss
         for group, weights in zip(groups, learning, strict=True):
@@ -61,9 +67,9 @@ class _Direct(Optimizer):
         return loss
 
     def _may_operate(self, group: dict[str, Any], weights: list[Tensor]) -> bool:
-        """Whether `_operate` can do this step: for PyTorch's optimisers, whether it is one fused operation.
+        """Return whether `_operate` can take this step: for PyTorch's optimisers, whether it is one fused operation.
 
-        The first step can't be, where it creates the state.
+        It is not in the first step, which creates the state.
         """
         return (
             bool(group["fused"])
@@ -74,7 +80,7 @@ class _Direct(Optimizer):
         )
 
     def _operate(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
-        """Changes weights, one at least, that have gradients."""
+        """Update weights, at least one, with their gradients, in place."""
         raise NotImplementedError
 
 
@@ -139,7 +145,7 @@ class RMSprop(_Direct):
         torch._foreach_sub_(weights, steps)
 
     def _kept(self, weight: Tensor, name: str, first: float) -> Tensor:
-        """What is kept for a weight from step to step."""
+        """Return a tensor of a weight's state, at first filled with `first`."""
         state = self.state[weight]
         if name not in state:
             state[name] = torch.full_like(weight, first)
@@ -148,12 +154,12 @@ class RMSprop(_Direct):
 
 
 class SGD(_Direct, torch.optim.SGD):
-    """`torch.optim.SGD`, whose step with fused=True on a CPU is one operation and nothing around it."""
+    """`torch.optim.SGD` that takes a step with fused=True on a CPU in one call of PyTorch's fused operation."""
 
     def _operate(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         states = [self.state[p] for p in weights] if group["momentum"] else []
         late = {n for n, state in enumerate(states) if state.get("momentum_buffer") is None}
-        if late:  # a first step is another operation, and weights may begin to learn later than others
+        if late:  # a weight's first step is another operation, and weights may begin to learn later than others
             for n in late:
                 states[n]["momentum_buffer"] = torch.empty_like(weights[n])
             self._fused(group, True, *([them[n] for n in sorted(late)] for them in (weights, gradients, states)))
@@ -172,7 +178,7 @@ class SGD(_Direct, torch.optim.SGD):
 
 
 class Adam(_Direct, torch.optim.Adam):
-    """`torch.optim.Adam`, whose step with fused=True on a CPU is one operation and nothing around it."""
+    """`torch.optim.Adam` that takes a step with fused=True on a CPU in one call of PyTorch's fused operation."""
 
     def _may_operate(self, group: dict[str, Any], weights: list[Tensor]) -> bool:
         return super()._may_operate(group, weights) and not group["amsgrad"] and all(self.state[p] for p in weights)
@@ -189,10 +195,10 @@ class Adam(_Direct, torch.optim.Adam):
 
 
 class AdamW(Adam, torch.optim.AdamW):
-    """`torch.optim.AdamW`, made faster in the same way."""
+    """`torch.optim.AdamW` that takes a step with fused=True on a CPU in one call of PyTorch's fused operation."""
 
 
 @lru_cache(maxsize=8)
 def _scalar(value: float, dtype: torch.dtype) -> Tensor:
-    """A number as a tensor (), not to be changed: creating it anew would take a fiftieth of a small step."""
+    """Return a number as a tensor (), which must not be changed. Creating it anew takes 2 % of a small step."""
     return torch.tensor(value, dtype=dtype, device="cpu")
