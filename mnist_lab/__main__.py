@@ -118,9 +118,9 @@ def train(argv: list[str], fresh: bool = True) -> None:
 
     from mnist_lab.config import CONF_DIR, check, check_command, one_line, plain, quoted
     from mnist_lab.errors import ProcessLost, UserError
+    from mnist_lab.files import folder_lock, is_sweep
     from mnist_lab.folders import kept_or_nothing
     from mnist_lab.processes import helping, is_helper_process, refuse_launcher
-    from mnist_lab.sweep.study import held, is_sweep
 
     typed = argv[1:]
     began = False  # until a job has, what Hydra can't do is a mistake in the words
@@ -167,7 +167,7 @@ def train(argv: list[str], fresh: bool = True) -> None:
 
                     run_trial(run_dir, trial)
                     return
-                alone = helping() if is_helper_process() else held(run_dir, str(run_dir))
+                alone = helping() if is_helper_process() else folder_lock(run_dir, str(run_dir))
                 with alone, errors_in_one_line(cfg, run_dir):
                     check(cfg)
                     run(plain(cfg), run_dir, overrides, words, started, report=report)

@@ -15,7 +15,7 @@ from mnist_lab.files import write_whole
 from mnist_lab.result import Result
 from mnist_lab.resume import resume
 from mnist_lab.run_folder import load_config
-from mnist_lab.sweep.compare import is_seed, matters
+from mnist_lab.sweep.groups import is_seed, matters
 from mnist_lab.sweep.study import differences
 from mnist_lab.words import divide, path_of
 

@@ -28,10 +28,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from mnist_lab.errors import UserError, closest
+from mnist_lab.files import is_sweep
 from mnist_lab.keys import check_kind, check_read, keys_of, unknown_key_hint
 from mnist_lab.processes import is_helper_process
 from mnist_lab.sweep.space import axis
-from mnist_lab.sweep.study import is_sweep
 from mnist_lab.words import path_of
 
 _here = Path(__file__).resolve().parent

@@ -7,11 +7,15 @@ import hashlib
 import json
 import os
 import site
+import socket
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from mnist_lab.errors import UserError
 
 FAULTS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM),
@@ -19,6 +23,8 @@ FAULTS = (
 )
 """System errors that the disk causes and not the program: full, read-only, failing, gone, no permission to write, name
 too long."""
+ASKED = "sweep.json"
+"""File in a sweep's folder with the command, the config and the code digests of its trials."""
 
 
 def is_the_users(path: str | Path) -> bool:
@@ -158,3 +164,51 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def is_sweep(folder: Path) -> bool:
+    """Return whether a folder belongs to a sweep with a study."""
+    return (folder / ASKED).is_file()
+
+
+@contextmanager
+def folder_lock(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder until the block or the process ends, however it ends: the system releases the lock.
+
+    Args:
+        folder: the folder of a sweep, a trial or a run.
+        what: what the folder is, for the error that the next process gets.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (folder, *folder.parents):  # what Hydra made, too
+        sync_folder(path)
+    lock, holder = FileLock(folder / ".held"), folder / ".holder"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = holder.read_text().strip() if holder.exists() else "another process"
+        raise UserError(f"{what} is being worked on by {who}") from None
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a living process holds a folder."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / ".held").exists():
+        return False
+    try:
+        with FileLock(folder / ".held").acquire(timeout=0):
+            return False
+    except Timeout:
+        return True

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mnist_lab.errors import UserError
-from mnist_lab.files import disk_fault
+from mnist_lab.files import disk_fault, folder_lock, is_locked, is_sweep
 from mnist_lab.processes import helping, is_helper_process
-from mnist_lab.sweep.study import held, is_held, is_sweep
 
 
 def begun(folder: Path) -> bool:
@@ -37,7 +36,7 @@ def at_work(folder: Path, until: Path | None) -> Iterator[None]:
         with helping():
             yield
         return
-    with kept_or_nothing(folder, until), held(folder, str(folder)), logged(folder / "run.log"):
+    with kept_or_nothing(folder, until), folder_lock(folder, str(folder)), logged(folder / "run.log"):
         yield
 
 
@@ -82,7 +81,7 @@ def leave_nothing(folder: Path, until: Path) -> None:
         folder: of the run or the sweep.
         until: what existed before the command; it stays.
     """
-    if begun(folder) or is_held(folder):
+    if begun(folder) or is_locked(folder):
         return
     shutil.rmtree(folder, ignore_errors=True)
     for parent in folder.parents:

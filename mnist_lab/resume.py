@@ -13,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_lab.config import check, quoted
 from mnist_lab.errors import UserError
+from mnist_lab.files import is_sweep
 from mnist_lab.folders import at_work
 from mnist_lab.processes import is_helper_process, refuse_launcher
 from mnist_lab.run_folder import asked_of, load_config
-from mnist_lab.sweep.study import is_own, is_sweep, load_asked
+from mnist_lab.sweep.study import is_own, load_asked
 from mnist_lab.trust import is_harmless
 from mnist_lab.words import divide, folder_of
 

@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Column, Table
 
+from mnist_lab.files import is_sweep
 from mnist_lab.result import Result
-from mnist_lab.sweep.study import is_sweep
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from mnist_lab.errors import UserError
 from mnist_lab.result import Result
-from mnist_lab.sweep.compare import grouped
+from mnist_lab.sweep.groups import grouped
 from mnist_lab.sweep.report import _curves, _importance
 from mnist_lab.sweep.space import Axis, axis, grid
 from mnist_lab.sweep.study import open_study, pruner_of, sampler_of

@@ -13,7 +13,7 @@ from conftest import Command, result_in
 from test_a_sweep_survives_and_ends_in_an_answer import ROW, compared, result
 
 from mnist_lab.result import Result
-from mnist_lab.sweep.compare import Peer, grouped
+from mnist_lab.sweep.groups import Peer, grouped
 from mnist_lab.sweep.report import page
 from mnist_lab.sweep.sections import COUNTS, sections
 

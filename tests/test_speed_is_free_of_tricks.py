@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from PIL import Image
 
 from mnist_lab import bench, build, checks
+from mnist_lab.bench.contenders import CONTENDERS
 from mnist_lab.config import compose_config
 from mnist_lab.config import plain as resolved
 from mnist_lab.errors import UserError
@@ -237,7 +238,7 @@ def test_a_stopped_benchmark_leaves_nothing_running(number: signal.Signals, tmp_
 
 @pytest.mark.parametrize("networks", [["A3"], ["A3", "D"]])
 def test_the_benchmarks_chart_is_drawn_whole(networks: list[str], tmp_path: Path) -> None:
-    rows = [bench.Row(1, n, name, 1.0, 0.1, 4.0, 0.9, 3.0, 0.9) for n in networks for name in bench.CONTENDERS]
+    rows = [bench.Row(1, n, name, 1.0, 0.1, 4.0, 0.9, 3.0, 0.9) for n in networks for name in CONTENDERS]
     where = f"A processor with {15 * 'very '}long a name, 2 cores, torch 2.15.0, 2026-11-23"
     bench.chart(rows, 4e11, tmp_path / "chart.png", where)
     drawn = np.asarray(Image.open(tmp_path / "chart.png").convert("L")) < 250

@@ -19,26 +19,13 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 
+from mnist_lab.bench.contenders import BEST_OF, CONTENDERS, MEASURED, NEEDS, NETWORKS
 from mnist_lab.errors import UserError, no_such
 
 USAGE = (
     "use: python -m mnist_lab bench [rounds=3] [epochs=3 or articles] [networks=A3,B,C,D] [contenders=NAME,NAME] "
     "[dir=outputs/bench], or bench networks=fast99 [rounds=3]"
 )
-NETWORKS = ("A3", "B", "C", "D")
-CONTENDERS = {
-    "ours": "python -m mnist_lab",
-    "our_loop": "a hand-written loop around our network, batches and optimiser",
-    "pytorch": "hand-written PyTorch loop",
-    "keras_tensorflow": "Keras on TensorFlow",
-    "keras_jax": "Keras on JAX",
-    "lightning": "Lightning with torchvision's DataLoader",
-}
-RECORD = "the public record recipe"
-PEERS = {**{name: words for name, words in CONTENDERS.items() if not name.startswith("our")}, "record": RECORD}
-MEASURED = ("measurements.csv", "race.csv")
-BEST_OF = ("pytorch", "keras_tensorflow", "keras_jax")
-NEEDS = {"keras_tensorflow": ("keras", "tensorflow"), "keras_jax": ("keras", "jax")}
 ARTICLES = {"A3": 4, "B": 10, "C": 20, "D": 5}
 """Epochs for which the articles train."""
 # Floating-point operations per training image: for each weight two forward, two for its gradient and two for its

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from mnist_lab.bench import MEASURED, RECORD
+from mnist_lab.bench.contenders import MEASURED, RECORD
 from mnist_lab.errors import UserError
 from mnist_lab.files import write_whole
 from mnist_lab.result import Result, cores, package_versions, processor

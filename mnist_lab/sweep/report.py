@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from mnist_lab.show.style import BLUE, GREY, VERMILION, document, image, subplots, svg
-from mnist_lab.sweep.compare import Group, Peer, t_interval, value_of
+from mnist_lab.sweep.groups import Group, Peer, t_interval, value_of
 from mnist_lab.sweep.sections import Section
 from mnist_lab.sweep.tables import APART, FOOT, HEADER, Ranked, notes_of, rows
 

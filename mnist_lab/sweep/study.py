@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_lab.errors import UserError
-from mnist_lab.files import sync_folder, write_whole
+from mnist_lab.files import ASKED, sync_folder, write_whole
 from mnist_lab.result import own_modules
 from mnist_lab.trust import is_sealed, seal, trusts
 
@@ -24,18 +21,11 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
-ASKED = "sweep.json"
-"""File in a sweep's folder with the command, the config and the code digests of its trials."""
 JOURNAL = "study.journal"
 """File in a sweep's folder with Optuna's storage of the trials, unless `sweep.storage` names another."""
 GENERATION = 10
 """Trials a generation of NSGA-II: with Optuna's 50, a sweep of fewer would be random."""
 STATES = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
-
-
-def is_sweep(folder: Path) -> bool:
-    """Whether a folder belongs to a sweep with a study."""
-    return (folder / ASKED).is_file()
 
 
 def load_asked(folder: Path) -> dict[str, Any]:
@@ -175,49 +165,6 @@ def set_state(study: optuna.Study, trial: FrozenTrial, state: str, values: list[
     study._storage.set_trial_state_values(trial._trial_id, TrialState[state], values)
 
 
-@contextmanager
-def held(folder: Path, what: str) -> Iterator[None]:
-    """Holds a folder until the block or the process ends, however it ends: the system releases the lock.
-
-    Args:
-        folder: the folder of a sweep, a trial or a run.
-        what: what the folder is, for the error that the next process gets.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in (folder, *folder.parents):  # what Hydra made, too
-        sync_folder(path)
-    lock, holder = FileLock(folder / ".held"), folder / ".holder"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        who = holder.read_text().strip() if holder.exists() else "another process"
-        raise UserError(f"{what} is being worked on by {who}") from None
-    try:
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        write_whole(holder, f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
-        yield
-    finally:
-        lock.release()
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a living process holds a folder."""
-    from filelock import FileLock, Timeout
-
-    if not (folder / ".held").exists():
-        return False
-    try:
-        with FileLock(folder / ".held").acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
 def code_digests(configs: Sequence[Any] = ()) -> dict[str, str]:
     """SHA-256 of each file that can change a trial's result: this package's, and the user's own modules.
 
@@ -227,7 +174,7 @@ def code_digests(configs: Sequence[Any] = ()) -> dict[str, str]:
     package = Path(__file__).resolve().parent.parent
     own = [
         *package.glob("*.py"),
-        *(path for part in ("data", "models", "training") for path in (package / part).glob("*.py")),
+        *(path for part in ("data", "fast", "models", "training") for path in (package / part).glob("*.py")),
     ]
     found = {str(path.relative_to(package)): path for path in sorted(own)}
     return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in found.items()} | own_modules(configs)

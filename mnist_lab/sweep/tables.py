@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mnist_lab.sweep.compare import Group
+    from mnist_lab.sweep.groups import Group
     from mnist_lab.sweep.sections import Section
 
 Ranked = Sequence[tuple["Section", Sequence["Group"]]]

@@ -23,12 +23,11 @@ from optuna import TrialPruned
 from rich import get_console
 
 from mnist_lab.errors import UserError
-from mnist_lab.files import disk_fault
+from mnist_lab.files import disk_fault, folder_lock
 from mnist_lab.result import Result, cores
-from mnist_lab.sweep.compare import matters, value_of
+from mnist_lab.sweep.groups import matters, value_of
 from mnist_lab.sweep.study import (
     differences,
-    held,
     load_asked,
     open_study,
     pruner_of,
@@ -95,7 +94,7 @@ def run_trial(run_dir: Path, run: Run) -> None:
     options = asked["options"]
     with ExitStack() as stack:
         try:
-            stack.enter_context(held(run_dir, f"trial {number}"))
+            stack.enter_context(folder_lock(run_dir, f"trial {number}"))
         except UserError:
             return  # by another process, which will record it
         trial = trials_of(study)[number]

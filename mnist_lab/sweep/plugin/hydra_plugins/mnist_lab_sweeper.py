@@ -34,15 +34,13 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_lab.__main__ import fail
 from mnist_lab.config import CONF_DIR, check
 from mnist_lab.errors import UserError, closest
+from mnist_lab.files import folder_lock, is_locked, is_sweep
 from mnist_lab.result import cores
 from mnist_lab.sweep.space import Axis, axis, grid
 from mnist_lab.sweep.study import (
     code_digests,
     differences,
-    held,
-    is_held,
     is_own,
-    is_sweep,
     load_asked,
     open_study,
     sampler_of,
@@ -155,7 +153,7 @@ class StudySweeper(Sweeper):
         if self.options["dry_run"]:
             self._dry_run()
             return []
-        with held(folder, str(folder)):
+        with folder_lock(folder, str(folder)):
             self._record(folder)
             self.study = open_study(folder)
             stopped, live = 0, Live(self.study, self.options, folder)
@@ -265,7 +263,7 @@ class StudySweeper(Sweeper):
         """Adds what the launcher gives back to `found`, launch by launch."""
 
         def at_work(trial: FrozenTrial) -> bool:
-            return is_held(self.folder / str(trial.number))
+            return is_locked(self.folder / str(trial.number))
 
         self._complete()
         # Trials whose process ended without a word, and how often it was at work on that trial alone: when one of its

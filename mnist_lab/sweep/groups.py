@@ -1,0 +1,232 @@
+"""Runs that differ only in their seed, as one group each: what a comparison ranks and tests."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any
+
+from mnist_lab.result import Result
+from mnist_lab.sweep.sections import data_names
+
+SEEDS = ("seed", "seeds", "data.split_seed", "data.order_seed", "data.augment_seed")
+WITHOUT = ("name", "data.root", "reported", "report", "sweep", "space", "hydra")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only in their seed.
+
+    Attributes:
+        differs: the keys in which the groups of this comparison differ, with this group's values.
+        results: the group's runs.
+        values: the metric's values, one per run in which it was measured.
+        p: p-value of Welch's two-sided t-test against the best group; None for the best group itself, and if either
+            group has fewer than two values.
+        usual: keys left out of the name because most groups share this value, as in an ablation.
+        repeated: number of runs left out, since `rerun` made them and they repeat one that counts.
+        same_seeds: number of runs that count and have the seeds of another one, without a mark of `rerun`.
+        identical: how many of these have the history and the test of another one, to the last digit.
+    """
+
+    differs: dict[str, Any]
+    results: tuple[Result, ...]
+    values: tuple[float, ...]
+    p: float | None = None
+    usual: frozenset[str] = frozenset()
+    repeated: int = 0
+    same_seeds: int = 0
+    identical: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean of the metric; NaN without values."""
+        return fmean(self.values) if self.values else math.nan
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation; None with fewer than two values."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def interval(self) -> float | None:
+        """Half of the mean's 95 % confidence interval, from Student's t; None with fewer than two values."""
+        return t_interval(self.values)
+
+    @property
+    def seconds(self) -> float:
+        """Mean seconds of training."""
+        return fmean(result.train_seconds for result in self.results)
+
+    @property
+    def name(self) -> str:
+        """What distinguishes the group from the others, as `key=value`."""
+        own = {key: value for key, value in self.differs.items() if key not in self.usual}
+        words = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in own.items())
+        return " ".join(words) or self.results[0].name
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another program's times and accuracies with one network, as the verb `bench` measured them.
+
+    Attributes:
+        name: the program or the recipe.
+        network: its name in the benchmark.
+        seconds: seconds of training, one value per round.
+        accuracies: test accuracies in [0, 1], one value per round.
+    """
+
+    name: str
+    network: str
+    seconds: tuple[float, ...]
+    accuracies: tuple[float, ...]
+
+
+def t_interval(values: Sequence[float]) -> float | None:
+    """Half of the mean's 95 % confidence interval, from Student's t; None with fewer than two values."""
+    if len(values) < 2:
+        return None
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+
+
+def matters(key: str) -> bool:
+    """Whether a key of the config makes runs differ in more than their names and seeds."""
+    return not is_seed(key) and key not in WITHOUT and key.partition(".")[0] not in WITHOUT
+
+
+def is_seed(key: str) -> bool:
+    """Whether a key of the config is a seed."""
+    return key in SEEDS or key.partition(".")[0] in SEEDS
+
+
+def grouped(results: Sequence[Result], metric: str) -> list[Group]:
+    """Groups of runs that differ only in their seed, best first.
+
+    Args:
+        results: the runs, of one section. A run and those in which `rerun` reproduced it are one measurement: only the
+            first counts.
+        metric: one of METRICS.
+
+    Returns:
+        The groups, each with the p-value of Welch's t-test against the best.
+    """
+    named = zip(results, data_names(results), strict=True)
+    flat = [_flat(result.config) | {"data.name": name} for result, name in named]
+    # 0 and 0.0 are one value; but of amounts 1 is one, and 1.0 all.
+    alike = [
+        {key: repr(float(v) if type(v) is int and not (v == 1 and is_amount(key)) else v) for key, v in config.items()}
+        for config in flat
+    ]
+    keys = list(dict.fromkeys(key for config in flat for key in config if matters(key)))
+    differing = [key for key in keys if len({config.get(key, "None") for config in alike}) > 1]
+    members: dict[str, list[int]] = {}
+    repeated: Counter[str] = Counter()
+    measured: set[str] = set()
+    for n in sorted(
+        range(len(alike)), key=lambda n: results[n].repeats is not None
+    ):  # the original counts, if it is here
+        group = repr([alike[n].get(key, "None") for key in differing])
+        measurement = results[n].repeats or results[n].identity
+        if measurement in measured:
+            repeated[group] += 1
+        else:
+            members.setdefault(group, []).append(n)
+        measured.add(measurement)
+    shown = _shown(results, flat, differing, list(members.values()))
+    firsts = [shown[numbers[0]] for numbers in members.values()]
+    usual: dict[str, str] = {}
+    if len(firsts[0]) > 3:
+        for key in firsts[0]:
+            ((most, count),) = Counter(repr(first[key]) for first in firsts).most_common(1)
+            if count > len(firsts) / 2:
+                usual[key] = most
+    groups = [
+        Group(
+            shown[numbers[0]],
+            tuple(results[n] for n in numbers),
+            tuple(value for n in numbers if (value := value_of(results[n], metric)) is not None),
+            usual=frozenset(key for key, value in usual.items() if repr(shown[numbers[0]][key]) == value),
+            repeated=repeated[group],
+            same_seeds=len(numbers) - len({_seeds(results[n], alike[n]) for n in numbers}),
+            identical=len(numbers) - len({(_seeds(results[n], alike[n]), _numbers(results[n])) for n in numbers}),
+        )
+        for group, numbers in members.items()
+    ]
+    worst_last = -1 if metric.endswith("acc") else 1
+    groups.sort(key=lambda group: (not group.values, worst_last * group.mean if group.values else 0))
+    return [groups[0], *(_tested(group, groups[0]) for group in groups[1:])]
+
+
+def value_of(result: Result, metric: str) -> float | None:
+    """A run's value of one of METRICS; None if it was not measured or is not finite."""
+    if metric == "parameters":
+        return float(result.model["parameters"])
+    if metric == "seconds":
+        return result.train_seconds
+    stage, _, name = metric.partition("/")
+    value = result.test[name] if stage == "test" else result.history[-1][metric]
+    return None if value is None else float(value)
+
+
+def is_amount(key: str) -> bool:
+    """Whether a whole number of this option is a number of images or batches, and any other a fraction."""
+    return key.startswith("trainer.") or key.endswith("_size")
+
+
+def _seeds(result: Result, config: dict[str, Any]) -> str:
+    return repr([result.seed, *((key, value) for key, value in config.items() if is_seed(key))])
+
+
+def _numbers(result: Result) -> str:
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result.history]
+    return repr((rows, result.test))
+
+
+def _tested(group: Group, best: Group) -> Group:
+    if group.spread is None or best.spread is None:
+        return group
+    if group.spread == best.spread == 0:
+        return replace(group, p=float(group.mean == best.mean))
+    from scipy.stats import ttest_ind
+
+    with warnings.catch_warnings(action="ignore"):  # runs that differ in rounding alone, of whom the table says ± 0.00
+        p = float(ttest_ind(group.values, best.values, equal_var=False).pvalue)
+    return replace(group, p=p)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _shown(
+    results: Sequence[Result], flat: list[dict[str, Any]], differing: list[str], members: list[list[int]]
+) -> list[dict[str, Any]]:
+    """What tells the groups apart, one dictionary per run: what was typed, or all that differs if that isn't enough."""
+    typed = [
+        {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in result.overrides)}
+        for result in results
+    ]
+    keys = [key for key in dict.fromkeys(k for words in typed for k in words) if matters(key)]
+    keys = [key for key in keys if len({words.get(key) for words in typed}) > 1]
+    shown = [  # an empty group, such as schedule=none, shows only in the words
+        {key: values.get(key, "–") for key in keys}
+        for values in (
+            {**words, **{k: v for k, v in config.items() if v != {}}} for words, config in zip(typed, flat, strict=True)
+        )
+    ]
+    if len({repr(shown[numbers[0]]) for numbers in members}) == len(members):
+        return shown
+    return [{key: config.get(key, "–") for key in differing} for config in flat]
