@@ -31,9 +31,9 @@ def compose(*overrides: str) -> DictConfig:
     Raises:
         UserError: something in it is unknown, malformed or not allowed.
     """
-    from mnist_lab.config import compose_config, plain
+    from mnist_lab.compose import compose_config, run_config
 
-    return plain(compose_config(list(overrides)))
+    return run_config(compose_config(list(overrides)))
 
 
 def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
@@ -56,9 +56,9 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
     import torch
     from lightning.pytorch.utilities.seed import isolate_rng
 
-    from mnist_lab.config import check_folder, compose_config, plain
-    from mnist_lab.folders import at_work
-    from mnist_lab.keys import check_kind
+    from mnist_lab.command import check_kind
+    from mnist_lab.compose import compose_config, run_config
+    from mnist_lab.folders import at_work, check_folder
     from mnist_lab.run import LIGHTNING_LOGS, run
     from mnist_lab.user_code import errors_in_one_line
     from mnist_lab.words import path_of
@@ -74,7 +74,7 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
     told = errors_in_one_line(composed, folder)
     with at_work(folder, until), seeds, warnings.catch_warnings(), told:
         try:
-            run(plain(composed), folder, list(overrides), command=list(overrides), report=composed.report)
+            run(run_config(composed), folder, list(overrides), command=list(overrides), report=composed.report)
         except SystemExit as stopped:
             if stopped.code != 130:
                 raise

@@ -116,11 +116,13 @@ def train(argv: list[str], fresh: bool = True) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from mnist_lab.config import CONF_DIR, check, check_command, one_line, plain, quoted
-    from mnist_lab.errors import ProcessLost, UserError
-    from mnist_lab.files import folder_lock, is_sweep
+    from mnist_lab.command import check_command, quoted
+    from mnist_lab.compose import run_config
+    from mnist_lab.errors import ProcessLost, UserError, one_line
+    from mnist_lab.files import CONF_DIR, folder_lock, is_sweep
     from mnist_lab.folders import kept_or_nothing
     from mnist_lab.processes import helping, is_helper_process, refuse_launcher
+    from mnist_lab.rules import check
 
     typed = argv[1:]
     began = False  # until a job has, what Hydra can't do is a mistake in the words
@@ -162,15 +164,15 @@ def train(argv: list[str], fresh: bool = True) -> None:
 
                     def trial(callbacks: list[Callback], remarks: list[str]) -> Result | None:
                         check(cfg)  # how its values fit together: alone they have been checked
-                        forget_other(run_dir, plain(cfg))
-                        return run(plain(cfg), run_dir, overrides, words, callbacks=callbacks, remarks=remarks)
+                        forget_other(run_dir, run_config(cfg))
+                        return run(run_config(cfg), run_dir, overrides, words, callbacks=callbacks, remarks=remarks)
 
                     run_trial(run_dir, trial)
                     return
                 alone = helping() if is_helper_process() else folder_lock(run_dir, str(run_dir))
                 with alone, errors_in_one_line(cfg, run_dir):
                     check(cfg)
-                    run(plain(cfg), run_dir, overrides, words, started, report=report)
+                    run(run_config(cfg), run_dir, overrides, words, started, report=report)
         except (ProcessLost, UserError) as error:
             fail(error)
 

@@ -9,11 +9,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mnist_lab.config import CONF_DIR, compose_config, plain, quoted, whole_number
+from mnist_lab.command import quoted
+from mnist_lab.compose import compose_config, run_config
 from mnist_lab.errors import UserError, no_such
-from mnist_lab.files import write_whole
+from mnist_lab.files import CONF_DIR, write_whole
 from mnist_lab.result import Result
 from mnist_lab.resume import resume
+from mnist_lab.rules import whole_number
 from mnist_lab.run_folder import load_config
 from mnist_lab.sweep.groups import is_seed, matters
 from mnist_lab.sweep.study import differences
@@ -47,7 +49,7 @@ def articles(words: list[str]) -> None:
             raise no_such("experiments", name, "experiment", known)
     folder, seeds = path_of(own["dir"]), range(whole_number("seeds", own["seeds"], 1))
     wanted = {
-        (name, seed): plain(compose_config([*overrides, f"experiment={name}", f"seed={seed}"]))
+        (name, seed): run_config(compose_config([*overrides, f"experiment={name}", f"seed={seed}"]))
         for name in chosen
         for seed in seeds
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
+from traceback import extract_tb
 
 
 class UserError(Exception):
@@ -32,3 +34,10 @@ def closest(word: str, candidates: Iterable[str]) -> str:
     matches = [name for name in candidates if word and name.startswith(word)]
     matches += difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     return f" Did you mean {matches[0]}?" if matches else ""
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of Hydra or OmegaConf in one line of at most 1,000 characters."""
+    words = re.sub(r"^Error parsing override '.*'", "", str(error)) or str(error.__cause__ or "")
+    words = words or f"{type(error).__name__}: {extract_tb(error.__traceback__)[-1].line}"  # an assertion without text
+    return " ".join(re.sub(r"See https?://\S+.*", "", words).split())[:1000]

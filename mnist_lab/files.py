@@ -23,6 +23,9 @@ FAULTS = (
 )
 """System errors that the disk causes and not the program: full, read-only, failing, gone, no permission to write, name
 too long."""
+_HERE = Path(__file__).resolve().parent
+CONF_DIR = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+"""The configs: inside the installed package (a wheel carries them there), beside it in a checkout."""
 ASKED = "sweep.json"
 """File in a sweep's folder with the command, the config and the code digests of its trials."""
 

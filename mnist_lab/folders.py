@@ -8,10 +8,38 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 from mnist_lab.errors import UserError
 from mnist_lab.files import disk_fault, folder_lock, is_locked, is_sweep
 from mnist_lab.processes import helping, is_helper_process
+
+
+def check_folder(key: str, folder: str, fresh: bool) -> Path:
+    """Check that a folder can be written to, before anything is done for it.
+
+    Args:
+        key: the option that names it.
+        folder: its path.
+        fresh: whether it must be new or empty, as a run's must.
+
+    Returns:
+        The deepest existing folder on the way to it, or itself.
+
+    Raises:
+        UserError: it can't be.
+    """
+    existing = Path(folder).absolute()
+    if not folder or (fresh and existing.is_dir() and any(existing.iterdir()) and not is_helper_process()):
+        more = f"\nTo go on with that sweep: python -m mnist_lab resume {quote(folder)}" if is_sweep(existing) else ""
+        raise UserError(f"{key}={folder} is not allowed: a run needs a new or an empty folder of its own{more}")
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"{key}={folder} can't be made: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={folder} can't be made: {existing} is not writable. Choose another folder")
+    return existing
 
 
 def begun(folder: Path) -> bool:

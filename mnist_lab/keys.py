@@ -21,17 +21,17 @@ WITHOUT_EFFECT = {
 """Arguments of Lightning's Trainer that nothing here uses: the value that changes nothing, and why."""
 LOG_BY_EPOCH = ("mnist_lab.", "lightning.pytorch.callbacks.EarlyStopping")
 """Callbacks that log no values by steps."""
-OF_A_SWEEP = re.compile(r"(sweep|space)([.=@]|$)|hydra\.sweep\.|hydra[./](sweeper|launcher)([.=@]|$)")
-"""Overrides that only a multirun reads."""
 
 
 def keys_of(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
     """Yield the keys of a config at every depth, such as "data" and "data.name". Interpolations are not followed."""
+    name: Any
     for name in cfg:
         yield prefix + str(name)
-        node = cfg._get_node(name)
-        if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
-            yield from keys_of(node, prefix + str(name) + ".")
+        if not (OmegaConf.is_missing(cfg, name) or OmegaConf.is_interpolation(cfg, name)):
+            node = cfg[name]
+            if isinstance(node, DictConfig):
+                yield from keys_of(node, prefix + str(name) + ".")
 
 
 def unknown_key_hint(key: str, cfg: DictConfig) -> str:
@@ -97,20 +97,6 @@ def _check_trainer(trainer: Mapping[Any, Any], callbacks: Mapping[Any, Any]) -> 
             "trainer.log_every_n_steps has no effect here: metrics are logged once an epoch. It counts for callbacks "
             "that log by steps, such as +callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateMonitor"
         )
-
-
-def check_kind(overrides: Iterable[str], multirun: bool) -> None:
-    """Check that the command is of the kind, single run or multirun, that reads all of its words.
-
-    Raises:
-        UserError: naming the first word that only the other kind reads.
-    """
-    for word in overrides:
-        plain = word.lstrip("+~")
-        if not multirun and OF_A_SWEEP.match(plain):
-            raise UserError(f"{word}: only a multirun reads this. Add -m")
-        if multirun and plain.startswith("hydra.run."):
-            raise UserError(f"{word}: only a single run reads this. A multirun's folder is hydra.sweep.dir")
 
 
 def _added(override: str) -> str:

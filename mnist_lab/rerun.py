@@ -9,9 +9,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from mnist_lab.config import check_folder
 from mnist_lab.errors import UserError
-from mnist_lab.folders import at_work
+from mnist_lab.folders import at_work, check_folder
 from mnist_lab.result import Result
 from mnist_lab.run_folder import load_config
 from mnist_lab.sweep.study import differences

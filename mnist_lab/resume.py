@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_lab.config import check, quoted
+from mnist_lab.command import quoted
 from mnist_lab.errors import UserError
 from mnist_lab.files import is_sweep
 from mnist_lab.folders import at_work
 from mnist_lab.processes import is_helper_process, refuse_launcher
+from mnist_lab.rules import check
 from mnist_lab.run_folder import asked_of, load_config
 from mnist_lab.sweep.study import is_own, load_asked
 from mnist_lab.trust import is_harmless

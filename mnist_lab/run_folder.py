@@ -10,10 +10,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_lab.config import check, one_of, use_absolute_root
+from mnist_lab.compose import use_absolute_root
 from mnist_lab.errors import UserError
 from mnist_lab.files import unchanged
 from mnist_lab.keys import unknown_key_hint
+from mnist_lab.rules import check, one_of
 from mnist_lab.trust import check_origin
 
 

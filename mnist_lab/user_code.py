@@ -18,7 +18,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_lab.config import plain
+from mnist_lab.compose import run_config
 from mnist_lab.errors import ProcessLost, UserError
 from mnist_lab.files import disk_fault, is_the_users
 from mnist_lab.folders import begun
@@ -130,7 +130,7 @@ def explain(cfg: DictConfig | None, error: Exception) -> str | None:
     config = bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("hydra._internal.instantiate")
     if config or isinstance(error, HydraException | OmegaConfBaseException):
         return _message(error)
-    targets = [] if cfg is None else list(_targets(OmegaConf.to_container(plain(cfg))))
+    targets = [] if cfg is None else list(_targets(OmegaConf.to_container(run_config(cfg))))
     if _WORKER in str(error):
         return _explain_worker(targets, error)
     own = [(name, line) for name, line in files if is_the_users(name)]

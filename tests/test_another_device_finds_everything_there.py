@@ -12,7 +12,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
-from mnist_lab.config import compose_config, plain
+from mnist_lab.compose import compose_config, run_config
 from mnist_lab.run import run
 
 WORDS = ["data=mnist_5k", "data.val=random", "data.train_size=700", "trainer.max_epochs=2"]
@@ -54,12 +54,12 @@ def other_device(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_run_leaves_nothing_on_the_cpu_and_no_step_waits(words: list[str], tmp_path: Path) -> None:
-    result = run(plain(compose_config([*WORDS, *words])), tmp_path, [], [])
+    result = run(run_config(compose_config([*WORDS, *words])), tmp_path, [], [])
     assert result is not None and len(result.history) == 2
 
 
 def test_a_run_goes_on_there_in_the_middle_of_an_epoch(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    cfg = plain(compose_config([*WORDS, "model=mlp", "checkpoint.every=2 steps"]))
+    cfg = run_config(compose_config([*WORDS, "model=mlp", "checkpoint.every=2 steps"]))
     with pytest.raises(Broken):
         run(cfg, tmp_path, [], [], callbacks=[Break(9)])
     saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)

@@ -7,7 +7,7 @@ import pytest
 from conftest import Command, outcome
 from filelock import FileLock
 
-from mnist_lab.config import CONF_DIR
+from mnist_lab.files import CONF_DIR
 from mnist_lab.result import Result
 
 SHORT = ("seeds=2", "data=mnist_5k", "data.fallback=null", "trainer=debug")

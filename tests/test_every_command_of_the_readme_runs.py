@@ -247,7 +247,7 @@ def test_a_hydra_and_a_ctrl_c_of_the_callers_own_are_left_alone(tmp_path: Path) 
 
 
 def test_the_readme_shows_the_groups_that_there_are() -> None:
-    from mnist_lab.config import CONF_DIR
+    from mnist_lab.files import CONF_DIR
 
     for group in (
         "model",

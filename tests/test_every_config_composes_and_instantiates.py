@@ -11,10 +11,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
 from mnist_lab.build import build_trainer
-from mnist_lab.config import ACTIVATIONS, CONF_DIR, EMNIST_CLASSES, RULES, compose_config, plain
+from mnist_lab.compose import compose_config, run_config
 from mnist_lab.data import ImageDataModule
+from mnist_lab.files import CONF_DIR
 from mnist_lab.keys import keys_of
 from mnist_lab.models import layers
+from mnist_lab.rules import ACTIVATIONS, EMNIST_CLASSES, RULES
 from mnist_lab.sweep.space import axis
 from mnist_lab.sweep.study import sampler_of
 from mnist_lab.training import Classifier
@@ -68,7 +70,7 @@ def test_an_option_makes_what_it_describes(group: str, option: str, tmp_path: Pa
         words += ["trainer.accelerator=cpu"]
     if option == "early_stopping":
         words += ["data.val=random"]
-    cfg = plain(compose_config(words))
+    cfg = run_config(compose_config(words))
     shape, classes = cfg.data.shape, 2 if cfg.data.one_vs_rest is not None else cfg.data.num_classes
     net = instantiate(cfg.model, _convert_="all")
     assert net(torch.zeros(2, *shape)).shape == (2, classes)
@@ -96,7 +98,7 @@ def test_each_rule_is_about_an_option_that_exists() -> None:
 @pytest.mark.parametrize("model", [option for group, option in OPTIONS if group == "model"])
 @pytest.mark.parametrize("data", ["mnist", "cifar10"])
 def test_networks_take_the_shape_from_the_data_alone(model: str, data: str) -> None:
-    cfg = plain(compose_config([f"model={model}", f"data={data}"]))
+    cfg = run_config(compose_config([f"model={model}", f"data={data}"]))
     assert instantiate(cfg.model, _convert_="all")(torch.zeros(2, *cfg.data.shape)).shape[0] == 2
 
 

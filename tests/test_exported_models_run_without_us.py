@@ -12,7 +12,8 @@ from conftest import ROOT, Command
 from hydra.utils import instantiate
 
 from mnist_lab.build import build_tested
-from mnist_lab.config import CONF_DIR, compose_config, plain
+from mnist_lab.compose import compose_config, run_config
+from mnist_lab.files import CONF_DIR
 from mnist_lab.show.portable import FORMATS, facts
 from mnist_lab.trained import TrainedRun, load_run
 
@@ -63,7 +64,7 @@ def test_the_printed_lines_use_the_file(
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_network_can_be_written_for_colour_images_too(model: str, kind: str, tmp_path: Path) -> None:
-    cfg = plain(compose_config([f"model={model}", "data=cifar10"]))
+    cfg = run_config(compose_config([f"model={model}", "data=cifar10"]))
     net = instantiate(cfg.model, _convert_="all").eval().requires_grad_(False)
     names = ("no", "yes") if model == "neuron" else tuple("abcdefghij")
     shift, divisor = torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1), torch.full((3, 1, 1), 50.0)

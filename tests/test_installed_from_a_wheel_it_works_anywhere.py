@@ -36,7 +36,7 @@ def test_the_wheel_carries_the_configs(tmp_path: Path) -> None:
         timeout=600,
     )
     assert sweep.returncode == 0 and "2 trials, 2 complete" in sweep.stdout, sweep.stderr
-    probe = "import mnist_lab.config as c; print(c.CONF_DIR)"
+    probe = "import mnist_lab.files as f; print(f.CONF_DIR)"
     found = subprocess.run(
         [sys.executable, "-c", probe],
         cwd=tmp_path,

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.functional import binary_cross_entropy, cross_entropy
 
-from mnist_lab.config import compose_config, plain
+from mnist_lab.compose import compose_config, run_config
 from mnist_lab.models import CNN, MLP, ConvStack, Neuron
 from mnist_lab.models.layers import ACTIVATIONS
 from mnist_lab.training import NeuronForwardPass
@@ -29,15 +29,15 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("model", PARAMETERS)
 def test_parameters_are_as_many_as_the_article_counts(model: str) -> None:
-    net = instantiate(plain(compose_config([f"model={model}"])).model, _convert_="all")
+    net = instantiate(run_config(compose_config([f"model={model}"])).model, _convert_="all")
     assert sum(p.numel() for p in net.parameters()) == PARAMETERS[model]
 
 
 def test_the_cnn_has_the_layers_of_its_article() -> None:
-    net = instantiate(plain(compose_config(["model=cnn"])).model, _convert_="all")
+    net = instantiate(run_config(compose_config(["model=cnn"])).model, _convert_="all")
     names = [type(layer).__name__ for layer in net.layers]
     assert names == ["ConvPool2d", "ReLU", "Dropout", "Flatten", "Linear", "ReLU", "Linear"]
-    net = instantiate(plain(compose_config(["model=cnn", "model.activation=gelu"])).model, _convert_="all")
+    net = instantiate(run_config(compose_config(["model=cnn", "model.activation=gelu"])).model, _convert_="all")
     names = [type(layer).__name__ for layer in net.layers]
     assert names[:3] == ["Conv2d", "GELU", "MaxPool2d"], "the pool may come first only where it changes nothing"
 

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
-from mnist_lab.config import quoted
+from mnist_lab.command import quoted
 from mnist_lab.result import code_state
 from mnist_lab.terminal import logged, metrics_table, show
 

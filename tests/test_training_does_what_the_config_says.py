@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mnist_lab import load_run
-from mnist_lab.config import compose_config, plain
+from mnist_lab.compose import compose_config, run_config
 from mnist_lab.data import EpochOrder, ImageDataModule, mnist_5k
 from mnist_lab.fast import SGD, Adam, AdamW, RMSprop
 from mnist_lab.models import MLP
@@ -181,7 +181,7 @@ def test_adam_gives_what_its_closure_gave() -> None:
     ],
 )
 def test_optimisers_have_keras_defaults(option: str, expected: dict[str, Any]) -> None:
-    cfg = plain(compose_config([f"optimizer={option}"]))
+    cfg = run_config(compose_config([f"optimizer={option}"]))
     optimizer = instantiate(cfg.optimizer, _convert_="all")([nn.Parameter(torch.zeros(1))])
     group = optimizer.param_groups[0]
     assert {key: tuple(group[key]) if key == "betas" else group[key] for key in expected} == expected
@@ -250,7 +250,7 @@ def fit(tmp_path: Path, overrides: list[str]) -> tuple[L.Trainer, Recorder]:
         "trainer=cpu",
         "logger=none",
     ]
-    cfg = plain(compose_config([*words, *overrides]))
+    cfg = run_config(compose_config([*words, *overrides]))
     trainer = build_trainer(cfg, tmp_path, [recorder])
     data = instantiate(cfg.data, _convert_="all")
     schedule = instantiate(cfg.schedule) or None
@@ -370,7 +370,7 @@ def test_gradients_are_clipped_by_their_norm_or_by_value(algorithm: str, measure
     from mnist_lab.build import build_trainer
 
     words = ["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.max_epochs=1"]
-    cfg = plain(compose_config([*words, f"+trainer.gradient_clip_algorithm={algorithm}"]))
+    cfg = run_config(compose_config([*words, f"+trainer.gradient_clip_algorithm={algorithm}"]))
     after = After()
     trainer = build_trainer(cfg, tmp_path, [after])
     net = instantiate(cfg.model, _convert_="all")

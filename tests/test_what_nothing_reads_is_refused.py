@@ -6,9 +6,9 @@ import pytest
 from conftest import Command
 
 import mnist_lab
-from mnist_lab.config import compose_config
+from mnist_lab.command import check_kind
+from mnist_lab.compose import compose_config
 from mnist_lab.errors import UserError
-from mnist_lab.keys import check_kind
 
 LR_MONITOR = "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateMonitor"
 

@@ -74,7 +74,9 @@ def bench(words: list[str]) -> None:
         UserError: a word is not understood, a peer or the data set is missing, the folder can't be written to or has
             files already, or a contender failed.
     """
-    from mnist_lab.config import check_folder, compose_config, plain, whole_number
+    from mnist_lab.compose import compose_config, run_config
+    from mnist_lab.folders import check_folder
+    from mnist_lab.rules import whole_number
     from mnist_lab.words import path_of, understood
 
     defaults = {"rounds": "3", "epochs": "3", "networks": "", "contenders": "", "dir": "outputs/bench"}
@@ -98,7 +100,7 @@ def bench(words: list[str]) -> None:
     )
     if missing:
         raise UserError(f"{' and '.join(missing)} not installed: pip install -e '.[bench]', or choose contenders=...")
-    root = path_of(plain(compose_config([])).data.root)
+    root = path_of(run_config(compose_config([])).data.root)
     if not (root / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
         raise UserError(f"data.root={root}: MNIST is not there. Any run downloads it: python -m mnist_lab model=mlp")
 

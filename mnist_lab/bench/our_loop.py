@@ -8,12 +8,12 @@ import torch.nn.functional as F
 
 from mnist_lab.bench.work import Clock, overrides
 from mnist_lab.build import build
-from mnist_lab.config import compose_config, plain
+from mnist_lab.compose import compose_config, run_config
 from mnist_lab.fast import Replay
 from mnist_lab.fast.process import flush_denormals, keep_memory
 
 network, epochs = sys.argv[1], int(sys.argv[2])
-cfg = plain(compose_config(overrides(network)))
+cfg = run_config(compose_config(overrides(network)))
 keep_memory()
 flush_denormals()
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"  # as our command does, see mnist_lab/build.py

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mnist_lab.config import todays_root
+from omegaconf import OmegaConf
+
 from mnist_lab.data.download import DataUnavailableError
 from mnist_lab.errors import UserError
+from mnist_lab.files import CONF_DIR
 from mnist_lab.words import path_of
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def read_recorded(data: ImageDataModule, recorded: Mapping[str, Any]) -> None:
     if "digest" not in recorded:
         return
     data.fallback = None
-    before, today = data.root, path_of(todays_root())
+    before, today = data.root, path_of(_root_of_today())
     try:
         data.read(download=False)
         return
@@ -55,3 +57,8 @@ def read_recorded(data: ImageDataModule, recorded: Mapping[str, Any]) -> None:
         f"the run's data is not {places}: {reason}. Three ways out: put it back there; "
         "say where it is now, with data.root=DIR or MNIST_LAB_DATA; or start a new run on other data"
     ) from problem
+
+
+def _root_of_today() -> str:
+    """Return the data folder that conf/ and the environment name now, for a command that names none."""
+    return str(OmegaConf.select(OmegaConf.load(CONF_DIR / "base.yaml"), "data.root"))

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
 
-from mnist_lab.config import TEST, TRAINING, VALIDATION, class_folders, part_of
 from mnist_lab.data.dataset_images import DatasetImages
 from mnist_lab.data.download import Archive, fetch
 from mnist_lab.errors import UserError
 from mnist_lab.files import digests
+from mnist_lab.image_folders import TEST, TRAINING, VALIDATION, class_folders, part_of
 from mnist_lab.pictures import flat, image_files, read_image
 from mnist_lab.processes import is_helper_process
 

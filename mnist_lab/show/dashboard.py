@@ -12,8 +12,8 @@ import webbrowser
 from contextlib import redirect_stderr
 from types import ModuleType
 
-from mnist_lab.config import one_of, whole_number
 from mnist_lab.errors import UserError
+from mnist_lab.rules import one_of, whole_number
 from mnist_lab.words import path_of, understood
 
 USAGE = "use: python -m mnist_lab dashboard [dir=outputs] [port=6006] [host=127.0.0.1] [open=true|false]"

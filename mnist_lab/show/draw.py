@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from mnist_lab.config import one_of, whole_number
 from mnist_lab.errors import UserError
+from mnist_lab.rules import one_of, whole_number
 from mnist_lab.run_folder import checkpoint_of, load_config
 from mnist_lab.words import path_of, understood
 

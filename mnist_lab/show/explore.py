@@ -6,9 +6,12 @@ import math
 from argparse import ArgumentParser
 from typing import TYPE_CHECKING, Any
 
-from mnist_lab.config import check_folder, compose_config, hydra_with, one_of, plain, whole_number
+from mnist_lab.compose import compose_with, run_config
 from mnist_lab.errors import UserError
 from mnist_lab.files import write_whole
+from mnist_lab.folders import check_folder
+from mnist_lab.hydra_adapter import hydra_with
+from mnist_lab.rules import one_of, whole_number
 from mnist_lab.words import divide, path_of
 
 if TYPE_CHECKING:
@@ -55,8 +58,8 @@ def explore(words: list[str]) -> None:
     one_of("files", "terminal").check("show", options["show"])
     if options["dir"]:
         check_folder("dir", str(path_of(options["dir"])), fresh=False)
-    with hydra_with(args.config_dir, args.config_path) as hydra:
-        cfg = plain(compose_config(overrides, args.config_name or "config", hydra))
+    with hydra_with(args.config_path, args.config_dir) as hydra:
+        cfg = run_config(compose_with(hydra, overrides, args.config_name or "config"))
 
     from mnist_lab.build import build
     from mnist_lab.show.style import png

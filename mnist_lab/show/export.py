@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 
-from mnist_lab.config import check_folder, one_of
 from mnist_lab.errors import UserError
+from mnist_lab.folders import check_folder
+from mnist_lab.rules import one_of
 from mnist_lab.run_folder import checkpoint_of, load_config
 from mnist_lab.words import divide, path_of
 

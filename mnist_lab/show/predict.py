@@ -11,8 +11,9 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnist_lab.config import check_folder, one_of
 from mnist_lab.errors import UserError
+from mnist_lab.folders import check_folder
+from mnist_lab.rules import one_of
 from mnist_lab.run_folder import checkpoint_of, load_config
 from mnist_lab.words import is_there, path_of, understood
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mnist_lab.bench.contenders import MEASURED, PEERS
-from mnist_lab.config import METRICS, check_folder
 from mnist_lab.errors import UserError, closest, no_such
 from mnist_lab.files import write_whole
+from mnist_lab.folders import check_folder
 from mnist_lab.result import Result
+from mnist_lab.rules import METRICS
 from mnist_lab.sweep.groups import Peer, grouped
 from mnist_lab.sweep.sections import sections
 from mnist_lab.sweep.tables import markdown, show, table

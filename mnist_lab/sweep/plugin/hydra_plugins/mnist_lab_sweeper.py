@@ -32,10 +32,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_lab.__main__ import fail
-from mnist_lab.config import CONF_DIR, check
 from mnist_lab.errors import UserError, closest
-from mnist_lab.files import folder_lock, is_locked, is_sweep
+from mnist_lab.files import CONF_DIR, folder_lock, is_locked, is_sweep
 from mnist_lab.result import cores
+from mnist_lab.rules import check
 from mnist_lab.sweep.space import Axis, axis, grid
 from mnist_lab.sweep.study import (
     code_digests,

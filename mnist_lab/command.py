@@ -1,0 +1,160 @@
+"""The check of a training command, before anything is imported or written for it."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig
+
+from mnist_lab.compose import compose_with, not_understood
+from mnist_lab.errors import UserError
+from mnist_lab.folders import check_folder
+from mnist_lab.hydra_adapter import Hydra, hydra_with
+from mnist_lab.rules import RULES, check_there
+from mnist_lab.sweep.space import axis
+from mnist_lab.words import path_of
+
+OF_A_SWEEP = re.compile(r"(sweep|space)([.=@]|$)|hydra\.sweep\.|hydra[./](sweeper|launcher)([.=@]|$)")
+"""Overrides that only a multirun reads."""
+
+
+def check_kind(overrides: Iterable[str], multirun: bool) -> None:
+    """Check that the command is of the kind, single run or multirun, that reads all of its words.
+
+    Raises:
+        UserError: naming the first word that only the other kind reads.
+    """
+    for word in overrides:
+        key = word.lstrip("+~")
+        if not multirun and OF_A_SWEEP.match(key):
+            raise UserError(f"{word}: only a multirun reads this. Add -m")
+        if multirun and key.startswith("hydra.run."):
+            raise UserError(f"{word}: only a single run reads this. A multirun's folder is hydra.sweep.dir")
+
+
+def quoted(path: Path) -> str:
+    """Return a path as a value in Hydra's grammar of overrides."""
+    return QuotedString(str(path), Quote.single).with_quotes()
+
+
+def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> tuple[Path, Path]:
+    """Check everything that a command asks for, before anything is imported or written for it.
+
+    Args:
+        args: the command line as Hydra's own parser reads it.
+        multirun: whether it asks for several jobs.
+        fresh: whether its folder must be empty or new.
+
+    Returns:
+        The command's own folder, and the deepest on the way to it that exists already.
+
+    Raises:
+        UserError: with the first mistake found.
+    """
+    if fresh:
+        check_kind(args.overrides, multirun)
+    with hydra_with(args.config_path, args.config_dir) as hydra:
+        compose = partial(compose_with, hydra, config_name=args.config_name or "config")
+        if multirun:
+            return _check_multirun(hydra, compose, args.overrides, fresh)
+        composed = compose(args.overrides).hydra
+        if composed.mode == RunMode.MULTIRUN:
+            raise UserError("hydra.mode=MULTIRUN is not allowed in a config: -m makes a command a multirun")
+        return _folder("hydra.run.dir", composed.run.dir, fresh)
+
+
+def _folder(key: str, named: str | None, fresh: bool) -> tuple[Path, Path]:
+    folder = named and str(path_of(named))  # ~ is the user's home
+    existing = check_folder(key, folder or "", fresh)
+    return Path(folder or "").absolute(), existing
+
+
+def _check_multirun(
+    hydra: Hydra, compose: Callable[[list[str]], DictConfig], overrides: list[str], fresh: bool
+) -> tuple[Path, Path]:
+    """Check a multirun value by value: each option of each swept group once, with the first values of the others."""
+    try:
+        parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
+    except OverrideParseException as error:
+        raise UserError(not_understood(error)) from error
+    # Of each override what shows whether it is allowed: all values of a sweep's, or both ends of an interval.
+    axes = [axis(o).extremes() if o.is_sweep_override() else [str(o.input_line)] for o in parsed]
+    first = [values[0] for values in axes]
+    folders = _folder("hydra.sweep.dir", compose(first).hydra.sweep.dir, fresh)
+    for n, (override, values) in enumerate(zip(parsed, axes, strict=True)):
+        key = override.get_key_element().lstrip("+")
+        if hydra.config_loader.get_group_options(key):
+            for value in values[1:]:
+                compose([*first[:n], value, *first[n + 1 :]])
+        elif key in RULES:
+            for other in OverridesParser.create().parse_overrides(values[1:]):
+                RULES[key].check(key, other.value())
+    for mistake in _sweep_conflicts(parsed, compose(first)):
+        raise UserError(mistake)
+    return folders
+
+
+def _sweep_conflicts(overrides: list[Override], cfg: DictConfig) -> Iterator[str]:
+    """Yield a sentence for each mistake that a sweep's options make together.
+
+    Raises:
+        UserError: one of the options is missing.
+    """
+    check_there(cfg, ("sweep.sampler", "sweep.objective", "sweep.direction", "sweep.pruner", "sweep.space"))
+    sweep, trainer, without = cfg.sweep, cfg.trainer, cfg.data.val == "none"
+    objectives, directions = (
+        list(value) if isinstance(value, ListConfig) else [value] for value in (sweep.objective, sweep.direction)
+    )
+    if sweep.direction is not None and len(objectives) != len(directions):
+        yield f"sweep.direction={directions} is not allowed: sweep.objective has {len(objectives)}, so give as many"
+    tasks = cfg.hydra.launcher.get("tasks_per_node", 1)
+    if tasks > 1:
+        yield (
+            f"hydra.launcher.tasks_per_node={tasks} is not allowed: a trial is one task, which starts its other "
+            f"processes itself: trainer=ddp trainer.devices={tasks}"
+        )
+    if sweep.pruner != "none":
+        if len(objectives) > 1:
+            yield f"sweep.pruner={sweep.pruner} needs a single objective, and there are {len(objectives)}"
+        objective = objectives[0] or ("test/acc" if without else "val/acc")
+        if not objective.startswith(("val/", "train/")):
+            yield (
+                f"sweep.pruner={sweep.pruner} looks at each epoch, and {objective} is known when a run is over: use "
+                "sweep.objective=val/acc, with validation data (data.val=random)"
+            )
+        if isinstance(trainer.devices, int) and trainer.devices > 1:
+            yield (
+                f"sweep.pruner={sweep.pruner} can't end one trial of trainer.devices={trainer.devices} processes: "
+                "use one, or sweep.pruner=none"
+            )
+    if without and any(str(name).startswith("val/") for name in objectives):
+        yield "sweep.objective needs validation data, and data.val=none gives none: use data.val=random"
+    every, epochs = trainer.get("check_val_every_n_epoch"), trainer.max_epochs
+    of_validation = not without and any(str(name or "val/acc").startswith("val/") for name in objectives)
+    if of_validation and every and epochs > 0 and epochs % every:
+        yield (
+            f"trainer.check_val_every_n_epoch={every} leaves the last of trainer.max_epochs={epochs} epochs without "
+            f"validation, by which a sweep judges: trainer.max_epochs={epochs + every - epochs % every}"
+        )
+    if cfg.hydra.sweeper._target_.startswith("hydra_plugins.mnist_lab"):
+        for override in overrides:
+            if override.key_or_group == "hydra.sweep.subdir":
+                yield (
+                    f"{override.input_line} is not allowed: a trial's folder is its number; "
+                    "hydra/sweeper=basic has folders of any name"
+                )
+    swept = [override for override in overrides if override.is_sweep_override()]
+    intervals = [str(override.input_line) for override in swept if override.is_interval_sweep()]
+    intervals += [f"{key}={value}" for key, value in sweep.space.items() if "interval(" in str(value)]
+    if sweep.sampler == "grid" and intervals:
+        yield f"{intervals[0]}: a grid needs values that can be counted: add sweep=random or sweep=tpe"
+    if sweep.sampler != "grid" and not (swept or sweep.space or cfg.hydra.sweeper.get("params")):
+        yield f"sweep={sweep.sampler}: there is nothing to search; give ranges, or space=mlp or space=cnn"

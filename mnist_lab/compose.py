@@ -1,0 +1,144 @@
+"""Compose and check a config. Imports neither torch nor Lightning, so that a mistake is answered at once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from mnist_lab.errors import UserError, closest, one_line
+from mnist_lab.hydra_adapter import Hydra, hydra_with
+from mnist_lab.image_folders import class_folders
+from mnist_lab.keys import check_read, keys_of, unknown_key_hint
+from mnist_lab.rules import EMNIST_CLASSES, MAY_BE_EMPTY, NEEDED, PACKAGES, RULES, SECTIONS, check
+
+OmegaConf.register_new_resolver("class_folders", lambda folder: len(class_folders(folder)), replace=True)
+OmegaConf.register_new_resolver("emnist_classes", lambda split: EMNIST_CLASSES.get(split, 0), replace=True)
+
+
+def compose_config(overrides: list[str]) -> DictConfig:
+    """Compose, check and resolve the config that `overrides` ask for, from the configs in `conf/`.
+
+    Args:
+        overrides: Hydra overrides of one run, such as `["model=cnn", "optimizer.lr=0.01"]`.
+
+    Returns:
+        The config, with Hydra's own part under `hydra`.
+
+    Raises:
+        UserError: something in it is unknown, malformed or not allowed.
+    """
+    with hydra_with() as hydra:
+        cfg = compose_with(hydra, overrides)
+        ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        cfg.merge_with(OmegaConf.to_container(ours, resolve=True))  # while it is known what ${hydra:...} means
+        return cfg
+
+
+def compose_with(hydra: Hydra, overrides: list[str], config_name: str = "config") -> DictConfig:
+    """Compose and check a config, not resolved, from the configs that `hydra` finds.
+
+    Raises:
+        UserError: something in it is unknown, malformed or not allowed.
+    """
+    try:
+        cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.RUN)
+    except MissingConfigException as error:
+        raise UserError(_unknown_option(error)) from error
+    except ConfigCompositionException as error:
+        raise UserError(_unknown_key(error, overrides, config_name, hydra)) from error
+    except OverrideParseException as error:
+        raise UserError(not_understood(error)) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(one_line(error)) from error
+    except yaml.YAMLError as error:
+        raise UserError("a config file is not valid YAML: " + one_line(error)) from error
+    except (AssertionError, AttributeError, TypeError) as error:  # Hydra's, of a list in the place of an option, say
+        words = [word for word in overrides if re.search(r"[\[{$]", word)] or overrides
+        raise UserError(f"{' '.join(words)}: not understood, {one_line(error)}") from error
+    HydraConfig.instance().set_config(cfg)
+    _check_hydra(cfg)
+    check(cfg)
+    known = (*RULES, *NEEDED, *PACKAGES, "experiment", "reported")
+    check_read(cfg, overrides, known, free=(*SECTIONS, *MAY_BE_EMPTY))
+    return cfg
+
+
+def run_config(cfg: DictConfig) -> DictConfig:
+    """Return what makes a run's numbers: the config without Hydra's part, the sweep's and the report's, resolved."""
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        for key in ("hydra", "sweep", "report"):
+            cfg.pop(key, None)
+    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    assert isinstance(resolved, DictConfig)
+    return resolved
+
+
+def use_absolute_root(cfg: DictConfig) -> None:
+    """Have `data.root` name the same folder from wherever the config is used; `~` stays the user's home."""
+    root = OmegaConf.select(cfg, "data.root")
+    if isinstance(root, str) and not root.startswith("~"):
+        cfg.data.root = str(Path(root).absolute())
+
+
+def _check_hydra(cfg: DictConfig) -> None:
+    """Raise UserError for what Hydra would fail on only once the command's folder is there."""
+    alone = OmegaConf.masked_copy(cfg, ["hydra"])  # which is how Hydra reads these
+    try:
+        for key in ("hydra.mode", "hydra.job.chdir", "hydra.job.env_set", "hydra.job.env_copy"):
+            OmegaConf.select(alone, key)
+        for section in ("run", "sweep", "job", "job_logging", "hydra_logging", "overrides", "runtime"):
+            if not OmegaConf.is_dict(OmegaConf.select(cfg, key := f"hydra.{section}")):
+                raise UserError(f"{key} is a section, and can't be replaced: set one of its keys")
+        for group in ("launcher", "sweeper"):
+            if not isinstance(OmegaConf.select(cfg, key := f"hydra.{group}._target_"), str):
+                raise UserError(f"{key} names no class: choose one of its options, hydra/{group}=OPTION")
+        if OmegaConf.select(cfg, key := "hydra.output_subdir") == "":
+            raise UserError(f"{key} must be the name of a folder in the run's, or null")
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}: {one_line(error)}") from error
+
+
+def not_understood(error: OverrideParseException) -> str:
+    """Return what is wrong with an override that Hydra can't parse."""
+    key, _, value = str(error.override).partition("=")
+    plain_text = value and not re.search(r"[\[\]{}()'\",]", value)
+    hint = f""". A text with such characters is quoted twice: '{key}="{value}"'""" if plain_text else ""
+    return f"{error.override}: not understood, {one_line(error)}{hint}"
+
+
+def _unknown_option(error: MissingConfigException) -> str:
+    wanted = error.missing_cfg_file or ""
+    group, _, option = wanted.rpartition("/")
+    if not error.options:
+        return f"{wanted}: there is no such config"
+    return (
+        f"{group}={option}: there is no such {group}.{closest(option, error.options)}\n"
+        f"The options of {group} are: {', '.join(sorted(error.options))}"
+    )
+
+
+def _unknown_key(error: ConfigCompositionException, overrides: list[str], config_name: str, hydra: Hydra) -> str:
+    if (group := re.search(r"Multiple values for ([\w/]+)\.", str(error))) is not None:
+        return f"+{group[1]}: there is one already, which {group[1]}=OPTION replaces"
+    found = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^'=]+)", str(error))
+    cause = error.__cause__
+    deleted = str(error).endswith("does not exist.")
+    if found is None or not (deleted or isinstance(cause, ConfigKeyError | AttributeError)):
+        return one_line(error)
+    key = found.group(1)
+    rest = [o for o in overrides if re.split(r"[=@]", o.lstrip("+~"), maxsplit=1)[0] != key]
+    try:
+        cfg = hydra.compose_config(config_name, rest, run_mode=RunMode.RUN)
+    except (HydraException, OmegaConfBaseException):
+        return f"{key}: there is no such option"
+    if key in keys_of(cfg):
+        return f"{key}: can't be replaced by other keys than it has. To add one: +{key}.NAME=VALUE"
+    return f"{key}: there is no such option.{unknown_key_hint(key, cfg)}"
