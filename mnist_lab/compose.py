@@ -17,6 +17,7 @@ from mnist_lab.hydra_adapter import Hydra, hydra_with
 from mnist_lab.image_folders import class_folders
 from mnist_lab.keys import check_read, keys_of, unknown_key_hint
 from mnist_lab.rules import EMNIST_CLASSES, MAY_BE_EMPTY, NEEDED, PACKAGES, RULES, SECTIONS, check
+from mnist_lab.targets import with_current_names
 
 OmegaConf.register_new_resolver("class_folders", lambda folder: len(class_folders(folder)), replace=True)
 OmegaConf.register_new_resolver("emnist_classes", lambda split: EMNIST_CLASSES.get(split, 0), replace=True)
@@ -71,12 +72,15 @@ def compose_with(hydra: Hydra, overrides: list[str], config_name: str = "config"
 
 
 def run_config(cfg: DictConfig) -> DictConfig:
-    """Return what makes a run's numbers: the config without Hydra's part, the sweep's and the report's, resolved."""
+    """Return what makes a run's numbers: the config without Hydra's part, the sweep's and the report's, resolved.
+
+    Classes that have moved have their new names.
+    """
     cfg = cfg.copy()
     with open_dict(cfg):
         for key in ("hydra", "sweep", "report"):
             cfg.pop(key, None)
-    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    resolved = OmegaConf.create(with_current_names(OmegaConf.to_container(cfg, resolve=True)))
     assert isinstance(resolved, DictConfig)
     return resolved
 

@@ -15,6 +15,7 @@ from mnist_lab.errors import UserError
 from mnist_lab.files import unchanged
 from mnist_lab.keys import unknown_key_hint
 from mnist_lab.rules import check, one_of
+from mnist_lab.targets import with_current_names
 from mnist_lab.trust import check_origin
 
 
@@ -54,11 +55,12 @@ def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:
     if not path.is_file():
         raise UserError(f"run={run_dir} is not the folder of a run: it has no config.yaml")
     try:
-        cfg = OmegaConf.load(path)
-        assert isinstance(cfg, DictConfig)
-        check_origin(path, OmegaConf.to_container(cfg), asked_of(run_dir).get("seal"))
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        check_origin(path, content, asked_of(run_dir).get("seal"))
         if not unchanged(path.read_text(encoding="utf-8")):
             raise UserError(f"{path} is not as the run wrote it. To use it as it is, delete its last line")
+        cfg = OmegaConf.create(with_current_names(content))
+        assert isinstance(cfg, DictConfig)
         if "data" in cfg and "transform" in cfg.data:
             cfg.data.setdefault("eval_transform", None)  # which older runs don't have
         OmegaConf.set_struct(cfg, True)

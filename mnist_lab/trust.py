@@ -14,6 +14,7 @@ from typing import Any
 
 from mnist_lab.errors import UserError
 from mnist_lab.files import cache_dir, sync_folder
+from mnist_lab.targets import with_current_names
 
 HARMLESS = re.compile(
     r"(torch\.nn|torch\.optim|torchvision\.transforms\.v2)\.(?!_)\w+"
@@ -30,11 +31,11 @@ HARMLESS = re.compile(
     r"|FBetaScore|HammingDistance|HingeLoss|JaccardIndex|LogAUC|MatthewsCorrCoef|NegativePredictiveValue|Precision"
     r"|PrecisionAtFixedRecall|PrecisionRecallCurve|ROC|Recall|RecallAtFixedPrecision|SensitivityAtSpecificity"
     r"|Specificity|SpecificityAtSensitivity|StatScores|MetricCollection|(Cat|Max|Mean|Min|Sum)Metric)"
-    r"|mnist_lab\.models\.(CNN|MLP|ConvPool2d|ConvStack|Dropout|Linear|Neuron)"
+    r"|mnist_lab\.models\.(CNN|MLP|ConvPool2d|ConvStack|Dropout|Linear|Neuron|NeuronForwardPass)"
     r"|mnist_lab\.data\.(Augment|ImageDataModule|cifar10|emnist|fashion_mnist|from_datasets|image_folder|kmnist|mnist"
     r"|mnist_5k|qmnist)"
     r"|mnist_lab\.fast\.(SGD|Adam|AdamW|RMSprop|ConvPool2d|Dropout|Linear)"
-    r"|mnist_lab\.training\.(SGD|Adam|AdamW|RMSprop|Dashboard|NeuronForwardPass)"
+    r"|mnist_lab\.show\.tensorboard\.Dashboard"
     r"|mnist_lab\.training\.schedules\.(step|cosine|one_cycle|Plateau)"
     r"|lightning\.(pytorch\.)?Trainer"
     r"|lightning\.pytorch\.callbacks\.(BackboneFinetuning|DeviceStatsMonitor|EarlyStopping|EMAWeightAveraging"
@@ -133,7 +134,7 @@ def check_origin(path: Path, config: Any, sealed: Any) -> None:
 
 def _objection(described: dict[str, Any]) -> str | None:
     """What speaks against an object that a config describes; None: it is harmless."""
-    target = str(described["_target_"])
+    target = with_current_names(str(described["_target_"]))
     if NETWORKS.fullmatch(target):
         given = [key for key in WEIGHTS if described.get(key)]
         return f"{target} with {given[0]}, which would be downloaded" if given else None
@@ -148,7 +149,7 @@ def is_harmless(word: str) -> bool:
     """Whether an override, `KEY._target_=NAME` or several names with commas, names nothing but what is harmless."""
     key, _, names = word.partition("=")
     alone = re.fullmatch(r"\+{0,2}[\w.]+\._target_", key) is not None
-    return alone and all(HARMLESS.fullmatch(name) for name in names.split(","))
+    return alone and all(HARMLESS.fullmatch(with_current_names(name)) for name in names.split(","))
 
 
 def targets(config: Any) -> Iterator[Any]:

@@ -12,9 +12,8 @@ from torch.nn import functional as F
 from torch.nn.functional import binary_cross_entropy, cross_entropy
 
 from mnist_lab.compose import compose_config, run_config
-from mnist_lab.models import CNN, MLP, ConvStack, Neuron
+from mnist_lab.models import CNN, MLP, ConvStack, Neuron, NeuronForwardPass
 from mnist_lab.models.layers import ACTIVATIONS
-from mnist_lab.training import NeuronForwardPass
 
 PARAMETERS = {
     "neuron": 785,

@@ -30,8 +30,8 @@ from mnist_lab import train
 from mnist_lab.build import build_tested
 from mnist_lab.result import Result
 from mnist_lab.show import figures
+from mnist_lab.show.tensorboard import Dashboard
 from mnist_lab.trained import load_run
-from mnist_lab.training import Dashboard
 
 RUN = ("model=mlp", "data=mnist_5k", "data.val=random", "model.hidden=[64,32]", "trainer=cpu", "trainer.max_epochs=2")
 FULL = (

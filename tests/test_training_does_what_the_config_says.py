@@ -564,7 +564,7 @@ def test_a_training_that_diverges_stops_and_says_where(lab: Command, tmp_path: P
 
 
 def test_the_neuron_computes_in_double_precision() -> None:
-    from mnist_lab.training import NeuronForwardPass
+    from mnist_lab.models import NeuronForwardPass
 
     expected = 1 / (1 + math.exp(-(0.1 + 0.2 + 0.3)))
     assert NeuronForwardPass([0.1, 0.2], 0.3, [1.0, 1.0]).output == pytest.approx(expected, rel=1e-15)

@@ -1,9 +1,9 @@
-"""The articles' networks and those of the recipes: plain `torch.nn` modules that know nothing of training."""
+"""The articles' networks and those of the recipes: plain `torch.nn` modules."""
 
 from mnist_lab.fast.layers import ConvPool2d, Dropout, Linear
 from mnist_lab.models.cnn import CNN
 from mnist_lab.models.conv_stack import ConvStack
 from mnist_lab.models.mlp import MLP
-from mnist_lab.models.neuron import Neuron
+from mnist_lab.models.neuron import Neuron, NeuronForwardPass
 
-__all__ = ["CNN", "MLP", "ConvPool2d", "ConvStack", "Dropout", "Linear", "Neuron"]
+__all__ = ["CNN", "MLP", "ConvPool2d", "ConvStack", "Dropout", "Linear", "Neuron", "NeuronForwardPass"]

@@ -12,6 +12,7 @@ from typing import Any
 
 from mnist_lab.result import Result
 from mnist_lab.sweep.sections import data_names
+from mnist_lab.targets import with_current_names
 
 SEEDS = ("seed", "seeds", "data.split_seed", "data.order_seed", "data.augment_seed")
 WITHOUT = ("name", "data.root", "reported", "report", "sweep", "space", "hydra")
@@ -118,7 +119,7 @@ def grouped(results: Sequence[Result], metric: str) -> list[Group]:
         The groups, each with the p-value of Welch's t-test against the best.
     """
     named = zip(results, data_names(results), strict=True)
-    flat = [_flat(result.config) | {"data.name": name} for result, name in named]
+    flat = [_flat(with_current_names(result.config)) | {"data.name": name} for result, name in named]
     # 0 and 0.0 are one value; but of amounts 1 is one, and 1.0 all.
     alike = [
         {key: repr(float(v) if type(v) is int and not (v == 1 and is_amount(key)) else v) for key, v in config.items()}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mnist_lab.errors import UserError
 from mnist_lab.files import ASKED, sync_folder, write_whole
 from mnist_lab.result import own_modules
+from mnist_lab.targets import with_current_names
 from mnist_lab.trust import is_sealed, seal, trusts
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def load_asked(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is no sweep: it has no {ASKED}") from None
     except (ValueError, AttributeError) as error:
         raise UserError(f"{folder / ASKED} is damaged: {error}") from error
-    found: dict[str, Any] = asked
+    found: dict[str, Any] = with_current_names(asked)
     return found
 
 

@@ -35,6 +35,7 @@ from mnist_lab.sweep.study import (
     set_state,
     trials_of,
 )
+from mnist_lab.targets import with_current_names
 from mnist_lab.training import Classifier
 from mnist_lab.training.ending import is_over
 
@@ -124,7 +125,7 @@ def forget_other(run_dir: Path, cfg: DictConfig) -> None:
     if not path.exists():
         return
     try:
-        before = OmegaConf.to_container(OmegaConf.load(path))
+        before = with_current_names(OmegaConf.to_container(OmegaConf.load(path)))
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError):
         before = {}
     changed = differences(before, OmegaConf.to_container(cfg))

@@ -1,4 +1,4 @@
-"""What happens beside the training: a line and a row an epoch, a progress bar, the neuron's forward pass."""
+"""What happens beside the training: a line and a row an epoch, a progress bar, a table of layers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import io
 import logging
 import time
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
 from rich import get_console
@@ -21,7 +19,6 @@ from rich.table import Column, Table
 
 from mnist_lab.data import Batches
 from mnist_lab.files import write_whole
-from mnist_lab.models import Neuron
 from mnist_lab.terminal import show
 from mnist_lab.training.classifier import Classifier
 
@@ -176,37 +173,3 @@ class LayerTable(Callback):
         table.add_section()
         table.add_row("all", "", f"{summary.total_parameters:,}")
         show(table)
-
-
-class NeuronForwardPass(Callback):
-    """Shows what one neuron computes, with all digits, before any training: article A1.
-
-    Args:
-        weights: of the neuron.
-        bias: of the neuron.
-        inputs: as many as weights.
-
-    Raises:
-        ValueError: inputs and weights differ in number.
-    """
-
-    def __init__(self, weights: Sequence[float], bias: float, inputs: Sequence[float]) -> None:
-        if len(weights) != len(inputs):
-            raise ValueError(f"a neuron with {len(weights)} weights can't take {len(inputs)} inputs")
-        self.weights, self.bias, self.inputs = list(weights), bias, list(inputs)
-        self.output = self._forward()
-        """The neuron's output, in (0, 1), in double precision."""
-
-    def _forward(self) -> float:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            neuron = Neuron([len(self.weights)]).double()
-            neuron.linear.weight.copy_(torch.tensor([self.weights], dtype=torch.float64))
-            neuron.linear.bias.fill_(self.bias)
-            return neuron.probability(torch.tensor([self.inputs], dtype=torch.float64)).item()
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Prints it."""
-        if trainer.is_global_zero:
-            log.info(
-                f"one neuron: weights {self.weights}, bias {self.bias}, inputs {self.inputs} → sigmoid {self.output!r}"
-            )

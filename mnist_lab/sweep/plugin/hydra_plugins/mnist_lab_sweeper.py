@@ -49,6 +49,7 @@ from mnist_lab.sweep.study import (
     set_state,
     trials_of,
 )
+from mnist_lab.targets import with_current_names
 from mnist_lab.terminal import to_go_on
 
 if TYPE_CHECKING:
@@ -339,7 +340,8 @@ class StudySweeper(Sweeper):
         config: Any = OmegaConf.to_container(
             self.loader.load_sweep_config(self.base, self._words(words)), resolve=False
         )
-        return {key: value for key, value in config.items() if key not in ("hydra", "sweep")}
+        kept: dict[str, Any] = with_current_names({k: v for k, v in config.items() if k not in ("hydra", "sweep")})
+        return kept
 
     def _record(self, folder: Path) -> None:
         """Keeps what was asked for; of a sweep that is there already, makes sure that it still means the same.
