@@ -4,14 +4,17 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import warm
 from lightning.pytorch.loggers import MLFlowLogger
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_callbacks_that_change_weights_are_resumed_exactly import OWN, WORDS
 from test_no_kill_loses_anything import found
 
 from mnist_lab import train
-from mnist_lab.training.loggers import log_config, versions_of
+from mnist_lab.training.loggers import log_config, make_logger, opened, versions_of
 
 DRAWS = '''
 
@@ -67,6 +70,20 @@ def test_killed_runs_have_each_point_once(recipe: str, tmp_path: Path) -> None:
             assert rows(tmp_path / run) == rows(tmp_path / "whole"), moment
         else:
             assert found(tmp_path / run)["points"] == found(tmp_path / "whole")["points"], moment
+
+
+def test_a_resumed_runs_points_count_though_it_began_in_the_same_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = OmegaConf.create({"_target_": "lightning.pytorch.loggers.TensorBoardLogger", "name": "", "version": ""})
+    for process, step in ((9999, 0), (10001, 5)):  # the file's name holds both, and as text 10001 is before 9999
+        monkeypatch.setattr("os.getpid", lambda process=process: process)
+        logger = make_logger(config, tmp_path, step, None)
+        assert logger is not None
+        with opened(L.Trainer(logger=logger, accelerator="cpu", enable_progress_bar=False), step):
+            logger.log_metrics({"loss": float(process)}, step + 1)
+    points = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [(point.step, point.value) for point in points] == [(1, 9999.0), (6, 10001.0)]
 
 
 def test_a_callbacks_values_stand_where_ours_do(tmp_path: Path) -> None:

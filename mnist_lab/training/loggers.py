@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,8 @@ def opened(trainer: L.Trainer, step: int) -> Iterator[list[str | int | None]]:
     loggers = trainer.loggers if trainer.is_global_zero else []
     for logger in loggers:
         kept = _rows_before(Path(logger.log_dir) / "metrics.csv", step) if isinstance(logger, CSVLogger) else []
+        if isinstance(logger, TensorBoardLogger):
+            _wait_for_next_second(Path(logger.log_dir))
         getattr(logger, "experiment", None)  # which some make when they are first asked for it, and some don't have
         for row in kept:
             logger.log_metrics(row, int(row["step"]))  # type: ignore[arg-type]
@@ -99,6 +102,16 @@ def log_config(logger: Logger, config: dict[str, Any]) -> None:
         data = {key: value for key, value in config["data"].items() if key != "root"}
         config = config | {"trainer": trainer, "data": data}
     logger.log_hyperparams(config)
+
+
+def _wait_for_next_second(folder: Path) -> None:
+    """Wait, for at most one second, until a new event file sorts after those in `folder`.
+
+    TensorBoard reads event files in the order of their names, which begin with the second in which they were opened.
+    """
+    names = [re.match(r"events\.out\.tfevents\.(\d+)\.", path.name) for path in folder.glob("events.out.tfevents.*")]
+    last = max((int(name[1]) for name in names if name), default=0)
+    time.sleep(min(max(last + 1 - time.time(), 0), 1))
 
 
 def _rows_before(path: Path, step: int) -> list[dict[str, str]]:
