@@ -18,6 +18,7 @@ from mnist_lab.compose import compose_with, not_understood
 from mnist_lab.errors import UserError
 from mnist_lab.folders import check_folder
 from mnist_lab.hydra_adapter import Hydra, hydra_with
+from mnist_lab.metrics import ALL, COSTS, MONITOR, mode_of, unknown_metric
 from mnist_lab.rules import RULES, check_there
 from mnist_lab.sweep.space import axis
 from mnist_lab.words import path_of
@@ -106,7 +107,7 @@ def _sweep_conflicts(overrides: list[Override], cfg: DictConfig) -> Iterator[str
     """Yield a sentence for each mistake that a sweep's options make together.
 
     Raises:
-        UserError: one of the options is missing.
+        UserError: one of the options is missing, or an objective's name doesn't say whether it is to be small.
     """
     check_there(cfg, ("sweep.sampler", "sweep.objective", "sweep.direction", "sweep.pruner", "sweep.space"))
     sweep, trainer, without = cfg.sweep, cfg.trainer, cfg.data.val == "none"
@@ -115,6 +116,12 @@ def _sweep_conflicts(overrides: list[Override], cfg: DictConfig) -> Iterator[str
     )
     if sweep.direction is not None and len(objectives) != len(directions):
         yield f"sweep.direction={directions} is not allowed: sweep.objective has {len(objectives)}, so give as many"
+    monitor = str(cfg.get("monitor", MONITOR))
+    judged = [str(name or monitor) for name in objectives]
+    for name in judged:
+        yield from unknown_metric(cfg, "sweep.objective", name, ALL)
+        if sweep.direction is None:
+            mode_of(name, cfg.get("mode"), monitor)
     tasks = cfg.hydra.launcher.get("tasks_per_node", 1)
     if tasks > 1:
         yield (
@@ -124,8 +131,8 @@ def _sweep_conflicts(overrides: list[Override], cfg: DictConfig) -> Iterator[str
     if sweep.pruner != "none":
         if len(objectives) > 1:
             yield f"sweep.pruner={sweep.pruner} needs a single objective, and there are {len(objectives)}"
-        objective = objectives[0] or ("test/acc" if without else "val/acc")
-        if not objective.startswith(("val/", "train/")):
+        objective = objectives[0] or (monitor.replace("val/", "test/", 1) if without else monitor)
+        if objective.startswith("test/") or objective in COSTS:
             yield (
                 f"sweep.pruner={sweep.pruner} looks at each epoch, and {objective} is known when a run is over: use "
                 "sweep.objective=val/acc, with validation data (data.val=random)"
@@ -138,7 +145,7 @@ def _sweep_conflicts(overrides: list[Override], cfg: DictConfig) -> Iterator[str
     if without and any(str(name).startswith("val/") for name in objectives):
         yield "sweep.objective needs validation data, and data.val=none gives none: use data.val=random"
     every, epochs = trainer.get("check_val_every_n_epoch"), trainer.max_epochs
-    of_validation = not without and any(str(name or "val/acc").startswith("val/") for name in objectives)
+    of_validation = not without and any(name.startswith("val/") for name in judged)
     if of_validation and every and epochs > 0 and epochs % every:
         yield (
             f"trainer.check_val_every_n_epoch={every} leaves the last of trainer.max_epochs={epochs} epochs without "

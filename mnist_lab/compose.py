@@ -16,11 +16,16 @@ from mnist_lab.errors import UserError, closest, one_line
 from mnist_lab.hydra_adapter import Hydra, hydra_with
 from mnist_lab.image_folders import class_folders
 from mnist_lab.keys import check_read, keys_of, unknown_key_hint
+from mnist_lab.metrics import known_mode, steady
 from mnist_lab.rules import EMNIST_CLASSES, MAY_BE_EMPTY, NEEDED, PACKAGES, RULES, SECTIONS, check
 from mnist_lab.targets import with_current_names
 
 OmegaConf.register_new_resolver("class_folders", lambda folder: len(class_folders(folder)), replace=True)
 OmegaConf.register_new_resolver("emnist_classes", lambda split: EMNIST_CLASSES.get(split, 0), replace=True)
+OmegaConf.register_new_resolver("steady", steady, replace=True)
+OmegaConf.register_new_resolver(
+    "mode_of", lambda metric, monitor, mode: known_mode(metric, mode, monitor), replace=True
+)
 
 
 def compose_config(overrides: list[str]) -> DictConfig:

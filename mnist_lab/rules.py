@@ -13,6 +13,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from mnist_lab.errors import UserError, closest, one_line
 from mnist_lab.keys import keys_of
+from mnist_lab.metrics import metric_conflicts
 
 SECTIONS = ("data", "model", "loss", "optimizer", "trainer")
 """Sections that are a class or a function and its arguments."""
@@ -117,7 +118,7 @@ up_to_one = Rule("a number above 0, at most 1", lambda v: _is_number(v) and 0 < 
 zero_to_one = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 boolean = Rule("true or false", lambda v: isinstance(v, bool))
 text = Rule("a text", lambda v: isinstance(v, str) and v != "")
-of_an_epoch = one_of("val/loss", "val/acc", "train/loss", "train/acc")
+metric = Rule("the name of a metric, such as val/loss", lambda v: isinstance(v, str) and v != "")
 part = _amount("images", inside_one)
 share = _amount("images", up_to_one)
 batches = _amount("batches", up_to_one)
@@ -146,9 +147,6 @@ device_count = Rule(
     ),
 )
 
-METRICS = ("test/acc", "test/loss", "val/acc", "val/loss", "train/acc", "train/loss", "seconds", "parameters")
-"""What runs can be judged by: loss and accuracy of the test or of the last epoch, seconds of training, parameters."""
-
 SEED = _integer(0, 2**32 - 1)
 RULES: dict[str, Rule] = {
     "name": Rule(
@@ -158,6 +156,8 @@ RULES: dict[str, Rule] = {
     "seed": SEED,
     **{f"seeds.{of}": SEED for of in ("weights", "split", "order", "dropout", "augment")},
     "test_checkpoint": one_of("last", "best"),
+    "monitor": metric,
+    "mode": one_of("min", "max").or_null(),
     "checkpoint.every": Rule(
         "a number of epochs, steps or minutes: 1 epoch, 500 steps, 10 minutes",
         lambda v: isinstance(v, str) and re.fullmatch(r"[1-9]\d{0,8} (epoch|step|minute)s?", v) is not None,
@@ -212,7 +212,8 @@ RULES: dict[str, Rule] = {
     "schedule.warmup": below_one,
     "schedule.initial": up_to_one,
     "schedule.final": zero_to_one,
-    "schedule.monitor": of_an_epoch,
+    "schedule.monitor": metric,
+    "schedule.mode": one_of("min", "max").or_null(),
     "schedule.factor": inside_one,
     "schedule.patience": _integer(0),
     "schedule.min_delta": not_negative,
@@ -238,7 +239,7 @@ RULES: dict[str, Rule] = {
     "trainer.max_steps": Rule("a whole number, 1 or more, or -1", lambda v: _is_integer(v) and (v == -1 or v >= 1)),
     "sweep.sampler": one_of("grid", "random", "tpe", "cmaes", "qmc", "nsga2"),
     "sweep.trials": _integer(1).or_null(),
-    "sweep.objective": one_of(*METRICS).or_list(least=1).or_null(),
+    "sweep.objective": metric.or_list(least=1).or_null(),
     "sweep.direction": one_of("maximize", "minimize").or_list(least=1).or_null(),
     "sweep.seed": _integer(0, 2**31 - 1),
     "sweep.pruner": one_of("none", "median", "halving"),
@@ -250,8 +251,8 @@ RULES: dict[str, Rule] = {
     "sweep.storage": text.or_null(),
     "sweep.dry_run": boolean,
     "sweep.accept_changes": boolean,
-    "callbacks.early_stopping.monitor": of_an_epoch,
-    "callbacks.early_stopping.mode": one_of("min", "max"),
+    "callbacks.early_stopping.monitor": metric,
+    "callbacks.early_stopping.mode": one_of("min", "max").or_null(),
     "callbacks.early_stopping.patience": _integer(1),
     "callbacks.early_stopping.min_delta": not_negative,
     "callbacks.dashboard.mistakes": _integer(0),
@@ -363,9 +364,7 @@ def _conflicts(cfg: DictConfig) -> Iterator[str]:
         yield "data.eval_transform without data.transform: training images would be on another scale"
     if get("callbacks.dashboard") is not None and not str(get("logger._target_")).endswith("TensorBoardLogger"):
         yield "callbacks=dashboard writes for TensorBoard: add logger=tensorboard"
-    monitor, mode = get("callbacks.early_stopping.monitor"), get("callbacks.early_stopping.mode")
-    if monitor is not None and mode != (right := "max" if monitor.endswith("acc") else "min"):
-        yield f"callbacks.early_stopping.mode={mode} is wrong for {monitor}: it must be {right}"
+    yield from metric_conflicts(cfg)
     for key, instead in INSTEAD.items():
         if key in cfg.trainer:
             yield f"trainer.{key} is not allowed, it is {instead} here"

@@ -10,8 +10,8 @@ from mnist_lab.bench.contenders import MEASURED, PEERS
 from mnist_lab.errors import UserError, closest, no_such
 from mnist_lab.files import write_whole
 from mnist_lab.folders import check_folder
+from mnist_lab.metrics import ALL
 from mnist_lab.result import Result
-from mnist_lab.rules import METRICS
 from mnist_lab.sweep.groups import Peer, grouped
 from mnist_lab.sweep.sections import sections
 from mnist_lab.sweep.tables import markdown, show, table
@@ -43,8 +43,8 @@ def compare(words: list[str]) -> None:
             raise UserError(f"{word}: not understood.{closest(key, ['metric', 'dir'])}\n{USAGE}")
         else:
             folders.append(path_of(word))
-    if metric not in METRICS:
-        raise no_such("metric", metric, "metric", METRICS)
+    if metric not in ALL:
+        raise no_such("metric", metric, "metric", ALL)
     if not folders:
         raise UserError(USAGE)
     for folder in folders:

@@ -11,10 +11,11 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
+
+from mnist_lab.metrics import mode_of
 
 
 def make_schedule(
@@ -105,18 +106,27 @@ class Plateau(ReduceLROnPlateau):
 
     Args:
         optimizer: whose rates are set.
-        monitor: val/loss, val/acc, train/loss or train/acc.
+        monitor: a metric that is logged once an epoch.
         factor: above 0 and below 1.
         patience: epochs, 0 or more.
         min_delta: what counts as an improvement, 0 or more, in the metric's own unit.
         min_lr: no rate falls below it, 0 or more.
+        mode: "min" or "max": whether the metric is to be small or large; None: its name decides.
     """
 
     def __init__(
-        self, optimizer: Optimizer, monitor: str, factor: float, patience: int, min_delta: float, min_lr: float
+        self,
+        optimizer: Optimizer,
+        monitor: str,
+        factor: float,
+        patience: int,
+        min_delta: float,
+        min_lr: float,
+        mode: str | None = None,
     ) -> None:
-        mode: Literal["min", "max"] = "max" if monitor.endswith("acc") else "min"
-        super().__init__(optimizer, mode, factor, patience, min_delta, threshold_mode="abs", min_lr=min_lr, eps=0)
+        super().__init__(
+            optimizer, mode_of(monitor, mode), factor, patience, min_delta, threshold_mode="abs", min_lr=min_lr, eps=0
+        )
         self.monitor = monitor
 
 

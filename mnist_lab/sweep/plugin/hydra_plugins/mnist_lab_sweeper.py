@@ -34,6 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_lab.__main__ import fail
 from mnist_lab.errors import UserError, closest
 from mnist_lab.files import CONF_DIR, folder_lock, is_locked, is_sweep
+from mnist_lab.metrics import MONITOR, mode_of
 from mnist_lab.result import cores
 from mnist_lab.rules import check
 from mnist_lab.sweep.space import Axis, axis, grid
@@ -146,8 +147,7 @@ class StudySweeper(Sweeper):
         if self.options["objective"] is None:
             self.options["objective"] = self._default_objective() if self.ours else "returned"
         if self.options["direction"] is None:
-            directions = ["maximize" if name.endswith("acc") else "minimize" for name in self._list("objective")]
-            self.options["direction"] = directions if len(directions) > 1 else directions[0]
+            self.options["direction"] = self._directions()
         combinations = prod(len(one.words) for one in self.axes)
         asked = self.options["trials"] or combinations
         self.options["trials"] = min(asked, combinations or asked) if self.options["sampler"] == "grid" else asked
@@ -199,8 +199,22 @@ class StudySweeper(Sweeper):
         rest = iter(of_axes)
         return [part if isinstance(part, str) else next(rest) for part in self.parts]
 
+    def _directions(self) -> str | list[str]:
+        """Return "minimize" or "maximize" for each objective, as a list if there are several.
+
+        Raises:
+            UserError: neither an objective's name nor the run's `mode` says.
+        """
+        objectives = self._list("objective")
+        if not self.ours:
+            found = ["minimize" for _ in objectives]
+        else:
+            config = self.loader.load_sweep_config(self.base, self._words([one.extremes()[0] for one in self.axes]))
+            found = [f"{mode_of(name, config.get('mode'), config.get('monitor'))}imize" for name in objectives]
+        return found if len(found) > 1 else found[0]
+
     def _default_objective(self) -> str:
-        """val/acc; of a grid whose runs have no validation data, test/acc, by which it chooses nothing.
+        """Return the run's `monitor`; for a grid of runs without validation data, the same metric of the test.
 
         Raises:
             UserError: a search would choose by the test set.
@@ -211,11 +225,12 @@ class StudySweeper(Sweeper):
             if self.loader.get_group_options(one.name) or one.name == "data.val":
                 asked += [[*first[:n], word, *first[n + 1 :]] for word in one.extremes()[1:]]
         configs = [self.loader.load_sweep_config(self.base, self._words(words)) for words in asked]
-        if all(config.data.val != "none" for config in configs):
-            return "val/acc"
+        monitor = str(configs[0].get("monitor", MONITOR))
+        if not monitor.startswith("val/") or all(config.data.get("val") != "none" for config in configs):
+            return monitor
         if self.options["sampler"] != "grid":
             raise UserError("a search needs validation data, and data.val=none gives none: use data.val=random")
-        return "test/acc"
+        return monitor.replace("val/", "test/", 1)
 
     def _plan(self) -> None:
         """Adds the trials that can be planned now, waiting."""
