@@ -31,7 +31,7 @@ def compose(*overrides: str) -> DictConfig:
     Raises:
         UserError: something in it is unknown, malformed or not allowed.
     """
-    from mnist_lab.compose import compose_config, run_config
+    from mnist_lab.composing import compose_config, run_config
 
     return run_config(compose_config(list(overrides)))
 
@@ -57,7 +57,7 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
     from lightning.pytorch.utilities.seed import isolate_rng
 
     from mnist_lab.command import check_kind
-    from mnist_lab.compose import compose_config, run_config
+    from mnist_lab.composing import compose_config, run_config
     from mnist_lab.folders import at_work, check_folder
     from mnist_lab.run import LIGHTNING_LOGS, run
     from mnist_lab.user_code import errors_in_one_line

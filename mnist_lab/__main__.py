@@ -117,7 +117,7 @@ def train(argv: list[str], fresh: bool = True) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from mnist_lab.command import check_command, quoted
-    from mnist_lab.compose import run_config
+    from mnist_lab.composing import run_config
     from mnist_lab.errors import ProcessLost, UserError, one_line
     from mnist_lab.files import CONF_DIR, folder_lock, is_sweep
     from mnist_lab.folders import kept_or_nothing

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mnist_lab.command import quoted
-from mnist_lab.compose import compose_config, run_config
+from mnist_lab.composing import compose_config, run_config
 from mnist_lab.errors import UserError, no_such
 from mnist_lab.files import CONF_DIR, write_whole
 from mnist_lab.result import Result

@@ -14,7 +14,7 @@ from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 
-from mnist_lab.compose import compose_with, not_understood
+from mnist_lab.composing import compose_with, not_understood
 from mnist_lab.errors import UserError
 from mnist_lab.folders import check_folder
 from mnist_lab.hydra_adapter import Hydra, hydra_with

@@ -32,7 +32,7 @@ from mnist_lab.build import (
     load_weights,
 )
 from mnist_lab.checks import check_batches, check_device, check_fit, check_optimizer, check_processes, check_resumed
-from mnist_lab.compose import use_absolute_root
+from mnist_lab.composing import use_absolute_root
 from mnist_lab.data import ImageDataModule
 from mnist_lab.data.moved import read_recorded
 from mnist_lab.errors import Diverged, UserError

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_lab.compose import use_absolute_root
+from mnist_lab.composing import use_absolute_root
 from mnist_lab.errors import UserError
 from mnist_lab.files import unchanged
 from mnist_lab.keys import unknown_key_hint

@@ -18,7 +18,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_lab.compose import run_config
+from mnist_lab.composing import run_config
 from mnist_lab.errors import ProcessLost, UserError
 from mnist_lab.files import disk_fault, is_the_users
 from mnist_lab.folders import begun

@@ -12,7 +12,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
-from mnist_lab.compose import compose_config, run_config
+from mnist_lab.composing import compose_config, run_config
 from mnist_lab.run import run
 
 WORDS = ["data=mnist_5k", "data.val=random", "data.train_size=700", "trainer.max_epochs=2"]

@@ -10,8 +10,9 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
+import mnist_lab
 from mnist_lab.build import build_trainer
-from mnist_lab.compose import compose_config, run_config
+from mnist_lab.composing import compose_config, run_config
 from mnist_lab.data import ImageDataModule
 from mnist_lab.files import CONF_DIR
 from mnist_lab.keys import keys_of
@@ -27,6 +28,11 @@ OPTIONS = sorted(
     for path in CONF_DIR.glob("*/*.yaml")
     if path.parent.name not in ("help", "job_logging")
 )
+
+
+def test_no_module_takes_the_place_of_a_public_function() -> None:
+    """Python makes a module an attribute of its package once it is imported: `mnist_lab.compose` would be one."""
+    assert not [name for name in mnist_lab.__all__ if (Path(mnist_lab.__file__).parent / f"{name}.py").exists()]
 
 
 def test_there_are_options_in_every_group() -> None:

@@ -20,7 +20,7 @@ from conftest import in_memory, needs_mnist
 from PIL import Image
 from torchvision import datasets
 
-from mnist_lab.compose import compose_config
+from mnist_lab.composing import compose_config
 from mnist_lab.data import DataUnavailableError, ImageDataModule, sources
 from mnist_lab.errors import UserError
 from mnist_lab.pictures import read_image

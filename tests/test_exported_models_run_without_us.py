@@ -12,7 +12,7 @@ from conftest import ROOT, Command
 from hydra.utils import instantiate
 
 from mnist_lab.build import build_tested
-from mnist_lab.compose import compose_config, run_config
+from mnist_lab.composing import compose_config, run_config
 from mnist_lab.files import CONF_DIR
 from mnist_lab.show.portable import FORMATS, facts
 from mnist_lab.trained import TrainedRun, load_run

@@ -9,7 +9,7 @@ from conftest import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnist_lab.compose import compose_config
+from mnist_lab.composing import compose_config
 from mnist_lab.errors import UserError
 
 MISTAKES = {

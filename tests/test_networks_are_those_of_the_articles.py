@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.functional import binary_cross_entropy, cross_entropy
 
-from mnist_lab.compose import compose_config, run_config
+from mnist_lab.composing import compose_config, run_config
 from mnist_lab.models import CNN, MLP, ConvStack, Neuron, NeuronForwardPass
 from mnist_lab.models.layers import ACTIVATIONS
 

@@ -15,7 +15,7 @@ from PIL import Image
 from warm import Done, lab
 
 from mnist_lab.__main__ import VERBS
-from mnist_lab.compose import compose_config
+from mnist_lab.composing import compose_config
 from mnist_lab.keys import keys_of
 
 SMALL = ["data=mnist_5k", "data.train_size=200", "trainer.max_epochs=1", "trainer.accelerator=cpu", "report=false"]

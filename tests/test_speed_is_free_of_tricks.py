@@ -20,8 +20,8 @@ from PIL import Image
 
 from mnist_lab import bench, build, checks
 from mnist_lab.bench.contenders import CONTENDERS
-from mnist_lab.compose import compose_config
-from mnist_lab.compose import run_config as resolved
+from mnist_lab.composing import compose_config
+from mnist_lab.composing import run_config as resolved
 from mnist_lab.errors import UserError
 from mnist_lab.fast import steps
 from mnist_lab.fast.process import BFLOAT16

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mnist_lab.compose import compose_config
+from mnist_lab.composing import compose_config
 from mnist_lab.errors import UserError
 from mnist_lab.metrics import mode_of
 

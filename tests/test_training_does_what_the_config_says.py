@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mnist_lab import load_run
-from mnist_lab.compose import compose_config, run_config
+from mnist_lab.composing import compose_config, run_config
 from mnist_lab.data import EpochOrder, ImageDataModule, mnist_5k
 from mnist_lab.fast import SGD, Adam, AdamW, RMSprop
 from mnist_lab.models import MLP

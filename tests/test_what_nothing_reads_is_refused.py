@@ -7,7 +7,7 @@ from conftest import Command
 
 import mnist_lab
 from mnist_lab.command import check_kind
-from mnist_lab.compose import compose_config
+from mnist_lab.composing import compose_config
 from mnist_lab.errors import UserError
 
 LR_MONITOR = "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateMonitor"

@@ -74,7 +74,7 @@ def bench(words: list[str]) -> None:
         UserError: a word is not understood, a peer or the data set is missing, the folder can't be written to or has
             files already, or a contender failed.
     """
-    from mnist_lab.compose import compose_config, run_config
+    from mnist_lab.composing import compose_config, run_config
     from mnist_lab.folders import check_folder
     from mnist_lab.rules import whole_number
     from mnist_lab.words import path_of, understood

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from mnist_lab.bench.work import Clock, overrides
 from mnist_lab.build import build
-from mnist_lab.compose import compose_config, run_config
+from mnist_lab.composing import compose_config, run_config
 from mnist_lab.fast import Replay
 from mnist_lab.fast.process import flush_denormals, keep_memory
 

@@ -6,7 +6,7 @@ import math
 from argparse import ArgumentParser
 from typing import TYPE_CHECKING, Any
 
-from mnist_lab.compose import compose_with, run_config
+from mnist_lab.composing import compose_with, run_config
 from mnist_lab.errors import UserError
 from mnist_lab.files import write_whole
 from mnist_lab.folders import check_folder
