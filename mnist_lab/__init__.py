@@ -58,7 +58,7 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
 
     from mnist_lab.command import check_kind
     from mnist_lab.composing import compose_config, run_config
-    from mnist_lab.folders import at_work, check_folder
+    from mnist_lab.folders import check_folder, run_folder
     from mnist_lab.run import LIGHTNING_LOGS, run
     from mnist_lab.user_code import errors_in_one_line
     from mnist_lab.words import path_of
@@ -72,7 +72,7 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
     seeds = isolate_rng(include_cuda=torch.cuda.is_initialized())
     until = check_folder("run_dir", str(folder), fresh=True)
     told = errors_in_one_line(composed, folder)
-    with at_work(folder, until), seeds, warnings.catch_warnings(), told:
+    with run_folder(folder, until), seeds, warnings.catch_warnings(), told:
         try:
             run(run_config(composed), folder, list(overrides), command=list(overrides), report=composed.report)
         except SystemExit as stopped:

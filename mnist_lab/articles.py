@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
@@ -13,6 +12,7 @@ from mnist_lab.command import quoted
 from mnist_lab.composing import compose_config, run_config
 from mnist_lab.errors import UserError, no_such
 from mnist_lab.files import CONF_DIR, write_whole
+from mnist_lab.launch import launch
 from mnist_lab.result import Result
 from mnist_lab.resume import resume
 from mnist_lab.rules import whole_number
@@ -35,8 +35,6 @@ def articles(words: list[str]) -> None:
     Raises:
         UserError: there is no such experiment, a word is not understood, or there are runs of another config.
     """
-    from mnist_lab.__main__ import train
-
     own, overrides = divide(words, {"seeds": "5", "experiments": "", "dir": "outputs/articles"}, USAGE)
     for word in overrides:
         if (key := word.partition("=")[0]) in ("seed", "experiment"):
@@ -76,7 +74,7 @@ def articles(words: list[str]) -> None:
         if missing:
             sweep = [f"hydra.sweep.dir={quoted(folder / name)}", "hydra.sweep.subdir='seed=${seed}'"]
             words = ["-m", *overrides, f"experiment={name}", f"seed={','.join(missing)}", "hydra/sweeper=basic", *sweep]
-            train([sys.argv[0], *words], fresh=False)
+            launch(words, fresh=False)
 
     found = [[Result.load(folder / name / f"seed={seed}") for seed in seeds] for name in chosen]
     text = markdown(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, ListConfig
 from mnist_lab.composing import compose_with, not_understood
 from mnist_lab.errors import UserError
 from mnist_lab.folders import check_folder
-from mnist_lab.hydra_adapter import Hydra, hydra_with
+from mnist_lab.hydra_adapter import Hydra, hydra_with, parse_arguments
 from mnist_lab.metrics import ALL, COSTS, MONITOR, mode_of, unknown_metric
 from mnist_lab.rules import RULES, check_there
 from mnist_lab.sweep.space import axis
@@ -25,6 +26,49 @@ from mnist_lab.words import path_of
 
 OF_A_SWEEP = re.compile(r"(sweep|space)([.=@]|$)|hydra\.sweep\.|hydra[./](sweeper|launcher)([.=@]|$)")
 """Overrides that only a multirun reads."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A training command.
+
+    Attributes:
+        words: its flags and overrides, as they were typed.
+        args: the same, as Hydra's own parser reads them.
+    """
+
+    words: list[str]
+    args: Namespace
+
+    @property
+    def multirun(self) -> bool:
+        """Whether it asks for several jobs."""
+        return bool(self.args.multirun) or "hydra.mode=MULTIRUN" in self.args.overrides
+
+    @property
+    def shows_help(self) -> bool:
+        """Whether it asks for a help text, for which no config is needed."""
+        return bool(self.args.hydra_help or self.args.shell_completion or self.args.help)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it trains, and doesn't only show something."""
+        return not (self.shows_help or self.args.cfg or self.args.info)
+
+    @property
+    def config_flags(self) -> list[str]:
+        """The flags that say where configs are, each followed by its value."""
+        flags = {f"--config-{of}": getattr(self.args, f"config_{of}") for of in ("path", "dir", "name")}
+        return [word for flag, value in flags.items() if value is not None for word in (flag, value)]
+
+
+def read_command(words: list[str]) -> Command:
+    """Read a training command.
+
+    Raises:
+        UserError: a flag is unknown or lacks its value.
+    """
+    return Command(words, parse_arguments(words))
 
 
 def check_kind(overrides: Iterable[str], multirun: bool) -> None:
@@ -46,12 +90,11 @@ def quoted(path: Path) -> str:
     return QuotedString(str(path), Quote.single).with_quotes()
 
 
-def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> tuple[Path, Path]:
+def check_command(command: Command, fresh: bool = True) -> tuple[Path, Path]:
     """Check everything that a command asks for, before anything is imported or written for it.
 
     Args:
-        args: the command line as Hydra's own parser reads it.
-        multirun: whether it asks for several jobs.
+        command: what `read_command` returned.
         fresh: whether its folder must be empty or new.
 
     Returns:
@@ -60,11 +103,12 @@ def check_command(args: Namespace, multirun: bool, fresh: bool = True) -> tuple[
     Raises:
         UserError: with the first mistake found.
     """
+    args = command.args
     if fresh:
-        check_kind(args.overrides, multirun)
+        check_kind(args.overrides, command.multirun)
     with hydra_with(args.config_path, args.config_dir) as hydra:
         compose = partial(compose_with, hydra, config_name=args.config_name or "config")
-        if multirun:
+        if command.multirun:
             return _check_multirun(hydra, compose, args.overrides, fresh)
         composed = compose(args.overrides).hydra
         if composed.mode == RunMode.MULTIRUN:

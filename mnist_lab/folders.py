@@ -42,18 +42,18 @@ def check_folder(key: str, folder: str, fresh: bool) -> Path:
     return existing
 
 
-def begun(folder: Path) -> bool:
+def has_progress(folder: Path) -> bool:
     """Whether a folder is that of a sweep, or has a run that has finished an epoch or has a checkpoint."""
     return is_sweep(folder) or any(path for name in ("history.csv", "last.ckpt") for path in folder.rglob(name))
 
 
 @contextmanager
-def at_work(folder: Path, until: Path | None) -> Iterator[None]:
+def run_folder(folder: Path, until: Path | None) -> Iterator[None]:
     """What a run has around it: its folder made, held and kept, its log written; of a helper process its silence.
 
     Args:
         folder: of the run, absolute.
-        until: as for `kept_or_nothing`.
+        until: as for `remove_on_failure`.
 
     Raises:
         UserError: another process is at work on the folder, or its disk is full, read-only, failing or gone.
@@ -64,12 +64,12 @@ def at_work(folder: Path, until: Path | None) -> Iterator[None]:
         with helping():
             yield
         return
-    with kept_or_nothing(folder, until), folder_lock(folder, str(folder)), logged(folder / "run.log"):
+    with remove_on_failure(folder, until), folder_lock(folder, str(folder)), logged(folder / "run.log"):
         yield
 
 
 @contextmanager
-def kept_or_nothing(folder: Path, until: Path | None) -> Iterator[None]:
+def remove_on_failure(folder: Path, until: Path | None) -> Iterator[None]:
     """Keeps what can be gone on with when something goes wrong; else the folder is left as it was before.
 
     Args:
@@ -88,9 +88,9 @@ def kept_or_nothing(folder: Path, until: Path | None) -> Iterator[None]:
         if fault is None and not isinstance(error, UserError):
             raise
         gone = fault is not None and fault.errno == errno.ENOENT and not folder.is_dir()
-        go_on = to_go_on(folder) if is_sweep(folder.parent) or begun(folder) else "run the command again"
+        go_on = to_go_on(folder) if is_sweep(folder.parent) or has_progress(folder) else "run the command again"
         if until is not None:
-            leave_nothing(folder, until)
+            remove_folder(folder, until)
         if fault is None:
             raise
         if gone:
@@ -100,7 +100,7 @@ def kept_or_nothing(folder: Path, until: Path | None) -> Iterator[None]:
         raise UserError(f"{where}: {fault.strerror}. To go on, {mend}, then: {go_on}") from error
 
 
-def leave_nothing(folder: Path, until: Path) -> None:
+def remove_folder(folder: Path, until: Path) -> None:
     """Takes away the folder of a run that never began, which was new or empty, and the folders that this leaves empty.
 
     But for a folder that another process holds: it began there at the same moment.
@@ -109,7 +109,7 @@ def leave_nothing(folder: Path, until: Path) -> None:
         folder: of the run or the sweep.
         until: what existed before the command; it stays.
     """
-    if begun(folder) or is_locked(folder):
+    if has_progress(folder) or is_locked(folder):
         return
     shutil.rmtree(folder, ignore_errors=True)
     for parent in folder.parents:

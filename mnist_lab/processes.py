@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich import get_console
 
@@ -61,6 +61,19 @@ def refuse_launcher(what: str) -> None:
             f"{what} can't be started by {name}: start it by itself, and trainer=ddp trainer.devices={count} has each "
             "of its runs start its own processes"
         )
+
+
+def fail(error: Exception) -> NoReturn:
+    """End the program with an error's message; HYDRA_FULL_ERROR=1 shows where it was raised.
+
+    Args:
+        error: a mistake of the user, exit status 2; or ProcessLost, exit status 1.
+    """
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
+    if not is_helper_process():  # the first says the same; what is wrong in this process alone, `helping` says
+        print(f"error: {error}", file=sys.stderr)
+    sys.exit(1 if isinstance(error, ProcessLost) else 2)
 
 
 @contextmanager

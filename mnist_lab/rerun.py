@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from mnist_lab.errors import UserError
-from mnist_lab.folders import at_work, check_folder
+from mnist_lab.folders import check_folder, run_folder
 from mnist_lab.result import Result
 from mnist_lab.run_folder import load_config
 from mnist_lab.sweep.study import differences
@@ -50,7 +50,7 @@ def rerun(words: list[str]) -> None:
     from mnist_lab.user_code import errors_in_one_line
 
     flush_denormals()
-    with at_work(new, until), errors_in_one_line(cfg, new):
+    with run_folder(new, until), errors_in_one_line(cfg, new):
         command = shlex.split(before.command)[3:]
         found = run(cfg, new, before.overrides + moved, command + moved, started, recorded=before.data)
     if found is None:  # of a helper process

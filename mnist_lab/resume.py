@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_lab.command import quoted
+from mnist_lab.command import quoted, read_command
 from mnist_lab.errors import UserError
 from mnist_lab.files import is_sweep
-from mnist_lab.folders import at_work
+from mnist_lab.folders import run_folder
+from mnist_lab.launch import launch
 from mnist_lab.processes import is_helper_process, refuse_launcher
 from mnist_lab.rules import check
 from mnist_lab.run_folder import asked_of, load_config
@@ -67,10 +67,6 @@ def resume(words: list[str]) -> None:
 
 
 def _sweep(folder: Path, words: list[str]) -> None:
-    from hydra._internal.utils import get_args_parser
-
-    from mnist_lab.__main__ import train
-
     asked = load_asked(folder)
     if not is_own(asked):
         for word in (str(word) for word in asked["argv"] if word not in ("-m", "--multirun")):
@@ -84,10 +80,10 @@ def _sweep(folder: Path, words: list[str]) -> None:
     for word in words:
         if not word.startswith("sweep."):
             raise UserError(f"{word}: only sweep.* can be changed of a sweep that has begun\n{USAGE}")
-    configs = get_args_parser().parse_args(asked["argv"]).config_dir
+    configs = read_command(asked["argv"]).args.config_dir
     if configs is not None and "cwd" in asked and not Path(configs).is_dir():
         raise UserError(f"--config-dir {configs}: there is no such folder here. Resume the sweep from {asked['cwd']}")
-    train([sys.argv[0], *asked["argv"], *words, f"hydra.sweep.dir={quoted(folder.absolute())}"], fresh=False)
+    launch([*asked["argv"], *words, f"hydra.sweep.dir={quoted(folder.absolute())}"], fresh=False)
 
 
 def _run(folder: Path, words: list[str]) -> None:
@@ -124,7 +120,7 @@ def _run(folder: Path, words: list[str]) -> None:
 
     flush_denormals()
     report = asked.get("report", True)
-    with at_work(folder, until=None), errors_in_one_line(cfg, folder):
+    with run_folder(folder, until=None), errors_in_one_line(cfg, folder):
         run(cfg, folder, _changed(overrides, options), _changed(command, options), started, (), report, remarks)
 
 

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mnist_lab.composing import run_config
 from mnist_lab.errors import ProcessLost, UserError
 from mnist_lab.files import disk_fault, is_the_users
-from mnist_lab.folders import begun
+from mnist_lab.folders import has_progress
 from mnist_lab.processes import is_cut_off, is_helper_process
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -94,7 +94,7 @@ def errors_in_one_line(cfg: DictConfig | None, run_dir: Path | None = None) -> I
             raise UserError(_last_line(error).partition("UserError: ")[2]) from error
         if disk_fault(error, run_dir) is not None or is_cut_off(error) or (line := explain(cfg, error)) is None:
             raise
-        if run_dir is None or is_helper_process() or not begun(run_dir):
+        if run_dir is None or is_helper_process() or not has_progress(run_dir):
             raise UserError(f"{line}\nHYDRA_FULL_ERROR=1 shows the traceback") from error
         from mnist_lab.terminal import relative, to_go_on, to_log_file
 

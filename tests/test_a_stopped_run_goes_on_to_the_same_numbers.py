@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mnist_lab.errors import UserError
 from mnist_lab.files import folder_lock
-from mnist_lab.folders import at_work
+from mnist_lab.folders import run_folder
 from mnist_lab.result import Result
 from mnist_lab.training import Checkpoints
 
@@ -292,7 +292,7 @@ def test_a_run_that_is_being_worked_on_is_left_alone(lab: Command, tmp_path: Pat
 def test_of_two_that_begin_in_one_folder_at_the_same_moment_the_second_leaves_it_to_the_first(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with folder_lock(folder, "run"):
-        with pytest.raises(UserError, match="is being worked on"), at_work(folder, until=tmp_path):
+        with pytest.raises(UserError, match="is being worked on"), run_folder(folder, until=tmp_path):
             pass
         assert (folder / ".holder").exists()
 

@@ -45,7 +45,7 @@ def test_the_log_of_another_logging_is_no_other_run(lab: Command, tmp_path: Path
     words = ["data=mnist_5k", "trainer=debug", "report=false", "hydra/job_logging=default", "hydra.run.dir=run"]
     done = lab(*words)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run/__main__.log").exists() and (tmp_path / "run/result.json").exists()
+    assert (tmp_path / "run/mnist_lab.log").exists() and (tmp_path / "run/result.json").exists()
 
 
 def test_a_job_never_writes_into_the_folder_of_another(lab: Command, tmp_path: Path) -> None:

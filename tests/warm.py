@@ -62,7 +62,7 @@ def _front_door(words: list[str], cwd: Path, shown: Path, environment: dict[str,
 
     import torch
 
-    from mnist_lab import __main__
+    from mnist_lab import __main__, startup
 
     if not torch.cuda.is_available():  # which needs addresses without end
         resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))  # a damaged file may ask for any amount
@@ -75,6 +75,6 @@ def _front_door(words: list[str], cwd: Path, shown: Path, environment: dict[str,
         os.close(handle)
     sys.path[:0] = [str(cwd), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = [str(Path(__main__.__file__)), *words]
-    __main__.STARTED = time.perf_counter()
+    startup.STARTED = time.perf_counter()
     with suppress(BrokenPipeError):
         __main__.main()

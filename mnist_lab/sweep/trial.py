@@ -114,8 +114,8 @@ def run_trial(run_dir: Path, run: Run) -> None:
             get_console().quiet = quiet
 
 
-def forget_other(run_dir: Path, cfg: DictConfig) -> None:
-    """Takes away what a trial has learned with another config than it has now, whose numbers would not be of this one.
+def discard_stale_trial(run_dir: Path, cfg: DictConfig) -> None:
+    """Remove what a trial has learned with another config than it has now.
 
     Args:
         run_dir: the trial's folder.

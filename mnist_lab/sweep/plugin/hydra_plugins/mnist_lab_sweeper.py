@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from copy import deepcopy
 from itertools import islice
 from math import nan, prod
 from pathlib import Path
@@ -17,24 +16,21 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
-from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.config_source import ConfigResult
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_lab.__main__ import fail
 from mnist_lab.errors import UserError, closest
 from mnist_lab.files import CONF_DIR, folder_lock, is_locked, is_sweep
+from mnist_lab.hydra_adapter import read_configs_once
 from mnist_lab.metrics import MONITOR, mode_of
+from mnist_lab.processes import fail
 from mnist_lab.result import cores
 from mnist_lab.rules import check
 from mnist_lab.sweep.space import Axis, axis, grid
@@ -69,29 +65,6 @@ ConfigStore.instance().store(
 )
 
 
-class ReadOnce(CachingConfigRepository):
-    """Config files as they were when a sweep began: its trials are all made of the same, and none reads them again."""
-
-    def __init__(self, delegate: IConfigRepository) -> None:
-        self.delegate = delegate
-        self.cache: dict[str, ConfigResult | None] = {}
-
-    def load_config(self, config_path: str) -> ConfigResult | None:
-        """A copy, because Hydra changes what it gets."""
-        return deepcopy(super().load_config(config_path))
-
-    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
-        """Looks elsewhere from now on."""
-        super().initialize_sources(config_search_path)
-        self.cache = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ReadOnce:
-        """What Hydra makes for each job: other sources can be given to it, what has been read is shared."""
-        copied = ReadOnce(deepcopy(self.delegate, memo))
-        copied.cache = self.cache
-        return copied
-
-
 class StudySweeper(Sweeper):
     """Keeps a sweep as an Optuna study in its folder: stopped at any moment, it goes on where it was.
 
@@ -109,8 +82,7 @@ class StudySweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before `sweep`."""
         self.loader, self.base = hydra_context.config_loader, config
-        if isinstance(self.loader, ConfigLoaderImpl) and not isinstance(self.loader.repository, ReadOnce):
-            self.loader.repository = ReadOnce(self.loader.repository)  # type: ignore[assignment]
+        read_configs_once(self.loader)
         self.engine: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -325,14 +297,15 @@ class StudySweeper(Sweeper):
     def _record_returned(self, trials: list[FrozenTrial], returned: list[JobReturn]) -> None:
         """Records trials that don't do so themselves: a number that a job returned is what it is judged by."""
         for trial, job in zip(trials, returned, strict=True):
-            if job.status == JobStatus.COMPLETED:
+            try:
                 value = job.return_value
-                numbers = value if isinstance(value, list | tuple) else [value]
-                judged = [float(n) if isinstance(n, int | float) else nan for n in numbers]
-                set_state(self.study, trial, "COMPLETE", judged)
-            else:
-                set_attr(self.study, trial, "error", f"{type(job._return_value).__name__}: {job._return_value}")
+            except Exception as error:  # the job's own
+                set_attr(self.study, trial, "error", f"{type(error).__name__}: {error}")
                 set_state(self.study, trial, "FAIL")
+                continue
+            numbers = value if isinstance(value, list | tuple) else [value]
+            judged = [float(n) if isinstance(n, int | float) else nan for n in numbers]
+            set_state(self.study, trial, "COMPLETE", judged)
 
     def _states(self) -> dict[int, str]:
         return {trial.number: trial.state.name for trial in trials_of(self.study)}
