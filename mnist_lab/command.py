@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -172,20 +173,7 @@ def _sweep_conflicts(overrides: list[Override], cfg: DictConfig) -> Iterator[str
             f"hydra.launcher.tasks_per_node={tasks} is not allowed: a trial is one task, which starts its other "
             f"processes itself: trainer=ddp trainer.devices={tasks}"
         )
-    if sweep.pruner != "none":
-        if len(objectives) > 1:
-            yield f"sweep.pruner={sweep.pruner} needs a single objective, and there are {len(objectives)}"
-        objective = objectives[0] or (monitor.replace("val/", "test/", 1) if without else monitor)
-        if objective.startswith("test/") or objective in COSTS:
-            yield (
-                f"sweep.pruner={sweep.pruner} looks at each epoch, and {objective} is known when a run is over: use "
-                "sweep.objective=val/acc, with validation data (data.val=random)"
-            )
-        if isinstance(trainer.devices, int) and trainer.devices > 1:
-            yield (
-                f"sweep.pruner={sweep.pruner} can't end one trial of trainer.devices={trainer.devices} processes: "
-                "use one, or sweep.pruner=none"
-            )
+    yield from _pruner_conflicts(cfg, objectives)
     if without and any(str(name).startswith("val/") for name in objectives):
         yield "sweep.objective needs validation data, and data.val=none gives none: use data.val=random"
     every, epochs = trainer.get("check_val_every_n_epoch"), trainer.max_epochs
@@ -209,3 +197,21 @@ def _sweep_conflicts(overrides: list[Override], cfg: DictConfig) -> Iterator[str
         yield f"{intervals[0]}: a grid needs values that can be counted: add sweep=random or sweep=tpe"
     if sweep.sampler != "grid" and not (swept or sweep.space or cfg.hydra.sweeper.get("params")):
         yield f"sweep={sweep.sampler}: there is nothing to search; give ranges, or space=mlp or space=cnn"
+
+
+def _pruner_conflicts(cfg: DictConfig, objectives: list[Any]) -> Iterator[str]:
+    """Yield a sentence for each reason why the pruner can't end a trial early."""
+    pruner, devices = f"sweep.pruner={cfg.sweep.pruner}", cfg.trainer.devices
+    if cfg.sweep.pruner == "none":
+        return
+    if len(objectives) > 1:
+        yield f"{pruner} needs a single objective, and there are {len(objectives)}"
+    monitor = str(cfg.get("monitor", MONITOR))
+    objective = objectives[0] or (monitor.replace("val/", "test/", 1) if cfg.data.val == "none" else monitor)
+    if objective.startswith("test/") or objective in COSTS:
+        yield (
+            f"{pruner} looks at each epoch, and {objective} is known when a run is over: use sweep.objective=val/acc, "
+            "with validation data (data.val=random)"
+        )
+    if isinstance(devices, int) and devices > 1:
+        yield f"{pruner} can't end one trial of trainer.devices={devices} processes: use one, or sweep.pruner=none"

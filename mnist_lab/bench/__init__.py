@@ -74,7 +74,6 @@ def bench(words: list[str]) -> None:
         UserError: a word is not understood, a peer or the data set is missing, the folder can't be written to or has
             files already, or a contender failed.
     """
-    from mnist_lab.composing import compose_config, run_config
     from mnist_lab.folders import check_folder
     from mnist_lab.rules import whole_number
     from mnist_lab.words import path_of, understood
@@ -89,26 +88,52 @@ def bench(words: list[str]) -> None:
             )
     networks = [] if racing else _chosen("networks", own, NETWORKS)
     contenders = [] if racing else _chosen("contenders", own, tuple(CONTENDERS))
-    whole = own["epochs"] == "articles"
     rounds = whole_number("rounds", own["rounds"], 1)
-    steady = 0 if whole else whole_number("epochs", own["epochs"], 2)
+    epochs = None if own["epochs"] == "articles" else whole_number("epochs", own["epochs"], 2)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is measured is ended too
-    folder, rows = path_of(own["dir"]), []
+    folder = path_of(own["dir"])
     check_folder("dir", str(folder), fresh=True)
-    missing = sorted(
-        {need for name in contenders for need in NEEDS.get(name, ()) if not importlib.util.find_spec(need)}
-    )
-    if missing:
-        raise UserError(f"{' and '.join(missing)} not installed: pip install -e '.[bench]', or choose contenders=...")
-    root = path_of(run_config(compose_config([])).data.root)
-    if not (root / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
-        raise UserError(f"data.root={root}: MNIST is not there. Any run downloads it: python -m mnist_lab model=mlp")
-
+    root = _data_root(contenders)
     if racing:
         from mnist_lab.bench.race import race
 
         race(rounds, folder, root)
-        return
+    else:
+        _measure_all(rounds, networks, contenders, epochs, folder, root)
+
+
+def _data_root(contenders: list[str]) -> Path:
+    """Return the folder of the data sets.
+
+    Raises:
+        UserError: MNIST is not there, or a contender is not installed.
+    """
+    from mnist_lab.composing import compose_config, run_config
+    from mnist_lab.words import path_of
+
+    needed = {need for name in contenders for need in NEEDS.get(name, ())}
+    if missing := sorted(need for need in needed if not importlib.util.find_spec(need)):
+        raise UserError(f"{' and '.join(missing)} not installed: pip install -e '.[bench]', or choose contenders=...")
+    root = path_of(run_config(compose_config([])).data.root)
+    if not (root / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():
+        raise UserError(f"data.root={root}: MNIST is not there. Any run downloads it: python -m mnist_lab model=mlp")
+    return root
+
+
+def _measure_all(
+    rounds: int, networks: list[str], contenders: list[str], epochs: int | None, folder: Path, root: Path
+) -> None:
+    """Measure each contender with each network in each round; write the results after each measurement.
+
+    Args:
+        rounds: how often.
+        networks: some of NETWORKS.
+        contenders: some of CONTENDERS.
+        epochs: how many each trains; None: as many as in the articles.
+        folder: where the results go.
+        root: the folder of the data sets.
+    """
+    rows: list[Row] = []
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(1, rounds + 1):
         for network in networks:
@@ -116,8 +141,8 @@ def bench(words: list[str]) -> None:
             for name in random.Random(f"{number} {network}").sample(contenders, len(contenders)):
                 # These take so long that one steady epoch per round must do.
                 short = name == "lightning" or (name, network) == ("keras_jax", "B")
-                epochs = ARTICLES[network] if whole else 2 if short else steady
-                row = measure(number, network, name, epochs, root)
+                count = ARTICLES[network] if epochs is None else 2 if short else epochs
+                row = measure(number, network, name, count, root)
                 rows.append(row)
                 print(
                     f"round {number}  {network:2}  {name:16}  {row.epoch_s:6.2f} s an epoch   "

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING
 
 from mnist_lab.errors import UserError
 from mnist_lab.result import Result
 from mnist_lab.run_folder import load_config
 from mnist_lab.words import is_there, path_of
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 USAGE = "use: python -m mnist_lab ensemble DIR [DIR ...] [key=value of the runs' config, such as data.root=DIR ...]"
 
 
 def ensemble(words: list[str]) -> None:
-    """Tests the runs below some folders together: each image gets the class with the highest mean probability.
+    """Test the runs below some folders together: each image gets the class with the highest mean probability.
 
-    Shows each run's result on the test set as it is now, their mean, and the ensemble's. Losses are the mean of -ln of
+    Show each run's result on the test set as it is now, their mean, and the ensemble's. Losses are the mean of -ln of
     the true class's probability, whatever loss a run was trained with.
 
     Args:
@@ -39,9 +44,20 @@ def ensemble(words: list[str]) -> None:
             f"{len(members) or 'no'} finished run in {', '.join(map(str, folders))}: an ensemble has two or more"
         )
     results = [Result.load(member) for member in members]
+    for member in members:
+        load_config(member, overrides)
+    check_alike(members, results)
+    _test(members, results, overrides)
+
+
+def check_alike(members: Sequence[Path], results: Sequence[Result]) -> None:
+    """Check that runs can be tested together.
+
+    Raises:
+        UserError: two runs are the same, or were tested on different images.
+    """
     seen: dict[str, Path] = {}
     for member, result in zip(members, results, strict=True):
-        load_config(member, overrides)
         if (first := seen.setdefault(repr((result.started_at, result.seed, result.history)), member)) != member:
             raise UserError(f"{member} is a copy of {first}: an ensemble has different runs")
         for fact, what in (("digest", "files"), ("classes", "classes")):
@@ -50,17 +66,16 @@ def ensemble(words: list[str]) -> None:
         if result.test["n"] != results[0].test["n"]:
             raise UserError(f"{member} and {members[0]} were tested on different numbers of images")
 
+
+def _test(members: Sequence[Path], results: Sequence[Result], overrides: list[str]) -> None:
     import torch
 
     from mnist_lab.build import build_tested
     from mnist_lab.show.report import answers_of
-    from mnist_lab.terminal import metrics_table, relative, show, warn
+    from mnist_lab.terminal import relative, warn
     from mnist_lab.trained import load_run
 
-    def loss_of(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
-        return float(-probabilities[range(len(probabilities)), labels].log().mean())
-
-    found: list[torch.Tensor] = []
+    found: list[Tensor] = []
     doubts = {note for result in results for note in result.notes}
     rows: list[tuple[str, float | None, float]] = []
     for member, result in zip(members, results, strict=True):
@@ -72,18 +87,27 @@ def ensemble(words: list[str]) -> None:
         answers = answers_of(run, result, data)
         found.append(answers.probabilities)
         accuracy = float((answers.probabilities.argmax(1) == answers.labels).double().mean())
-        rows.append((str(relative(member)), loss_of(found[-1], answers.labels), accuracy))
-    mean, labels = torch.stack(found).mean(0), answers.labels
+        rows.append((str(relative(member)), _loss(found[-1], answers.labels), accuracy))
+    title = f"{len(members)} runs, test, {len(answers.labels):,} images of {results[0].data['name']}"
+    _show(title, rows, torch.stack(found).mean(0), answers.labels)
+    warn(sorted(doubts))
+
+
+def _loss(probabilities: Tensor, labels: Tensor) -> float:
+    return float(-probabilities[range(len(probabilities)), labels].log().mean())
+
+
+def _show(title: str, rows: list[tuple[str, float | None, float]], mean: Tensor, labels: Tensor) -> None:
+    """Show the table: a row a run, their mean, and the ensemble, whose probabilities are `mean`."""
+    from mnist_lab.terminal import metrics_table, show
+
     correct, n = int((mean.argmax(1) == labels).sum()), len(labels)
-    title = f"{len(members)} runs, test, {n:,} images of {results[0].data['name']}"
     table = metrics_table(title, rows)
     table.add_section()
     accuracies = [row[2] for row in rows]
-    table.add_row(
-        "mean of one", f"{fmean(row[1] for row in rows if row[1] is not None):.4f}", f"{fmean(accuracies):.2%}"
-    )
+    loss = fmean(row[1] for row in rows if row[1] is not None)
+    table.add_row("mean of one", f"{loss:.4f}", f"{fmean(accuracies):.2%}")
     table.add_row("standard deviation", "", f"{100 * stdev(accuracies):.2f} points")
-    table.add_row("all together", f"{loss_of(mean, labels):.4f}", f"{correct / n:.2%}", style="bold")
+    table.add_row("all together", f"{_loss(mean, labels):.4f}", f"{correct / n:.2%}", style="bold")
     table.add_row("wrong, of all images", "", f"{n - correct:,}")
     show(table)
-    warn(sorted(doubts))
