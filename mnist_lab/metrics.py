@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +22,8 @@ COSTS = ("seconds", "parameters")
 """What every run has beside its metrics: seconds of training, and the number of the network's parameters."""
 ALL = ("test/acc", "test/loss", *OF_AN_EPOCH, *COSTS)
 """What runs of our own modules can be judged by."""
+NO_METRICS = ("epoch", "lr", "seconds")
+"""Columns of a history that are no metrics."""
 PACKAGES = ("mnist_lab.", "lightning.", "torch.")
 """Where classes come from that log no metrics of their own."""
 
@@ -32,7 +36,7 @@ def known_mode(metric: str, mode: str | None = None, monitor: str | None = None)
         mode: what the user says, "min" or "max"; None: the name decides.
         monitor: the metric that `mode` is about, in whatever stage it is measured; None: this one.
     """
-    if mode is not None and (monitor is None or _without_stage(metric) == _without_stage(monitor)):
+    if mode is not None and (monitor is None or split(metric)[1] == split(monitor)[1]):
         return "max" if mode == "max" else "min"
     if metric in COSTS:
         return "min"
@@ -54,13 +58,30 @@ def mode_of(metric: str, mode: str | None = None, monitor: str | None = None) ->
     return found
 
 
-def _without_stage(metric: str) -> str:
-    return metric.partition("/")[2] or metric
+def split(metric: str) -> tuple[str, str]:
+    """Return the stage, "train", "val", "test" or "", and the rest of a metric's name."""
+    found = re.fullmatch(r"(train|val|test)[/_](.+)", metric)
+    return (found[1], found[2]) if found else ("", metric)
+
+
+def of_stage(row: Mapping[str, float | None], stage: str) -> dict[str, float | None]:
+    """Return a history row's metrics of one stage, by name without the stage; none if none was measured."""
+    found = {split(name)[1]: value for name, value in row.items() if split(name)[0] == stage and name not in NO_METRICS}
+    return found if any(value is not None for value in found.values()) else {}
 
 
 def is_accuracy(metric: str) -> bool:
     """Return whether a metric is a share of right answers, to be shown in percent."""
     return metric.lower().endswith(("acc", "accuracy"))
+
+
+def shown(metric: str, value: float | None) -> str:
+    """Return a metric's value as text, an accuracy in percent."""
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    if is_accuracy(metric):
+        return f"{value:.2%}"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def steady(metric: str) -> str:

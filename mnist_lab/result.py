@@ -19,6 +19,7 @@ from typing import Any
 from mnist_lab import __version__
 from mnist_lab.errors import UserError
 from mnist_lab.files import is_the_users, write_whole
+from mnist_lab.metrics import COSTS, NO_METRICS, shown
 from mnist_lab.repository import git, repository_of
 from mnist_lab.trust import targets
 
@@ -53,12 +54,17 @@ class Result:
             val and test, val_from; of the test images those seen of each class (test_counts, or null), and the digest
             of all with their labels (test_digest, or null).
         model: target, parameters, trainable_parameters.
-        history: one row per epoch: epoch, train/loss, train/acc, val/loss, val/acc, lr, seconds.
-        test: loss, acc, correct, n, checkpoint ("last" or "best") and the epoch that it is of.
+        history: one row per epoch: epoch, each metric that was logged in it, by name (of a `Classifier` always
+            train/loss, train/acc, val/loss, val/acc), lr, seconds.
+        test: loss, acc, correct, n, null where the module doesn't measure them; checkpoint ("last" or "best") and the
+            epoch that it is of; metrics, all that the test has logged, by name without "test/". Earlier versions have
+            no metrics: they measured loss and acc.
         seconds: start (from the program's start to the first step), train, test; for a resumed run, those of the
             process that finished it.
         ended: by (max_epochs, max_steps, max_time, early_stopping, or callback for any other), epochs, and steps of the
             optimiser. Empty for runs of earlier versions.
+        module: target, the class that trained; steps, "several at a time" or "one at a time"; why, the reason for the
+            latter where the class could make several. Empty for runs of earlier versions.
         notes: what readers of the numbers must know: substitute data, a test set used for validation.
         extras: what only some networks have: forward_pass of the neuron.
         repeats: of a run that `rerun` made and that has reproduced another to the last digit, the other's `identity`
@@ -86,10 +92,11 @@ class Result:
     extras: dict[str, Any]
     repeats: str | None = None
     ended: dict[str, Any] = field(default_factory=dict)
+    module: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        measured = f"test acc {self.test['acc']:.2%}, loss {self.test['loss']:.4f}"
-        return f"Result({self.name}, seed {self.seed}, {len(self.history)} epochs: {measured})"
+        measured = ", ".join(f"{name} {shown(name, value)}" for name, value in self.test_metrics.items())
+        return f"Result({self.name}, seed {self.seed}, {len(self.history)} epochs: test {measured or 'nothing'})"
 
     @property
     def identity(self) -> str:
@@ -102,6 +109,35 @@ class Result:
         """The history's row of the epoch whose weights were tested."""
         row: dict[str, Any] = self.history[self.test.get("epoch", len(self.history)) - 1]
         return row
+
+    @property
+    def test_metrics(self) -> dict[str, float | None]:
+        """All that the test has measured, by name without "test/"; None: not a finite number."""
+        found: dict[str, float | None] = self.test.get("metrics", {key: self.test[key] for key in ("loss", "acc")})
+        return found
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of all that was measured, of the test first; `value` gives their values."""
+        logged = dict.fromkeys(key for row in self.history for key in row if key not in NO_METRICS)
+        return [*(f"test/{name}" for name in self.test_metrics), *logged, *COSTS]
+
+    def value(self, metric: str) -> float | None:
+        """Return what the test ("test/NAME"), else the last epoch has measured, or one of `COSTS`.
+
+        None: it was not measured, or is not a finite number.
+        """
+        if metric in COSTS:
+            return self.train_seconds if metric == "seconds" else float(self.model["parameters"])
+        stage, _, name = metric.partition("/")
+        found = self.test_metrics.get(name) if stage == "test" else self.history[-1].get(metric)
+        return float(found) if found is not None and math.isfinite(found) else None
+
+    @property
+    def gap(self) -> float | None:
+        """Accuracy in training minus that of the test, in [-1, 1]; None where one of them was not measured."""
+        train, test = self.tested.get("train/acc"), self.test["acc"]
+        return None if train is None or test is None else float(train - test)
 
     @property
     def train_seconds(self) -> float:

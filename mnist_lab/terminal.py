@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from rich import get_console
@@ -19,6 +18,7 @@ from rich.panel import Panel
 from rich.table import Column, Table
 
 from mnist_lab.files import is_sweep
+from mnist_lab.metrics import of_stage, shown
 from mnist_lab.result import Result
 
 log = logging.getLogger(__name__)
@@ -78,34 +78,49 @@ def warn(messages: list[str]) -> None:
 
 
 def metrics_table(title: str, rows: list[tuple[str, float | None, float]]) -> Table:
-    """A table of losses and accuracies.
+    """Return a table of losses and accuracies.
 
     Args:
-        title: its title.
+        title: the table's title.
         rows: (name, loss or None where it is not finite, accuracy in [0, 1]).
     """
-    right: Any = {"justify": "right"}
-    table = Table("", Column("loss", **right), Column("accuracy", **right), title=escape(title), title_justify="left")
-    for name, loss, acc in rows:
-        table.add_row(escape(name), "not finite" if loss is None else f"{loss:.4f}", f"{acc:.2%}")
+    return table_of_metrics(title, [(name, {"loss": loss, "acc": acc}) for name, loss, acc in rows])
+
+
+def table_of_metrics(title: str, rows: Sequence[tuple[str, Mapping[str, float | None]]]) -> Table:
+    """Return a table with a column for each metric.
+
+    Args:
+        title: the table's title.
+        rows: a name, and metrics by theirs, without the stage; None: not a finite number.
+    """
+    names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
+    columns = [Column(escape("accuracy" if name == "acc" else name), justify="right") for name in names]
+    table = Table("", *columns, title=escape(title), title_justify="left")
+    for row, metrics in rows:
+        table.add_row(escape(row), *(shown(name, metrics[name]) if name in metrics else "" for name in names))
     return table
 
 
+def add_text(table: Table, name: str, text: str, column: str) -> None:
+    """Add a row with a text in one column."""
+    table.add_row(name, *(text if each.header == column else "" for each in table.columns[1:]))
+
+
 def show_result(result: Result) -> None:
-    """Shows the small table at the end of a run, and the notes on its result."""
-    rows: list[tuple[str, float | None, float]] = []
+    """Show the small table at the end of a run, and the notes on its result."""
     row = result.tested
     which = "last epoch" if row is result.history[-1] else f"epoch {row['epoch']}, the best"
-    for stage, name in (("train", "train"), ("val", "validation")):
-        if row[f"{stage}/acc"] is not None:
-            rows.append((f"{name}, {which}", row[f"{stage}/loss"], row[f"{stage}/acc"]))
-    test = result.test
-    rows.append((f"test, {test['n']:,} images of {result.data['name']}", test["loss"], test["acc"]))
-    table = metrics_table(result.name, rows)
-    table.add_row("gap, train − test", "", f"{100 * (row['train/acc'] - test['acc']):+.2f} points")
+    n = f"{result.test['n']:,} images of " if result.test["n"] is not None else ""
+    stages = {"train": f"train, {which}", "val": f"validation, {which}", "": which}
+    rows = [(name, of_stage(row, stage)) for stage, name in stages.items()]
+    rows.append((f"test, {n}{result.data['name']}", result.test_metrics))
+    table = table_of_metrics(result.name, [(name, metrics) for name, metrics in rows if metrics])
+    if (gap := result.gap) is not None:
+        add_text(table, "gap, train − test", f"{100 * gap:+.2f} points", "accuracy")
     table.add_section()
     length = ", ".join(f"{(n := result.ended[unit]):,} {unit if n != 1 else unit[:-1]}" for unit in ("epochs", "steps"))
-    table.add_row(length, "", _ended_by(result))
+    add_text(table, length, _ended_by(result), str(table.columns[-1].header))
     show(table)
     limit = result.config["trainer"].get("max_steps", -1)
     if limit not in (-1, None) and result.ended["by"] != "max_steps":

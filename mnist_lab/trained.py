@@ -7,18 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
+from hydra.utils import get_object
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mnist_lab.build import brief, build, load_weights
+from mnist_lab.data import ImageDataModule
 from mnist_lab.data.evaluation import evaluation_transform
 from mnist_lab.errors import UserError
 from mnist_lab.network import give_logits
 from mnist_lab.result import Result
 from mnist_lab.run_folder import checkpoint_of, load_config
+from mnist_lab.training import Classifier
 from mnist_lab.training.checkpoint_files import read_checkpoint
 from mnist_lab.user_code import errors_in_one_line
 from mnist_lab.words import path_of
@@ -114,6 +118,21 @@ class TrainedRun:
         return torch.cat(found) if found else torch.empty(0, len(self.class_names))
 
 
+def no_probabilities(cfg: DictConfig) -> str | None:
+    """Return why the network of a run with this config gives no class probabilities; None where it does."""
+    for section, kind in (("data", ImageDataModule), ("module", Classifier)):
+        if section in cfg and _is_class(cfg[section]._target_, object) and not _is_class(cfg[section]._target_, kind):
+            return f"{section} is {cfg[section]._target_}, which is no {kind.__name__}"
+    if _is_class(cfg.model._target_, L.LightningModule):
+        return f"model is {cfg.model._target_}, a LightningModule of one's own"
+    return None
+
+
+def _is_class(target: str, kind: type) -> bool:
+    found = get_object(target)
+    return isinstance(found, type) and issubclass(found, kind)
+
+
 def load_run(
     run_dir: str | Path, checkpoint: str | None = None, overrides: Sequence[str] = (), device: str | None = None
 ) -> TrainedRun:
@@ -130,6 +149,9 @@ def load_run(
     """
     run_dir = path_of(run_dir)
     cfg = load_config(run_dir, list(overrides))
+    with errors_in_one_line(cfg):
+        if (why := no_probabilities(cfg)) is not None:
+            raise UserError(f"{run_dir} has no network that gives class probabilities: {why}")
     checkpoint = checkpoint or cfg.test_checkpoint
     path = checkpoint_of(run_dir, checkpoint)
     try:

@@ -25,7 +25,8 @@ from PIL import Image
 from mnist_lab import load_run
 from mnist_lab.data import mnist_5k
 from mnist_lab.result import Result
-from mnist_lab.show.figures import Answers, class_scores, confusion_matrix, curves
+from mnist_lab.show.curves import curves
+from mnist_lab.show.figures import Answers, class_scores, confusion_matrix
 from mnist_lab.show.page import _most_confused
 from mnist_lab.show.style import png
 
@@ -193,7 +194,7 @@ def test_long_names_of_classes_are_cut_with_a_mark_and_stay_apart() -> None:
 
 def test_curves_bear_the_names_of_what_they_show() -> None:
     rows = [{"epoch": n, "train/loss": 1 / n, "train/acc": 0.5, "val/loss": 2 / n, "val/acc": 0.4} for n in (1, 2)]
-    result: Any = SimpleNamespace(history=rows, test={"loss": 0.7, "acc": 0.3}, tested=rows[-1])
+    result: Any = SimpleNamespace(history=rows, test_metrics={"loss": 0.7, "acc": 0.3}, tested=rows[-1])
     loss, accuracy = (
         {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in ax.lines}
         for ax in curves(result).axes

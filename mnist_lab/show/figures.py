@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from mnist_lab.data import DatasetImages
-from mnist_lab.result import Result
 from mnist_lab.show.style import (
     BLUE,
     GREY,
     ORANGE,
-    VERMILION,
     canvas,
     draw,
     drawable,
@@ -187,35 +185,6 @@ def layers_of(net: nn.Module, image: Tensor) -> tuple[list[Layer], nn.Module | N
         hook.remove()
     first = next((m for m in modules if isinstance(getattr(m, "weight", None), Tensor) and m.weight.dim() > 1), None)  # type: ignore[operator]
     return found, first
-
-
-def curves(result: Result) -> Figure:
-    """Training and validation loss and accuracy by epoch, and those of the test."""
-    from matplotlib.ticker import MaxNLocator
-
-    figure, axes = subplots(2, height=3.4)
-    epochs = [row["epoch"] for row in result.history]
-    seen = {"train": ("training", BLUE, "o-"), "val": ("validation", VERMILION, "s--")}
-    for ax, kind, scale, name in zip(axes, ("loss", "acc"), (1, 100), ("loss", "accuracy, %"), strict=True):
-        for stage, (label, colour, line) in seen.items():
-            values = [row[f"{stage}/{kind}"] for row in result.history]
-            if any(value is not None for value in values):
-                gaps = [math.nan if value is None else scale * value for value in values]
-                ax.plot(epochs, gaps, line, color=colour, markersize=4, label=label)
-        if result.test[kind] is not None:
-            at_end = result.tested is result.history[-1]
-            label = "test, at the end" if at_end else f"test, epoch {result.tested['epoch']}'s network"
-            ax.axhline(scale * result.test[kind], color=GREY, linestyle=":", label=label)
-        if not any(np.isfinite(line.get_ydata()).any() for line in ax.lines):
-            ax.text(0.5, 0.5, "no finite value", transform=ax.transAxes, ha="center", color=GREY)
-            ax.set_yticks([])
-        ax.ticklabel_format(axis="y", useOffset=False)
-        ax.set_xlabel("epoch")
-        ax.set_ylabel(name)
-        ax.set_xlim(0.5, len(epochs) + 0.5)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    return figure
 
 
 def predictions(answers: Answers) -> Figure:

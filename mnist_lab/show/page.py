@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from statistics import median
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from mnist_lab.metrics import is_accuracy, shown
 from mnist_lab.result import Result
 from mnist_lab.show.figures import (
     BINS,
@@ -26,27 +28,57 @@ from mnist_lab.show.figures import (
 from mnist_lab.show.style import document
 
 
-def page(
-    result: Result, answers: Answers, layers: Sequence[Layer], images: dict[str, str], notes: list[str], weights: str
-) -> str:
-    """The page's HTML.
+@dataclass(frozen=True)
+class Predicted:
+    """What a network that classifies has to show.
+
+    Attributes:
+        answers: the network's predictions for the test images.
+        layers: the network's layers.
+        weights: caption of the figure of the first layer's weights; empty if there is none.
+    """
+
+    answers: Answers
+    layers: Sequence[Layer]
+    weights: str
+
+
+def page(result: Result, images: dict[str, str], notes: list[str], predicted: Predicted | None, why: str | None) -> str:
+    """Return the page's HTML.
 
     Args:
         result: what the run recorded.
-        answers: its network's predictions for the test images.
-        layers: the network's layers.
         images: the figures by name, as HTML elements.
         notes: warnings to show at the top.
-        weights: caption of the weights' figure; empty if there is none.
+        predicted: what the network predicts; None if it gives no class probabilities.
+        why: the reason why it gives none.
     """
+    parts = _head(result, notes)
+    if "curves" in images:
+        names = [{"acc": "accuracy"}.get(name, name) for name in result.test_metrics]
+        parts.append(
+            _section(
+                "Loss and accuracy by epoch" if names == ["loss", "accuracy"] else "Metrics by epoch",
+                images["curves"],
+                "<p class=note>Training's values are taken while the weights change, with dropout on if there is any; "
+                "validation's and the test's afterwards, with dropout off.</p>",
+            )
+        )
+    if predicted is None:
+        parts.append(f"<p class=note>Nothing is shown of single images: {escape(why or 'the run has no network')}.</p>")
+    else:
+        parts += _predictions(result, images, predicted)
+    config = OmegaConf.to_yaml(OmegaConf.create(result.config))
+    parts += [
+        _section("Time, memory, and what it ran on", _facts(result)),
+        f"<details><summary>Every value of the config</summary><pre>{escape(config)}</pre></details>",
+    ]
+    return document(f"{result.name}: {_title(result)}", parts)
+
+
+def _predictions(result: Result, images: dict[str, str], predicted: Predicted) -> list[str]:
+    answers = predicted.answers
     parts = [
-        *_head(result, notes),
-        _section(
-            "Loss and accuracy by epoch",
-            images["curves"],
-            "<p class=note>Training's values are taken while the weights change, with dropout on if there is any; "
-            "validation's and the test's afterwards, with dropout off.</p>",
-        ),
         "<div class=figures>",
         _section(f"The first {min(9, result.test['n'])} test images", images["predictions"]),
         _section("Calibration", *_calibration(answers, images)),
@@ -60,37 +92,49 @@ def page(
             "Precision and recall",
             f"<div class=figures>{images['classes']}<div>{_class_table(answers)}</div></div>",
         ),
-        _section("The network", images["network"], _layer_table(layers, result.model)),
+        _section("The network", images["network"], _layer_table(predicted.layers, result.model)),
     ]
-    if weights:
-        parts.append(_section("What the first layer looks for", images["weights"], f"<p class=note>{weights}</p>"))
-    config = OmegaConf.to_yaml(OmegaConf.create(result.config))
-    parts += [
-        _section("Time, memory, and what it ran on", _facts(result)),
-        f"<details><summary>Every value of the config</summary><pre>{escape(config)}</pre></details>",
-    ]
-    return document(f"{result.name}: {percent(result.test['acc'])}", parts)
+    if predicted.weights:
+        note = f"<p class=note>{predicted.weights}</p>"
+        parts.append(_section("What the first layer looks for", images["weights"], note))
+    return parts
 
 
 def _section(title: str, *content: str) -> str:
     return f"<section><h2>{title}</h2>{''.join(content)}</section>"
 
 
+def _number(metric: str, value: float | None) -> str:
+    return percent(value) if value is not None and is_accuracy(metric) else shown(metric, value)
+
+
+def _title(result: Result) -> str:
+    """Return the test's accuracy; of a run without one all that the test measured."""
+    found = {"acc": result.test["acc"]} if result.test["acc"] is not None else result.test_metrics
+    return ", ".join(_number(name, value) for name, value in found.items()) or "not tested"
+
+
+def _numbers(result: Result) -> dict[str, str]:
+    """Return the main numbers as text, by what they are."""
+    test, found = result.test, {}
+    if test["acc"] is not None:
+        found["test accuracy"] = percent(test["acc"])
+    if test["correct"] is not None:
+        low, high = wilson_interval(test["correct"], test["n"])
+        what = f"its 95 % interval: {test['correct']:,} of {test['n']:,} images"
+        found[what] = f"{100 * low:.2f} – {100 * high:.2f} %"
+    found |= {f"test {name}": _number(name, value) for name, value in result.test_metrics.items() if name != "acc"}
+    if (gap := result.gap) is not None:
+        at = "" if result.tested is result.history[-1] else f", epoch {result.tested['epoch']}"
+        found[f"gap, train − test accuracy{at}"] = f"{100 * gap:+.2f} points".replace("-", "−")
+    return found | {"to train": f"{result.train_seconds:.1f} s"}
+
+
 def _head(result: Result, notes: list[str]) -> list[str]:
-    """What was run, its warnings, the main numbers and the command."""
-    test, data, target = result.test, result.data, result.model["target"].rpartition(".")[2]
-    low, high = wilson_interval(test["correct"], test["n"])
-    gap = 100 * (result.tested["train/acc"] - test["acc"])
-    at = "" if result.tested is result.history[-1] else f", epoch {result.tested['epoch']}"
-    gap_of = f"gap, train − test accuracy{at}"
-    numbers = {
-        "test accuracy": percent(test["acc"]),
-        f"its 95 % interval: {test['correct']:,} of {test['n']:,} images": f"{100 * low:.2f} – {100 * high:.2f} %",
-        "test loss": "not finite" if test["loss"] is None else f"{test['loss']:.4f}",
-        gap_of: f"{gap:+.2f} points".replace("-", "−"),
-        "to train": f"{result.train_seconds:.1f} s",
-    }
-    shown = "".join(f"<div><b>{value}</b><span>{what}</span></div>" for what, value in numbers.items())
+    """Return what was run, its warnings, the main numbers and the command."""
+    data, target = result.data, result.model["target"].rpartition(".")[2]
+    numbers = _numbers(result)
+    tiles = "".join(f"<div><b>{value}</b><span>{what}</span></div>" for what, value in numbers.items())
     # The run's folder is no longer empty and would be refused.
     command = shlex.join(word for word in shlex.split(result.command) if not word.startswith("hydra.run.dir="))
     return [
@@ -98,7 +142,7 @@ def _head(result: Result, notes: list[str]) -> list[str]:
         f"<p class=note>{escape(target)}, {result.model['parameters']:,} parameters, on {escape(data['name'])}, "
         f"seed {escape(str(result.seed))}, {escape(result.started_at[:16].replace('T', ' '))}</p>",
         "<div class=warning>" + "".join(f"<p>{escape(note)}</p>" for note in notes) + "</div>" if notes else "",
-        f"<div class=numbers>{shown}</div>",
+        f"<div class=numbers>{tiles}</div>",
         f"<p class=note>The command that repeats it</p><pre class=command>{escape(command)}</pre>",
     ]
 
@@ -143,7 +187,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _most_confused(answers: Answers) -> str:
-    """The eight most frequent confusions of a class with another."""
+    """Return the eight most frequent confusions of a class with another."""
     counts = answers.confusion()
     of = counts.sum(1)
     pairs = [(int(counts[a, b]), a, b) for a, b in counts.nonzero().tolist() if a != b]
@@ -167,8 +211,8 @@ def _class_table(answers: Answers) -> str:
         values = ["–" if value != value else f"{100 * value:.2f} %" for value in (p, r)]
         rows.append([name, f"{int(counts[k].sum()):,}", *values])
     found = _table(("class", "test images", "precision", "recall"), rows)
-    shown = " open" if len(rows) <= READABLE else ""
-    return f"<details{shown}><summary>In numbers</summary>{found}</details>"
+    opened = " open" if len(rows) <= READABLE else ""
+    return f"<details{opened}><summary>In numbers</summary>{found}</details>"
 
 
 def _layer_table(layers: Sequence[Layer], model: dict[str, Any]) -> str:
@@ -190,9 +234,13 @@ def _commit(code: dict[str, Any]) -> str:
 
 
 def _facts(result: Result) -> str:
-    """How, when and where the numbers were measured."""
+    """Return how, when and where the numbers were measured."""
     machine, data, code = result.machine, result.data, result.code
-    validation = f"{data['val']:,} validation ({data['val_from']}), " if data["val"] else ""
+    counts = {"train": "train", "val": f"validation ({data.get('val_from')})", "test": "test"}
+    parts = [f"{data[part]:,} {name}" for part, name in counts.items() if data.get(part)]
+    sizes = f": {', '.join(parts)} images" if parts else ""
+    digest = f"SHA-256 {data['digest']}" if data.get("digest") else ""
+    tested = f", on {result.test['n']:,} images" if result.test["n"] else ""
     epoch = median(row["seconds"] for row in result.history)
     checkouts = [f"mnist_lab {code['version']}, {_commit(code)}"]
     checkouts += [f"{name}, {_commit(found)}" for name, found in code.get("own_repositories", {}).items()]
@@ -204,9 +252,8 @@ def _facts(result: Result) -> str:
         "time": "{start:.1f} s to start, {train:.1f} s to train, {test:.1f} s to test".format(**result.seconds),
         "epochs": f"{len(result.history)}, of {epoch:.2f} s, the median",
         "most memory": ", ".join(memory) or "not recorded",
-        "data": f"{data['name']}: {data['train']:,} train, {validation}{data['test']:,} test images; "
-        f"SHA-256 {data['digest']}",
-        "tested": f"the {result.test['checkpoint']} checkpoint, on {result.test['n']:,} images",
+        "data": "; ".join(filter(None, (data["name"] + sizes, digest))),
+        "tested": f"the {result.test['checkpoint']} checkpoint{tested}",
         "device": f"{machine['accelerator_name'] or machine['accelerator']}{processes}",
         "machine": f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads",
         "system": machine["system"],

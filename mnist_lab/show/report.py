@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -15,10 +16,12 @@ from mnist_lab.run_folder import load_config
 from mnist_lab.words import divide, is_there, path_of
 
 if TYPE_CHECKING:
+    from lightning import LightningDataModule
     from matplotlib.figure import Figure
 
     from mnist_lab.data import ImageDataModule
     from mnist_lab.show.figures import Answers
+    from mnist_lab.show.page import Predicted
     from mnist_lab.trained import TrainedRun
 
 log = logging.getLogger(__name__)
@@ -27,7 +30,7 @@ USAGE = "use: python -m mnist_lab report run=DIR[,DIR ...] [key=value of the run
 
 
 def report(words: list[str]) -> None:
-    """Makes the reports of finished runs, again or for the first time.
+    """Make the reports of finished runs, again or for the first time.
 
     Args:
         words: `run=DIR`, or several with commas, and `key=value` to replace in the runs' configs, such as
@@ -45,17 +48,12 @@ def report(words: list[str]) -> None:
         load_config(folder, overrides)
         Result.load(folder)
 
-    from mnist_lab.build import build_tested
-    from mnist_lab.trained import load_run
-
     for folder in folders:
-        result = Result.load(folder)
-        run = load_run(folder, result.test["checkpoint"], overrides, _device(result))
-        print(f"report       {write_report(run, result, build_tested(run.cfg, run.run_dir))}")
+        print(f"report       {write_report(folder, overrides=overrides)}")
 
 
-def leave_report(run_dir: Path, data: ImageDataModule) -> Path | None:
-    """Writes the report of a run that has just ended. If that fails, run.log says why, and the run still counts.
+def leave_report(run_dir: Path, data: LightningDataModule) -> Path | None:
+    """Write the report of a run that has just ended. If that fails, run.log says why, and the run still counts.
 
     Args:
         run_dir: the run's folder.
@@ -65,11 +63,9 @@ def leave_report(run_dir: Path, data: ImageDataModule) -> Path | None:
         The page; None if it could not be made.
     """
     from mnist_lab.terminal import relative, to_log_file
-    from mnist_lab.trained import load_run
 
     try:
-        result = Result.load(run_dir)
-        return write_report(load_run(run_dir, result.test["checkpoint"], device=_device(result)), result, data)
+        return write_report(run_dir, data)
     except Exception as error:
         again = f"python -m mnist_lab report {quote(f'run={relative(run_dir)}')}"
         log.warning(f"no report: {type(error).__name__}: {error}\nrun.log has more; to try again: {again}")
@@ -77,29 +73,70 @@ def leave_report(run_dir: Path, data: ImageDataModule) -> Path | None:
         return None
 
 
-def write_report(run: TrainedRun, result: Result, data: ImageDataModule) -> Path:
-    """Writes RUN/report.html, and its figures to RUN/figures.
+def write_report(run_dir: Path, data: LightningDataModule | None = None, overrides: Sequence[str] = ()) -> Path:
+    """Write RUN/report.html, and its figures to RUN/figures.
+
+    What is shown of the network's predictions needs class probabilities; the page of another run says why it has none.
 
     Args:
-        run: the run's network.
-        result: what the run recorded.
-        data: a data module that has been set up; its test images are predicted.
+        run_dir: the folder of a finished run.
+        data: the run's, set up; None: it is read again.
+        overrides: `key=value`, replacing values of the run's config.
 
     Returns:
         The page.
+
+    Raises:
+        UserError: the run isn't finished, or its data can't be loaded.
     """
+    from mnist_lab.build import build_tested
+    from mnist_lab.data import ImageDataModule
+    from mnist_lab.show.curves import curves, logged_names
+    from mnist_lab.show.page import page
+    from mnist_lab.show.style import image, svg
+    from mnist_lab.trained import load_run, no_probabilities
+    from mnist_lab.user_code import errors_in_one_line
+
+    result = Result.load(run_dir)
+    figures: dict[str, tuple[Figure, str]] = {}
+    if logged_names(result):
+        figures["curves"] = curves(result), "metrics by epoch"
+    notes, predicted = list(result.notes), None
+    cfg = load_config(run_dir, list(overrides))
+    with errors_in_one_line(cfg):
+        why = no_probabilities(cfg)
+    if why is None:
+        run = load_run(run_dir, result.test["checkpoint"], overrides, _device(result))
+        data = build_tested(run.cfg, run_dir) if data is None else data
+        assert isinstance(data, ImageDataModule) and data.images is not None
+        predicted, drawn = _predicted(run, result, data)
+        figures |= drawn
+        if data.images.digest != result.data["digest"]:
+            notes.append("The pictures are of other files than the run recorded: their digest differs.")
+    images = {}
+    (run_dir / "figures").mkdir(exist_ok=True)
+    for name, (figure, what) in figures.items():
+        content = svg(figure)
+        write_whole(run_dir / "figures" / f"{name}.svg", content)
+        images[name] = f"<figure>{image(content, what)}</figure>"
+    write_whole(run_dir / "report.html", page(result, images, notes, predicted, why))
+    return run_dir / "report.html"
+
+
+def _predicted(
+    run: TrainedRun, result: Result, data: ImageDataModule
+) -> tuple[Predicted, dict[str, tuple[Figure, str]]]:
+    """Return what a network predicts for the test images, and the figures of it, each with what it shows."""
     import torch
 
     from mnist_lab.show import figures
-    from mnist_lab.show.page import page
-    from mnist_lab.show.style import image, svg
+    from mnist_lab.show.page import Predicted
 
     answers = answers_of(run, result, data)
     layers, first = figures.layers_of(run.net, torch.zeros(1, *run.shape, device=run.device))
     bins = figures.calibration_bins(answers)
     weights = figures.first_weights(first, run.shape)
-    drawn: dict[str, tuple[Figure, str]] = {
-        "curves": (figures.curves(result), "loss and accuracy by epoch"),
+    drawn = {
         "predictions": (figures.predictions(answers), "test images with prediction and label"),
         "confusion": (figures.confusion_matrix(answers), "confusion matrix"),
         "classes": (figures.class_scores(answers), "precision and recall by class"),
@@ -111,23 +148,11 @@ def write_report(run: TrainedRun, result: Result, data: ImageDataModule) -> Path
         drawn["calibration"] = figures.reliability(bins), "reliability diagram"
     if weights is not None:
         drawn["weights"] = weights[0], "weights of the first layer"
-    images = {}
-    (run.run_dir / "figures").mkdir(exist_ok=True)
-    for name, (figure, what) in drawn.items():
-        content = svg(figure)
-        write_whole(run.run_dir / "figures" / f"{name}.svg", content)
-        images[name] = f"<figure>{image(content, what)}</figure>"
-    notes = list(result.notes)
-    assert data.images is not None
-    if data.images.digest != result.data["digest"]:
-        notes.append("The pictures are of other files than the run recorded: their digest differs.")
-    path = run.run_dir / "report.html"
-    write_whole(path, page(result, answers, layers, images, notes, weights[1] if weights else ""))
-    return path
+    return Predicted(answers, layers, "" if weights is None else weights[1]), drawn
 
 
 def answers_of(run: TrainedRun, result: Result, data: ImageDataModule) -> Answers:
-    """The network's predictions for the images that the run was tested on.
+    """Return the network's predictions for the images that the run was tested on.
 
     Args:
         run: the run's network.
@@ -153,5 +178,5 @@ def answers_of(run: TrainedRun, result: Result, data: ImageDataModule) -> Answer
 
 
 def _device(result: Result) -> str | None:
-    """The device to predict on: the CPU for a run on a CPU, to get the same digits; None: the default one."""
+    """Return the device to predict on: the CPU for a run on a CPU, to get the same digits; None: the default one."""
     return "cpu" if result.machine["accelerator"] == "cpu" else None

@@ -1,0 +1,97 @@
+"""Results of modules that log other metrics than ours are shown, drawn and compared by those metrics."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from test_a_sweep_survives_and_ends_in_an_answer import result
+
+from mnist_lab.metrics import of_stage
+from mnist_lab.result import Result
+from mnist_lab.show.curves import curves, logged_names
+from mnist_lab.show.page import page
+from mnist_lab.terminal import show_result
+
+
+def vae(seed: int = 0, elbo: float = -90.0, mode: str | None = "max", **config: Any) -> Result:
+    """A run of somebody's own module and data: it logs val/elbo and, of the test, elbo and f1."""
+    found = result(seed, 0.1, 0.5)
+    rows = [{"epoch": n, "val/elbo": elbo - 10 / n, "lr": 0.001, "seconds": 1.0} for n in (1, 2)]
+    tested = {"loss": None, "acc": None, "correct": None, "n": None, "metrics": {"elbo": elbo, "f1": 0.5}}
+    unknown = dict.fromkeys(("fallback", "digest", "train", "val", "test", "val_from"))
+    return replace(
+        found,
+        config={**found.config, "monitor": "val/elbo", "mode": mode, "trainer": {"max_epochs": 2}, **config},
+        data={"name": "own.Pairs", "requested": "own.Pairs", "files": {}, "classes": []} | unknown,
+        history=rows,
+        test={"checkpoint": "last", "epoch": 2, **tested},
+        model={"target": "own.VAE", "parameters": 10, "trainable_parameters": 10},
+        machine={
+            "processes": 1,
+            "accelerator": "cpu",
+            "accelerator_name": None,
+            "processor": "p",
+            "cores": 2,
+            "threads": 2,
+            "system": "s",
+        },
+        code={"version": "0", "commit": None, "changed": None},
+        seconds={"start": 1.0, "train": 2.0, "test": 1.0},
+        module={"target": "own.VAE", "steps": "one at a time", "why": None},
+        ended={"by": "max_epochs", "epochs": 2, "steps": 8},
+    )
+
+
+def test_a_value_is_found_by_its_name() -> None:
+    own = vae(elbo=-80.0)
+    assert own.metrics == ["test/elbo", "test/f1", "val/elbo", "seconds", "parameters"]
+    assert own.value("test/elbo") == -80 and own.value("val/elbo") == -85 and own.value("test/acc") is None
+    assert own.value("parameters") == own.model["parameters"]
+    older = result(0, 0.1, 0.5)
+    assert "metrics" not in older.test and older.value("test/acc") == 0.5 and older.module == {}
+
+
+def test_a_result_of_other_metrics_is_read_as_it_was_saved(tmp_path: Path) -> None:
+    vae().save(tmp_path)
+    assert Result.load(tmp_path) == vae()
+    assert "test elbo -90.0000, f1 0.5000" in repr(vae())
+
+
+def test_metrics_of_a_row_are_those_of_its_stage() -> None:
+    row = {"epoch": 1, "train/loss": 1.0, "val_loss": 2.0, "elbo": 3.0, "val/acc": None, "lr": 0.1, "seconds": 1.0}
+    assert of_stage(row, "train") == {"loss": 1.0}
+    assert of_stage(row, "val") == {"loss": 2.0, "acc": None}
+    assert of_stage(row, "") == {"elbo": 3.0}
+    assert of_stage({"epoch": 1, "val/loss": None, "val/acc": None}, "val") == {}, "nothing was measured"
+
+
+def test_the_table_has_a_column_for_each_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(record=True, width=100)
+    monkeypatch.setattr("mnist_lab.terminal.get_console", lambda: console)
+    show_result(vae())
+    lines = [re.sub(r"[│┃ ]+", " ", line).strip() for line in console.export_text().splitlines()]
+    assert "elbo f1" in lines and "validation, last epoch -95.0000" in lines
+    assert "test, own.Pairs -90.0000 0.5000" in lines
+    assert "2 epochs, 8 steps ended by max_epochs=2" in lines
+    assert not any("gap" in line for line in lines)
+
+
+def test_curves_are_drawn_of_what_was_logged() -> None:
+    rows = [{"epoch": n, "train/loss": 1 / n, "val/elbo": -n, "kl": 2.0, "lr": 0.1, "seconds": 1.0} for n in (1, 2)]
+    found = replace(vae(), history=rows)
+    assert logged_names(found) == ["loss", "elbo", "kl"]
+    axes = curves(found).axes
+    assert [ax.get_ylabel() for ax in axes if ax.get_visible()] == ["loss", "elbo", "kl"]
+    drawn = {str(line.get_label()): list(line.get_ydata()) for line in axes[1].lines}  # type: ignore[arg-type]
+    assert drawn == {"validation": [-1, -2], "test, at the end": [-90, -90]}
+
+
+def test_the_page_shows_the_metrics_and_says_what_is_missing() -> None:
+    html = page(vae(), {"curves": "<figure>drawn</figure>"}, [], None, "module is own.VAE, which is no Classifier")
+    assert "Nothing is shown of single images: module is own.VAE, which is no Classifier." in html
+    assert "Metrics by epoch" in html and "<figure>drawn</figure>" in html
+    assert "<b>-90.0000</b><span>test elbo</span>" in html and "<b>0.5000</b><span>test f1</span>" in html
+    assert "Calibration" not in html and "accuracy" not in html and "None" not in html.split("<details>")[0]
