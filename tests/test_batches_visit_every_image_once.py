@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mnist_lab.data import Batch, Batches, EpochOrder, ImageDataModule, ImageSet
-from mnist_lab.data.sources import stratified_part
+from mnist_lab.data.image_set import stratified_part
 from mnist_lab.errors import UserError
 
 

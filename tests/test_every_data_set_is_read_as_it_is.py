@@ -22,6 +22,7 @@ from torchvision import datasets
 
 from mnist_lab.composing import compose_config
 from mnist_lab.data import DataUnavailableError, ImageDataModule, sources
+from mnist_lab.data.idx import DIGESTS
 from mnist_lab.errors import UserError
 from mnist_lab.pictures import read_image
 from mnist_lab.show.prepare import Preparation, prepare
@@ -167,7 +168,7 @@ def test_mnist_with_other_content_is_refused_by_its_digest(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
 def test_each_file_has_a_published_digest(name: str) -> None:
     files = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    assert [len(sources._DIGESTS[f"{name}/raw/{file}"]) for file in files] == [64] * 4
+    assert [len(DIGESTS[f"{name}/raw/{file}"]) for file in files] == [64] * 4
 
 
 def test_as_many_labels_as_images(tmp_path: Path) -> None:

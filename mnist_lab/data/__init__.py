@@ -5,9 +5,8 @@ from mnist_lab.data.batches import Batch, Batches, EpochOrder, WorkerBatches
 from mnist_lab.data.datamodule import ImageDataModule
 from mnist_lab.data.dataset_images import DatasetImages
 from mnist_lab.data.download import Archive, DataUnavailableError, fetch
+from mnist_lab.data.image_set import ImageSet, Source
 from mnist_lab.data.sources import (
-    ImageSet,
-    Source,
     cifar10,
     emnist,
     fashion_mnist,

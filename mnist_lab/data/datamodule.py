@@ -17,7 +17,8 @@ from mnist_lab.data.batches import Batch, Batches, EpochOrder, WorkerBatches
 from mnist_lab.data.dataset_images import DatasetImages
 from mnist_lab.data.download import DataUnavailableError
 from mnist_lab.data.evaluation import evaluation_transform
-from mnist_lab.data.sources import ImageSet, Source, mnist_5k, stratified_part
+from mnist_lab.data.image_set import ImageSet, Source, stratified_part
+from mnist_lab.data.sources import mnist_5k
 from mnist_lab.errors import UserError
 from mnist_lab.files import is_the_users
 from mnist_lab.seeds import seed_of
