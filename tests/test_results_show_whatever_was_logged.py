@@ -1,5 +1,6 @@
 """Results of modules that log other metrics than ours are shown, drawn and compared by those metrics."""
 
+import csv
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,15 @@ import pytest
 from rich.console import Console
 from test_a_sweep_survives_and_ends_in_an_answer import result
 
+from mnist_lab.errors import UserError
 from mnist_lab.metrics import of_stage
 from mnist_lab.result import Result
 from mnist_lab.show.curves import curves, logged_names
 from mnist_lab.show.page import page
+from mnist_lab.sweep import report as sweep_report
+from mnist_lab.sweep.compare import compare
+from mnist_lab.sweep.groups import grouped
+from mnist_lab.sweep.sections import sections
 from mnist_lab.terminal import show_result
 
 
@@ -95,3 +101,83 @@ def test_the_page_shows_the_metrics_and_says_what_is_missing() -> None:
     assert "Metrics by epoch" in html and "<figure>drawn</figure>" in html
     assert "<b>-90.0000</b><span>test elbo</span>" in html and "<b>0.5000</b><span>test f1</span>" in html
     assert "Calibration" not in html and "accuracy" not in html and "None" not in html.split("<details>")[0]
+
+
+def saved(folder: Path, *runs: Result) -> Path:
+    for n, found in enumerate(runs):
+        (folder / str(n)).mkdir(parents=True)
+        found.save(folder / str(n))
+    return folder
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+
+def ranked_elbos(folder: Path) -> list[float]:
+    with (folder / "compare.csv").open() as file:
+        return [float(row["mean"]) for row in csv.DictReader(file)]
+
+
+def test_runs_are_compared_by_a_metric_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = saved(tmp_path, *(vae(n, -90.0 + n, optimizer={"lr": n / 10}) for n in range(3)))
+    compare([str(runs), "metric=val/elbo"])
+    assert "val/elbo, best first" in lines(capsys)
+    assert ranked_elbos(runs) == [-93, -94, -95], "mode=max of the runs says that more is better"
+    compare([str(runs), "metric=val/elbo", "mode=min"])
+    assert ranked_elbos(runs) == [-95, -94, -93]
+    capsys.readouterr()
+    compare([str(runs)])
+    shown = lines(capsys)
+    assert "test/elbo, best first" in shown, "the runs have no accuracy: their monitor, of the test"
+    assert ranked_elbos(runs) == [-88, -89, -90]
+    assert not any("most frequent class" in line for line in shown)
+    html = (runs / "compare.html").read_text()
+    assert "Learning curves" in html and "most frequent class" not in html
+    compare([str(runs), "metric=test/f1"])
+    assert "test/f1, best first" in lines(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "mode", "answer"),
+    [
+        (["metric=val/elbow"], "max", "Did you mean val/elbo?\nThey are: test/elbo, test/f1, val/elbo, seconds, par"),
+        (["metric=val/elbo"], None, "metric=val/elbo: is it to be small or large? Add mode=min or mode=max"),
+        (["metric=val/elbo", "mode=up"], None, "one of min, max"),
+        (["metrics=val/elbo"], None, "Did you mean metric?"),
+    ],
+)
+def test_what_a_comparison_can_not_know_is_one_line(
+    words: list[str], mode: str | None, answer: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=re.escape(answer)):
+        compare([str(saved(tmp_path, vae(mode=mode))), *words])
+    assert not list(tmp_path.glob("compare.*"))
+
+
+def test_runs_with_and_without_a_metric_have_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = saved(tmp_path, vae(), result(0, 0.1, 0.9))
+    compare([str(runs), "metric=test/acc"])
+    assert any("own.Pairs" in line for line in lines(capsys))
+
+
+def test_data_without_a_digest_is_told_by_its_name() -> None:
+    one, two = vae(), vae(1)
+    other = replace(two, data={**two.data, "name": "own.Triples"})
+    assert len(sections([one, two], "val/elbo")) == 1 and len(sections([one, other], "val/elbo")) == 2
+
+
+def test_runs_of_earlier_versions_are_like_those_of_today() -> None:
+    """Their configs have no monitor, and names of classes that have moved since."""
+    adam = {"_target_": "mnist_lab.training.Adam", "lr": 0.1}
+    plateau = {"_target_": "mnist_lab.training.schedules.Plateau", "monitor": "val/loss"}
+    before = replace(result(0, 0.1, 0.9), config={"optimizer": adam, "schedule": plateau})
+    today: dict[str, Any] = {"monitor": "val/acc", "mode": None, "schedule": {**plateau, "mode": "min"}}
+    now = replace(before, config={**today, "optimizer": {**adam, "_target_": "mnist_lab.fast.Adam"}}, seed=1)
+    (group,) = grouped([before, now], "test/acc")
+    assert len(group.results) == 2
+
+
+def test_learning_curves_are_drawn_of_what_was_logged() -> None:
+    (curve,) = sweep_report._curves(grouped([vae(0), vae(1, -80.0)], "val/elbo", "max"), "val").axes[0].lines
+    assert list(curve.get_ydata()) == [-95, -90]  # type: ignore[arg-type]

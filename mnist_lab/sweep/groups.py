@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
+from mnist_lab.metrics import MONITOR, Mode, known_mode, mode_of
 from mnist_lab.result import Result
 from mnist_lab.sweep.sections import data_names
 from mnist_lab.targets import with_current_names
@@ -107,32 +108,24 @@ def is_seed(key: str) -> bool:
     return key in SEEDS or key.partition(".")[0] in SEEDS
 
 
-def grouped(results: Sequence[Result], metric: str) -> list[Group]:
-    """Groups of runs that differ only in their seed, best first.
+def grouped(results: Sequence[Result], metric: str, mode: Mode | None = None) -> list[Group]:
+    """Return groups of runs that differ only in their seed, best first, each tested against the best.
 
     Args:
         results: the runs, of one section. A run and those in which `rerun` reproduced it are one measurement: only the
             first counts.
-        metric: one of METRICS.
-
-    Returns:
-        The groups, each with the p-value of Welch's t-test against the best.
+        metric: what they are judged by, as `Result.value` takes it.
+        mode: whether it is to be small or large; None: its name decides.
     """
-    named = zip(results, data_names(results), strict=True)
-    flat = [_flat(with_current_names(result.config)) | {"data.name": name} for result, name in named]
-    # 0 and 0.0 are one value; but of amounts 1 is one, and 1.0 all.
-    alike = [
-        {key: repr(float(v) if type(v) is int and not (v == 1 and is_amount(key)) else v) for key, v in config.items()}
-        for config in flat
-    ]
+    flat = [_settings(result, name) for result, name in zip(results, data_names(results), strict=True)]
+    alike = [{key: _comparable(key, value) for key, value in config.items()} for config in flat]
     keys = list(dict.fromkeys(key for config in flat for key in config if matters(key)))
     differing = [key for key in keys if len({config.get(key, "None") for config in alike}) > 1]
     members: dict[str, list[int]] = {}
     repeated: Counter[str] = Counter()
     measured: set[str] = set()
-    for n in sorted(
-        range(len(alike)), key=lambda n: results[n].repeats is not None
-    ):  # the original counts, if it is here
+    originals_first = sorted(range(len(results)), key=lambda n: results[n].repeats is not None)
+    for n in originals_first:
         group = repr([alike[n].get(key, "None") for key in differing])
         measurement = results[n].repeats or results[n].identity
         if measurement in measured:
@@ -141,18 +134,12 @@ def grouped(results: Sequence[Result], metric: str) -> list[Group]:
             members.setdefault(group, []).append(n)
         measured.add(measurement)
     shown = _shown(results, flat, differing, list(members.values()))
-    firsts = [shown[numbers[0]] for numbers in members.values()]
-    usual: dict[str, str] = {}
-    if len(firsts[0]) > 3:
-        for key in firsts[0]:
-            ((most, count),) = Counter(repr(first[key]) for first in firsts).most_common(1)
-            if count > len(firsts) / 2:
-                usual[key] = most
+    usual = _usual([shown[numbers[0]] for numbers in members.values()])
     groups = [
         Group(
             shown[numbers[0]],
             tuple(results[n] for n in numbers),
-            tuple(value for n in numbers if (value := value_of(results[n], metric)) is not None),
+            tuple(value for n in numbers if (value := results[n].value(metric)) is not None),
             usual=frozenset(key for key, value in usual.items() if repr(shown[numbers[0]][key]) == value),
             repeated=repeated[group],
             same_seeds=len(numbers) - len({_seeds(results[n], alike[n]) for n in numbers}),
@@ -160,20 +147,32 @@ def grouped(results: Sequence[Result], metric: str) -> list[Group]:
         )
         for group, numbers in members.items()
     ]
-    worst_last = -1 if metric.endswith("acc") else 1
-    groups.sort(key=lambda group: (not group.values, worst_last * group.mean if group.values else 0))
+    sign = 1 if mode_of(metric, mode) == "min" else -1
+    groups.sort(key=lambda group: (not group.values, sign * group.mean if group.values else 0))
     return [groups[0], *(_tested(group, groups[0]) for group in groups[1:])]
 
 
-def value_of(result: Result, metric: str) -> float | None:
-    """A run's value of one of METRICS; None if it was not measured or is not finite."""
-    if metric == "parameters":
-        return float(result.model["parameters"])
-    if metric == "seconds":
-        return result.train_seconds
-    stage, _, name = metric.partition("/")
-    value = result.test[name] if stage == "test" else result.history[-1][metric]
-    return None if value is None else float(value)
+def _settings(result: Result, data_name: str) -> dict[str, Any]:
+    """Return a run's config, flat, with today's names; options that earlier versions lack have today's defaults."""
+    found = {"monitor": MONITOR} | _flat(with_current_names(result.config)) | {"data.name": data_name}
+    if "schedule.monitor" in found:
+        found.setdefault("schedule.mode", known_mode(str(found["schedule.monitor"])))
+    return found
+
+
+def _comparable(key: str, value: Any) -> str:
+    """Return a value such that equal ones are equal: 0 and 0.0 are one value; but of amounts 1 is one, and 1.0 all."""
+    return repr(float(value) if type(value) is int and not (value == 1 and is_amount(key)) else value)
+
+
+def _usual(groups: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return the values that most groups share, of more than three keys in which they differ."""
+    found: dict[str, str] = {}
+    for key in groups[0] if len(groups[0]) > 3 else ():
+        ((most, count),) = Counter(repr(group[key]) for group in groups).most_common(1)
+        if count > len(groups) / 2:
+            found[key] = most
+    return found
 
 
 def is_amount(key: str) -> bool:

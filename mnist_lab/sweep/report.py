@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Sequence
 from html import escape
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from mnist_lab.metrics import Mode, is_accuracy, mode_of, of_stage
 from mnist_lab.show.style import BLUE, GREY, VERMILION, document, image, subplots, svg
-from mnist_lab.sweep.groups import Group, Peer, t_interval, value_of
+from mnist_lab.sweep.groups import Group, Peer, t_interval
 from mnist_lab.sweep.sections import Section
 from mnist_lab.sweep.tables import APART, FOOT, HEADER, Ranked, notes_of, rows
 
@@ -30,8 +31,8 @@ Named = tuple[str, float, float, float, str]
 """A point's name, x, y, half the length of its error bar, and the name's colour."""
 
 
-def page(ranked: Ranked, metric: str, title: str, peers: Sequence[Peer] = ()) -> str:
-    """The page's HTML.
+def page(ranked: Ranked, metric: str, title: str, peers: Sequence[Peer] = (), mode: Mode | None = None) -> str:
+    """Return the page's HTML.
 
     Args:
         ranked: the sections, each with its groups from `grouped`, best first.
@@ -39,6 +40,7 @@ def page(ranked: Ranked, metric: str, title: str, peers: Sequence[Peer] = ()) ->
         title: what was compared.
         peers: drawn beside the groups in the plot of test accuracy against seconds, where they have MNIST's ten classes
             and test images as the peers do; beside those of a page's only section in any case.
+        mode: whether the metric is to be small or large; None: its name decides.
     """
     parts = [f"<h1>{escape(title)}: {metric}</h1>"]
     if len(ranked) > 1:
@@ -49,14 +51,16 @@ def page(ranked: Ranked, metric: str, title: str, peers: Sequence[Peer] = ()) ->
         if len(ranked) > 1:
             parts += [f"<h2 class=section id=section-{n}>{escape(section.headline)}</h2>"]
         beside = peers if metric == "test/acc" and (section.is_mnist or len(ranked) == 1) else ()
-        parts += _section(section, groups, metric, beside, several=len(ranked) > 1)
+        parts += _section(section, groups, metric, mode_of(metric, mode), beside, several=len(ranked) > 1)
     if notes := notes_of(ranked):
         parts += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
     return document(title, parts)
 
 
-def _section(section: Section, groups: Sequence[Group], metric: str, peers: Sequence[Peer], several: bool) -> list[str]:
-    """The table and the plots of one section, or of several, as HTML."""
+def _section(
+    section: Section, groups: Sequence[Group], metric: str, mode: Mode, peers: Sequence[Peer], several: bool
+) -> list[str]:
+    """Return the table and the plots of a page's only section, or of one of several, as HTML."""
     heading = "h3" if several else "h2"
 
     def figure(title: str, drawn: Figure) -> list[str]:
@@ -71,7 +75,7 @@ def _section(section: Section, groups: Sequence[Group], metric: str, peers: Sequ
     parts = [
         f"<p>{len(results)} finished runs in {len(groups)} group(s) that differ in more than the seed, best first.</p>",
         f"<div class=wide><table><tr>{head}</tr>{table}</table></div>",
-        f"<p>{escape(section.baseline)}</p>",
+        f"<p>{escape(section.baseline)}</p>" if section.baseline else "",
     ]
     alone = several and len(groups) == 1 and not peers  # nothing to compare with
     if not alone:
@@ -81,17 +85,21 @@ def _section(section: Section, groups: Sequence[Group], metric: str, peers: Sequ
     if keys and len(points) > 1:
         parts += figure("Each hyperparameter against the metric", _against(points, keys, metric))
     if points and len(keys) > 1 and len(groups) > 2:
-        parts += figure("Parallel coordinates", _parallel(points, keys, metric))
-        if (importance := _importance(points, keys, metric)) is not None:
+        parts += figure("Parallel coordinates", _parallel(points, keys, metric, mode))
+        if (importance := _importance(points, keys, metric, mode)) is not None:
             parts += figure("Importance", _bars(importance))
             parts += [
                 "<p class=note>PED-ANOVA (Watanabe et al. 2023), as Optuna computes it: which parameter decides "
                 "whether a run is among the best. A guide from few runs, not a measurement.</p>",
             ]
-    validated = list(filter(_is_validated, groups))
-    parts += figure("Learning curves", _curves(validated or groups, "val" if validated else "train"))
-    if validated and (without := [group.name for group in groups if not _is_validated(group)]):
-        parts += [f"<p class=note>Without validation, and so without a curve: {escape('; '.join(without))}.</p>"]
+    for stage in ("val", "train", ""):  # the first of which something was logged
+        if any(_logged(group, stage) for group in groups):
+            parts += figure("Learning curves", _curves([group for group in groups if _logged(group, stage)], stage))
+            without = [group.name for group in groups if not _logged(group, stage)]
+            if without:
+                what = {"val": "validation", "train": "training metrics", "": "metrics"}[stage]
+                parts += [f"<p class=note>Without {what}, and so without a curve: {escape('; '.join(without))}.</p>"]
+            break
     if not alone:
         parts += figure("What it takes", _cost(groups, metric, peers))
     if peers or (not alone and any(group.interval for group in groups)):
@@ -101,8 +109,10 @@ def _section(section: Section, groups: Sequence[Group], metric: str, peers: Sequ
     return parts
 
 
-def _is_validated(group: Group) -> bool:
-    return any(row["val/loss"] is not None for result in group.results for row in result.history)
+def _logged(group: Group, stage: str) -> list[str]:
+    """Return the names, without the stage, of the metrics of a stage that a group's runs have logged."""
+    rows = [of_stage(row, stage) for result in group.results for row in result.history]
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _numeric(values: Sequence[Any]) -> bool:
@@ -137,7 +147,7 @@ def _against(points: Sequence[tuple[Group, float]], keys: Sequence[str], metric:
     return figure
 
 
-def _parallel(points: Sequence[tuple[Group, float]], keys: Sequence[str], metric: str) -> Figure:
+def _parallel(points: Sequence[tuple[Group, float]], keys: Sequence[str], metric: str, mode: Mode) -> Figure:
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -159,7 +169,7 @@ def _parallel(points: Sequence[tuple[Group, float]], keys: Sequence[str], metric
                 textcoords="offset points", fontsize=8, va="center", backgroundcolor="#ffffffbb",
             )  # fmt: skip
     shades = colour.to_rgba([value for _, value in points])  # type: ignore[arg-type]
-    for n in sorted(range(len(points)), key=lambda n: points[n][1], reverse=metric.endswith("loss")):  # best on top
+    for n in sorted(range(len(points)), key=lambda n: points[n][1], reverse=mode == "min"):  # best on top
         ax.plot(range(len(keys)), [line[n] for line in lines], color=shades[n], alpha=0.75, linewidth=1.3)
     ax.set_xticks(range(len(keys)), keys)
     ax.set_yticks([])
@@ -169,8 +179,10 @@ def _parallel(points: Sequence[tuple[Group, float]], keys: Sequence[str], metric
     return figure
 
 
-def _importance(points: Sequence[tuple[Group, float]], keys: Sequence[str], metric: str) -> dict[str, float] | None:
-    """How much each key decides which runs are the best; None if there are too few runs to tell."""
+def _importance(
+    points: Sequence[tuple[Group, float]], keys: Sequence[str], metric: str, mode: Mode | None = None
+) -> dict[str, float] | None:
+    """Return how much each key decides which runs are the best; None if there are too few runs to tell."""
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
@@ -184,7 +196,7 @@ def _importance(points: Sequence[tuple[Group, float]], keys: Sequence[str], metr
         else:
             distributions[key] = CategoricalDistribution(tuple(dict.fromkeys(map(str, values))))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(direction="maximize" if metric.endswith("acc") else "minimize")
+    study = optuna.create_study(direction="minimize" if mode_of(metric, mode) == "min" else "maximize")
     for group, value in points:
         params = {
             k: group.differs[k] if isinstance(d, FloatDistribution) else str(group.differs[k])
@@ -207,23 +219,26 @@ def _bars(importance: dict[str, float]) -> Figure:
     return figure
 
 
-def _curves(groups: Sequence[Group], stage: Literal["val", "train"]) -> Figure:
-    """The mean over each group's runs, epoch by epoch."""
+def _curves(groups: Sequence[Group], stage: str) -> Figure:
+    """Draw the mean over each group's runs, epoch by epoch, of each metric of a stage."""
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = subplots(2, height=3.6 + 0.2 * min(CURVES, len(groups)))
-    for ax, kind in zip(axes, ("loss", "acc"), strict=True):
+    kinds = list(dict.fromkeys(name for group in groups for name in _logged(group, stage)))
+    columns = min(2, len(kinds))
+    figure, axes = subplots(columns, math.ceil(len(kinds) / columns), height=3.6 + 0.2 * min(CURVES, len(groups)))
+    for ax, kind in zip(axes, kinds, strict=False):
         for n, group in enumerate(groups[:CURVES]):
-            histories = [[row[f"{stage}/{kind}"] for row in result.history] for result in group.results]
-            epochs = min(map(len, histories))
-            by_epoch = [[h[e] for h in histories if h[e] is not None] for e in range(epochs)]
+            histories = [[of_stage(row, stage).get(kind) for row in result.history] for result in group.results]
+            by_epoch = [[v for v in values if v is not None] for values in zip(*histories, strict=False)]
             means = [sum(values) / len(values) if values else math.nan for values in by_epoch]
             colour = colormaps["viridis"](n / max(1, min(CURVES, len(groups)) - 1) * 0.9)
-            ax.plot(range(1, epochs + 1), means, color=colour, marker="o", markersize=3, label=group.name[:90])
+            ax.plot(range(1, len(means) + 1), means, color=colour, marker="o", markersize=3, label=group.name[:90])
         ax.set_xlabel("epoch")
-        ax.set_ylabel(f"{stage}/{kind}")
+        ax.set_ylabel(f"{stage}/{kind}" if stage else kind)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for ax in axes[len(kinds) :]:
+        ax.set_visible(False)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(
         handles,
@@ -244,7 +259,7 @@ def _cost(groups: Sequence[Group], metric: str, peers: Sequence[Peer]) -> Figure
     sizes = {result.model["parameters"] for group in measured for result in group.results}
     costs = (("seconds", "seconds of training"), ("parameters", "parameters"))[: 2 if len(sizes) > 1 else 1]
     figure, axes = subplots(1, len(costs), height=4.2)
-    mistakes = metric.endswith("acc")
+    mistakes = is_accuracy(metric)
     heights = [100 * (1 - group.mean) if mistakes else group.mean for group in measured]
     names = [group.results[0].name for group in measured]
     if len(set(names)) < len(names):
@@ -252,7 +267,7 @@ def _cost(groups: Sequence[Group], metric: str, peers: Sequence[Peer]) -> Figure
         names = [" ".join(values)[:40] or "best" for values in shown]
     labels = []
     for ax, (cost, label) in zip(axes, costs, strict=True):
-        found = [[v for result in group.results if (v := value_of(result, cost)) is not None] for group in measured]
+        found = [[v for result in group.results if (v := result.value(cost)) is not None] for group in measured]
         places = [fmean(spent) for spent in found]
         named: list[Named] = []
         for n, (group, where, height) in enumerate(zip(measured, places, heights, strict=True)):

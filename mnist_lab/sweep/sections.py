@@ -41,7 +41,9 @@ class Section:
 
     @property
     def baseline(self) -> str:
-        """The sentence about always answering the most frequent class."""
+        """The sentence about always answering the most frequent class; empty for runs that have no accuracy."""
+        if all(result.test["acc"] is None for result in self.results):
+            return ""
         if self.frequent_acc is None:
             return (
                 "Accuracy of always answering the test images' most frequent class: unknown, no result has its count."
@@ -112,9 +114,13 @@ def limits_of(result: Result) -> dict[str, Any]:
         some = limit < 1 if isinstance(limit, float) else limit is not None and limit < ceil(images / size)
         if images and some:
             found[f"limit_{part}_batches"] = "" if part == "train" else limit
-    if result.test["n"] < result.data.get("test", 0):
+    if _cut_test(result):
         found["limit_test_batches"] = ""  # the images are the first n
     return found
+
+
+def _cut_test(result: Result) -> bool:
+    return (result.test["n"] or 0) < (result.data.get("test") or 0)
 
 
 def _one_vs_rest(result: Result) -> int | None:
@@ -132,15 +138,15 @@ def _test_sets(results: Sequence[Result]) -> list[str]:
     """Return for each run what tells its test set from others.
 
     That is the digest of the images and labels; of older results, which have none, it is that of a newer run with the
-    same files, else the files' digest.
+    same files, else the files' digest. Data of somebody's own without a digest is told by its name.
     """
     by_files: dict[str, set[str]] = {}
     for result in results:
         if (digest := result.data.get("test_digest")) is not None:
-            by_files.setdefault(result.data["digest"], set()).add(digest)
+            by_files.setdefault(result.data["digest"] or result.data["name"], set()).add(digest)
     found = []
     for result in results:
-        files = result.data["digest"]
+        files = result.data["digest"] or result.data["name"]
         (same,) = known if len(known := by_files.get(files, set())) == 1 else (files,)
         found.append(str(result.data.get("test_digest") or same))
     return found
@@ -168,7 +174,8 @@ def _headline(result: Result, name: str, metric: str) -> str:
         parts.append(f"{classes[1]} against the rest")
     elif classes:
         parts.append(f"{len(classes)} classes")
-    parts.append(f"{n:,} of {data['test']:,} test images" if n < data.get("test", 0) else f"{n:,} test images")
+    if n is not None:
+        parts.append(f"{n:,} of {data['test']:,} test images" if _cut_test(result) else f"{n:,} test images")
     if metric.startswith("val/"):
         parts.append(_validated(result))
     limits = {key: value for key, value in limits_of(result).items() if key != "limit_test_batches"}

@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mnist_lab.metrics import is_accuracy
+
 if TYPE_CHECKING:
     from mnist_lab.sweep.groups import Group
     from mnist_lab.sweep.sections import Section
@@ -26,7 +28,7 @@ def rows(groups: Sequence[Group], metric: str) -> list[list[str]]:
     def number(value: float | None) -> str:
         if value is None or math.isnan(value):
             return ""
-        return f"{100 * value:.2f} %" if metric.endswith("acc") else f"{value:.4g}"
+        return f"{100 * value:.2f} %" if is_accuracy(metric) else f"{value:.4g}"
 
     found = []
     for group in groups:
@@ -64,7 +66,7 @@ def markdown(ranked: Ranked, metric: str) -> str:
         lines += [f"## {section.headline}", ""] if len(ranked) > 1 else []
         lines += [f"{metric}, best first", "", "| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in rows(groups, metric)]
-        lines += ["", section.baseline, ""]
+        lines += ["", *([section.baseline, ""] if section.baseline else [])]
     return "\n".join([*lines, FOOT, *(f"\nNote: {note}" for note in notes_of(ranked))]) + "\n"
 
 
@@ -123,7 +125,8 @@ def show(ranked: Ranked, metric: str) -> None:
         for row in rows(groups, metric):
             found.add_row(*map(escape, row))
         console.print(found)
-        console.print(f"{section.baseline}\n", markup=False, highlight=False)
+        if section.baseline:
+            console.print(f"{section.baseline}\n", markup=False, highlight=False)
     console.print(FOOT, style="dim")
     for note in notes_of(ranked):
         console.print(f"note: {note}", markup=False, highlight=False)

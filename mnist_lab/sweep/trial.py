@@ -25,7 +25,7 @@ from rich import get_console
 from mnist_lab.errors import UserError
 from mnist_lab.files import disk_fault, folder_lock
 from mnist_lab.result import Result, cores
-from mnist_lab.sweep.groups import matters, value_of
+from mnist_lab.sweep.groups import matters
 from mnist_lab.sweep.study import (
     differences,
     load_asked,
@@ -36,7 +36,7 @@ from mnist_lab.sweep.study import (
     trials_of,
 )
 from mnist_lab.targets import with_current_names
-from mnist_lab.training import Classifier
+from mnist_lab.training import History
 from mnist_lab.training.ending import is_over
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class TrialReporter(Checkpoint):
         Raises:
             TrialPruned: the pruner ends the trial.
         """
-        assert isinstance(pl_module, Classifier)
-        value = pl_module.metrics.get(self.objective)
+        history = next(c for c in trainer.callbacks if isinstance(c, History))  # type: ignore[attr-defined]
+        value = history.rows[-1].get(self.objective)
         trial = trials_of(self.study)[self.number]
         epoch = trainer.current_epoch + 1
         set_attr(self.study, trial, "epoch", epoch)
@@ -211,7 +211,7 @@ def objective_of(result: Result, name: str) -> float:
     Raises:
         ValueError: it was not measured, or is not a finite number.
     """
-    value = value_of(result, name)
-    if value is None or not math.isfinite(value):
+    value = result.value(name)
+    if value is None:
         raise ValueError(f"{name} is not a finite number: the training diverged, or had no such data")
     return value
