@@ -25,8 +25,9 @@ from PIL import Image
 from mnist_lab import load_run
 from mnist_lab.data import mnist_5k
 from mnist_lab.result import Result
+from mnist_lab.show.answers import Answers
 from mnist_lab.show.curves import curves
-from mnist_lab.show.figures import Answers, class_scores, confusion_matrix
+from mnist_lab.show.figures import class_scores, confusion_matrix
 from mnist_lab.show.page import _most_confused
 from mnist_lab.show.style import png
 

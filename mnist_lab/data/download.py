@@ -6,50 +6,29 @@
 from __future__ import annotations
 
 import errno
-import gzip
 import hashlib
 import os
 import queue
 import sys
-import tarfile
 import threading
 import time
-import zipfile
-import zlib
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import BadStatusLine, HTTPException, IncompleteRead
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib import request
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 
+from mnist_lab.data.archive import Archive, unpack
 from mnist_lab.errors import UserError
-from mnist_lab.files import move, write_whole
+from mnist_lab.files import move
 
 
 class DataUnavailableError(Exception):
     """Files that are missing and could not be downloaded."""
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A file to download, and its members.
-
-    Attributes:
-        path: where it is stored and stays. Its ending decides the format: .zip, .tar.gz, or else .gz.
-        urls: its addresses (http, https or file), tried in this order.
-        md5: its published digest, in hexadecimal.
-        members: the members to unpack: each one's name, and the file that it becomes. A member that ends in .gz is
-            unpacked twice. A .gz file has one member, whatever its name.
-    """
-
-    path: Path
-    urls: Sequence[str]
-    md5: str
-    members: Mapping[str, Path]
 
 
 @dataclass(frozen=True)
@@ -104,7 +83,7 @@ def fetch(name: str, archives: Sequence[Archive], root: Path, download: bool, li
             for archive in wanted:
                 _download(archive, name, root, failing, limits)
             for archive in wanted:  # last, so that a data set is there as a whole or not at all
-                _unpack(archive, limits.largest)
+                unpack(archive, limits.largest)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             for archive in archives:  # what others on the disk may need
@@ -361,55 +340,3 @@ def _arriving(asked: request.Request, patience: float) -> Generator[Any, None, N
 
 def _reason(error: object) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
-
-
-def _unpack(archive: Archive, largest: int) -> None:
-    """Unpacks the members that are not there yet.
-
-    Raises:
-        UserError: the archive has no such member, is damaged, or a member has more bytes than `largest`.
-    """
-    wanted = {member: path for member, path in archive.members.items() if not path.exists()}
-    try:
-        for member, stream in _members(archive.path, wanted):
-            path = wanted[member]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for left in path.parent.glob(f".{path.name}.*"):  # left by a process that was killed
-                left.unlink()
-            write_whole(path, _bounded(stream, largest, f"{member or path.name} of {archive.path}"))
-    except (gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
-        raise UserError(f"{archive.path} can't be unpacked: {error}") from error
-    for member, path in wanted.items():
-        if not path.exists():
-            raise UserError(f"{archive.path} has no {member}")
-
-
-def _members(path: Path, names: Collection[str]) -> Iterator[tuple[str, IO[bytes] | gzip.GzipFile]]:
-    """The members of these names, opened one after the other. Paths in the archive are never used as targets."""
-    if path.name.endswith(".zip"):
-        with zipfile.ZipFile(path) as zipped:
-            for name in set(names).intersection(zipped.namelist()):
-                with zipped.open(name) as stream:
-                    yield name, gzip.GzipFile(fileobj=stream) if name.endswith(".gz") else stream
-    elif path.name.endswith(".tar.gz"):
-        with tarfile.open(path, "r|gz") as tar:
-            for member in tar:
-                if member.isreg() and member.name in names and (content := tar.extractfile(member)):
-                    yield member.name, content
-    else:
-        with gzip.open(path) as unpacked:
-            yield from ((name, unpacked) for name in names)
-
-
-def _bounded(stream: IO[bytes] | gzip.GzipFile, largest: int, what: str) -> Iterator[bytes]:
-    """The bytes of a stream, of which `largest` are allowed.
-
-    Raises:
-        UserError: there are more.
-    """
-    size = 0
-    while chunk := stream.read(2**20):
-        size += len(chunk)
-        if size > largest:
-            raise UserError(f"{what} unpacks to more than {largest:,} bytes, which no data set has")
-        yield chunk

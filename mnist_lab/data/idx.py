@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mnist_lab.data.download import Archive, fetch
+from mnist_lab.data.archive import Archive
+from mnist_lab.data.download import fetch
 from mnist_lab.data.image_set import ImageSet
 from mnist_lab.errors import UserError
 from mnist_lab.files import digests

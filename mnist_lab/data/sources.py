@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
 
+from mnist_lab.data.archive import Archive
 from mnist_lab.data.dataset_images import DatasetImages
-from mnist_lab.data.download import Archive, fetch
+from mnist_lab.data.download import fetch
 from mnist_lab.data.idx import idx_set
 from mnist_lab.data.image_set import ImageSet, interleaved, stratified_part
 from mnist_lab.errors import UserError

@@ -13,18 +13,16 @@ from omegaconf import OmegaConf
 
 from mnist_lab.metrics import is_accuracy, shown
 from mnist_lab.result import Result
-from mnist_lab.show.figures import (
+from mnist_lab.show.answers import (
     BINS,
-    MISTAKES,
-    READABLE,
     Answers,
-    Layer,
     calibration_bins,
     calibration_error,
-    percent,
     precision_recall,
     wilson_interval,
 )
+from mnist_lab.show.figures import MISTAKES, READABLE, percent
+from mnist_lab.show.layers import Layer
 from mnist_lab.show.style import document
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from mnist_lab.data import ImageDataModule
-    from mnist_lab.show.figures import Answers
+    from mnist_lab.show.answers import Answers
     from mnist_lab.show.page import Predicted
     from mnist_lab.trained import TrainedRun
 
@@ -130,17 +130,19 @@ def _predicted(
     import torch
 
     from mnist_lab.show import figures
+    from mnist_lab.show.answers import calibration_bins
+    from mnist_lab.show.layers import drawing, first_weights, layers_of
     from mnist_lab.show.page import Predicted
 
     answers = answers_of(run, result, data)
-    layers, first = figures.layers_of(run.net, torch.zeros(1, *run.shape, device=run.device))
-    bins = figures.calibration_bins(answers)
-    weights = figures.first_weights(first, run.shape)
+    layers, first = layers_of(run.net, torch.zeros(1, *run.shape, device=run.device))
+    bins = calibration_bins(answers)
+    weights = first_weights(first, run.shape)
     drawn = {
         "predictions": (figures.predictions(answers), "test images with prediction and label"),
         "confusion": (figures.confusion_matrix(answers), "confusion matrix"),
         "classes": (figures.class_scores(answers), "precision and recall by class"),
-        "network": (figures.drawing(layers, run.shape), "the network's layers"),
+        "network": (drawing(layers, run.shape), "the network's layers"),
     }
     if len(answers.mistakes) and bins:
         drawn["mistakes"] = figures.worst(answers), "the surest mistakes"
@@ -161,7 +163,7 @@ def answers_of(run: TrainedRun, result: Result, data: ImageDataModule) -> Answer
     """
     import torch
 
-    from mnist_lab.show.figures import Answers
+    from mnist_lab.show.answers import Answers
 
     found, labels, n = [], [], 0
     with torch.inference_mode():

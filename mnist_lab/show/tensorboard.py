@@ -19,7 +19,7 @@ from torch.utils.data import Subset
 
 from mnist_lab.data import Batches, ImageDataModule
 from mnist_lab.show import figures
-from mnist_lab.show.figures import Answers
+from mnist_lab.show.answers import Answers
 from mnist_lab.show.style import drawable
 
 if TYPE_CHECKING:
