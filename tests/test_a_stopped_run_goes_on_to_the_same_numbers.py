@@ -6,15 +6,16 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import warm
 from conftest import Command, last_steps, outcome
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -25,7 +26,7 @@ from mnist_lab.folders import run_folder
 from mnist_lab.result import Result
 from mnist_lab.training import Checkpoints
 
-MLP = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer.max_epochs=8"]
+MLP = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer.max_epochs=8", "report=false"]
 CNN = [*MLP, "model=cnn", "model.filters=4"]  # whose epochs of 3,500 images are two training steps
 RECIPES = {
     "momentum, cosine": [*MLP, "optimizer=sgd", "optimizer.momentum=0.9", "schedule=cosine"],
@@ -35,28 +36,26 @@ RECIPES = {
         *(*MLP, "model=conv_stack", "model.layers=[8,pool]", "model.hidden=16", "data.train_size=1000"),
         *("trainer.accumulate_grad_batches=3", "data.batch_size=32", "optimizer=adamw"),
     ],
-    "convolution": ["data=mnist_5k", "model=cnn", "data.train_size=1000", "schedule=one_cycle", "trainer.max_epochs=8"],
+    "convolution": ["data=mnist_5k", "model=cnn", "data.train_size=1000", "schedule=one_cycle", *MLP[3:]],
 }
-
-
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "mnist_lab", *words],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
 
 
 def stop(folder: Path, words: list[str], when: Path, how: int, wait: float) -> tuple[int, str]:
     """Sends a signal some time after a file has appeared; the exit status and what the terminal showed."""
-    process = start(folder, *words)
-    for _ in range(4000):
-        if when.exists() or process.poll() is not None:
-            break
-        time.sleep(0.01)
-    time.sleep(wait)
-    process.send_signal(how)
-    shown, _ = process.communicate(timeout=120)
-    return process.returncode, shown
+    with TemporaryDirectory() as aside:
+        shown = Path(aside) / "shown"
+        process = warm.start(words, folder, shown)
+        for _ in range(4000):
+            if when.exists() or not process.is_alive():
+                break
+            time.sleep(0.01)
+        time.sleep(wait)
+        assert process.pid is not None
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(process.pid, how)
+        process.join(120)
+        done = warm.told(process, shown)
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -202,7 +201,7 @@ def test_a_finished_run_can_be_trained_longer(lab: Command, tmp_path: Path) -> N
 def test_a_longer_training_that_was_stopped_goes_on_and_nothing_else_is_its_result(
     lab: Command, tmp_path: Path
 ) -> None:
-    words = [*CNN, "schedule=cosine", "report=false"]
+    words = [*CNN, "schedule=cosine"]
     assert lab(*words, "trainer.max_epochs=1", "hydra.run.dir=run").returncode == 0
     longer = ["resume", "run", "trainer.max_epochs=60"]
     status, shown = stop(tmp_path, longer, tmp_path / "run/checkpoints/previous.ckpt", signal.SIGTERM, 0.5)
@@ -225,7 +224,7 @@ def test_a_longer_training_that_was_stopped_goes_on_and_nothing_else_is_its_resu
 
 def test_a_run_that_stopped_early_is_finished(lab: Command, tmp_path: Path) -> None:
     words = [*MLP, "callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=2"]
-    assert lab(*words, "trainer.max_epochs=60", "report=false", "hydra.run.dir=run").returncode == 0
+    assert lab(*words, "trainer.max_epochs=60", "hydra.run.dir=run").returncode == 0
     before = Result.load(tmp_path / "run")
     done = lab("resume", "run", "trainer.max_epochs=60")
     assert f"is finished, after {len(before.history)} epochs" in done.stdout and len(before.history) < 60
@@ -233,7 +232,7 @@ def test_a_run_that_stopped_early_is_finished(lab: Command, tmp_path: Path) -> N
 
 
 def test_averaged_weights_are_trained_longer_from_those_that_were_averaged(lab: Command, tmp_path: Path) -> None:
-    words = [*MLP, "report=false", "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"]
+    words = [*MLP, "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"]
     assert lab(*words, "trainer.max_epochs=3", "hydra.run.dir=three").returncode == 0
     assert lab(*words, "trainer.max_epochs=2", "hydra.run.dir=two").returncode == 0
     assert lab("resume", "two", "trainer.max_epochs=3").returncode == 0
@@ -259,7 +258,7 @@ def test_a_run_goes_on_with_the_images_that_it_began_with_or_not_at_all(lab: Com
 
 
 def test_a_run_that_was_to_leave_no_report_leaves_none_when_it_goes_on(lab: Command, tmp_path: Path) -> None:
-    assert lab(*MLP, "trainer.max_epochs=1", "report=false", "hydra.run.dir=run").returncode == 0
+    assert lab(*MLP, "trainer.max_epochs=1", "hydra.run.dir=run").returncode == 0
     assert lab("resume", "run", "trainer.max_epochs=2").returncode == 0
     assert len(Result.load(tmp_path / "run").history) == 2
     assert not (tmp_path / "run/report.html").exists()
@@ -275,7 +274,7 @@ def test_a_run_in_a_folder_that_is_named_like_an_option_goes_on_and_is_repeated(
 
 
 def test_a_run_that_is_being_worked_on_is_left_alone(lab: Command, tmp_path: Path) -> None:
-    process = start(tmp_path, *MLP, "trainer.max_epochs=500", "hydra.run.dir=run")
+    process = warm.start([*MLP, "trainer.max_epochs=500", "hydra.run.dir=run"], tmp_path, tmp_path / "shown")
     try:
         for _ in range(2000):
             if (tmp_path / "run/checkpoints/last.ckpt").exists():
@@ -286,7 +285,7 @@ def test_a_run_that_is_being_worked_on_is_left_alone(lab: Command, tmp_path: Pat
         assert f"is being worked on by process {process.pid}" in done.stderr
     finally:
         process.kill()
-        process.communicate()
+        process.join()
 
 
 def test_of_two_that_begin_in_one_folder_at_the_same_moment_the_second_leaves_it_to_the_first(tmp_path: Path) -> None:
@@ -318,16 +317,16 @@ def test_what_can_t_be_resumed_is_told(lab: Command, tmp_path: Path) -> None:
 
 def test_checkpoints_are_never_there_in_part(lab: Command, tmp_path: Path) -> None:
     line = [*MLP, "trainer.max_epochs=500", "checkpoint.every=1 step", "hydra.run.dir=run"]
-    process = start(tmp_path, *line)
+    process = warm.start(line, tmp_path, tmp_path / "shown")
     last, read = tmp_path / "run/checkpoints/last.ckpt", 0
     try:
-        while read < 30 and process.poll() is None:
+        while read < 30 and process.is_alive():
             if last.exists():
                 torch.load(last, weights_only=True)
                 read += 1
             time.sleep(0.005)
     finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
     assert read == 30
     torch.load(last, weights_only=True)

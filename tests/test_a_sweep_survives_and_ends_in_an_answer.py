@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+import warm
 from conftest import Command, outcome
 from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -124,13 +125,15 @@ def test_a_grid_runs_each_combination_once_in_a_folder_of_its_number(lab: Comman
 def test_a_sweep_that_was_stopped_ends_as_if_it_had_not_been(how: signal.Signals, lab: Command, tmp_path: Path) -> None:
     words = ["-m", "model=mlp", *QUICK[1:5], "trainer.max_epochs=12", "seed=range(0,3)"]
     assert lab(*words, "hydra.sweep.dir=whole").returncode == 0
-    process = start(tmp_path, *words, "hydra.sweep.dir=stopped")
+    process = warm.start([*words, "hydra.sweep.dir=stopped"], tmp_path, tmp_path / "shown")
     second = tmp_path / "stopped/1/history.csv"
     wait_for(lambda: second.exists() and len(second.read_text().splitlines()) > 3)
-    os.killpg(process.pid, how)
-    said = process.communicate()[0]
+    assert process.pid is not None
+    os.kill(process.pid, how)
+    process.join(60)
+    done = warm.told(process, tmp_path / "shown")
     if how != signal.SIGKILL:
-        assert process.returncode == 128 + how and "To go on: python -m mnist_lab resume stopped" in said
+        assert done.returncode == 128 + how and "To go on: python -m mnist_lab resume stopped" in done.stdout
     left = "RUNNING" if how == signal.SIGKILL else "WAITING"
     assert states(tmp_path / "stopped") == {0: "COMPLETE", 1: left, 2: "WAITING"}
     assert not (tmp_path / "stopped/1/result.json").exists()
@@ -325,10 +328,10 @@ def test_a_sweep_goes_on_with_what_it_was_told_last(lab: Command, tmp_path: Path
     assert lab(*words, "sweep.trials=2", "hydra.sweep.dir=s").returncode == 0
     asked = json.loads((tmp_path / "s/sweep.json").read_text())
     more = ["sweep.trials=4", "sweep.retries=3", "sweep.pruner=median", "sweep.accept_changes=true"]
-    process = start(tmp_path, "resume", "s", *more)
+    process = warm.start(["resume", "s", *more], tmp_path, tmp_path / "shown")
     wait_for(lambda: (tmp_path / "s/2/history.csv").exists())
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
     done = lab("resume", "s")
     assert done.returncode == 0 and "4 trials, 4 complete" in done.stdout, done.stdout
     again = json.loads((tmp_path / "s/sweep.json").read_text())

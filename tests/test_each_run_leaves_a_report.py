@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html import unescape
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from conftest import Command, in_memory, result_in
 from PIL import Image
 
@@ -38,8 +38,7 @@ FIGURES = {"curves", "predictions", "mistakes", "confusion", "classes", "calibra
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report")
-    words = [sys.executable, "-m", "mnist_lab", *RUN]
-    done = subprocess.run(words, cwd=path, capture_output=True, text=True, timeout=600)
+    done = warm.lab([*RUN], path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "report       run/report.html\n" in done.stdout

@@ -1,13 +1,11 @@
 """`explore` prints what a data set is made of, and shows its images: in files, and in the terminal itself."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from conftest import Command, in_memory
 from PIL import Image
 from rich.text import Text
@@ -27,8 +25,7 @@ def images() -> ImageSet:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("explore")
-    words = [sys.executable, "-m", "mnist_lab", "explore", "data=mnist_5k", f"index={INDEX}", "show=terminal"]
-    done = subprocess.run(words, cwd=path, env={**os.environ, "COLUMNS": "120"}, capture_output=True, text=True)
+    done = warm.lab(["explore", "data=mnist_5k", f"index={INDEX}", "show=terminal"], path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     (path / "stdout").write_text(done.stdout)

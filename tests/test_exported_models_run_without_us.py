@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from conftest import ROOT, Command
 from hydra.utils import instantiate
 
@@ -25,7 +26,8 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "run"
     words = ["model=cnn", "data=mnist_5k", "data.scale=standard", "data.val=none", "trainer=cpu"]
     words += ["trainer.max_epochs=1", f"hydra.run.dir={folder}", "logger=none"]
-    subprocess.run([sys.executable, "-m", "mnist_lab", *words], check=True, capture_output=True, timeout=600)
+    done = warm.lab(words, folder.parent)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -97,6 +99,7 @@ def test_the_file_names_the_classes_and_holds_standard_operators_alone(run_dir: 
 
 OWN = """
 import torch
+import warm
 from torch import nn
 
 class Net(nn.Module):

@@ -2,14 +2,13 @@
 
 import csv
 import io
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import warm
 import yaml
 from conftest import Command, in_memory
 from lightning.pytorch.callbacks import Callback
@@ -42,8 +41,8 @@ FULL = (
 
 
 def trained(folder: Path, *words: str) -> Path:
-    line = (sys.executable, "-m", "mnist_lab", *words, f"hydra.run.dir={folder}")
-    subprocess.run(line, check=True, capture_output=True, timeout=600)
+    done = warm.lab([*words, f"hydra.run.dir={folder}"], folder.parent)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -208,6 +207,7 @@ def test_a_dashboard_without_tensorboard_is_a_mistake(lab: Command) -> None:
 
 NETWORKS = """
 import torch
+import warm
 from torch import nn
 
 class Patches(nn.Module):

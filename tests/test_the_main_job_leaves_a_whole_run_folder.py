@@ -120,8 +120,7 @@ def test_the_checkpoints_hold_no_code(folder: Path) -> None:
 
 
 def test_test_again_gives_the_recorded_numbers(folder: Path) -> None:
-    words = [sys.executable, "-m", "mnist_lab", "test", f"run={run_dir(folder)}"]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=600)
+    done = warm.lab(["test", f"run={run_dir(folder)}"], folder)
     assert done.returncode == 0, done.stderr
     recorded = result_in(folder).test
     row = f"{recorded['loss']:.4f} │   {recorded['acc']:.2%}"

@@ -13,12 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 FORKS = get_context("forkserver")
-PRELOADED = (
-    "run rerun resume trained show.report show.figures show.page show.predict sweep.trial sweep.live sweep.report"
-)
-FORKS.set_forkserver_preload(
-    ["warm", "scipy.stats", "hydra_plugins.mnist_lab_sweeper", *(f"mnist_lab.{name}" for name in PRELOADED.split())]
-)
+FORKS.set_forkserver_preload(["warmed"])
 
 
 @dataclass(frozen=True)
