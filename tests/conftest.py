@@ -56,13 +56,17 @@ def lab(tmp_path: Path) -> Command:
     """Runs `python -m mnist_lab WORDS` in an empty folder, without a terminal.
 
     Forked from a Python that has imported everything, but for what a forked one does otherwise: an environment that
-    is read before that, and processes that it starts.
+    is read before that, and a launcher's processes.
     """
 
     def command(*words: str, **environment: str) -> warm.Done | subprocess.CompletedProcess[str]:
-        alone = not any(re.search("launcher|devices|ddp", word) for word in words)
-        if alone and not environment.keys() & {"PYTHONIOENCODING", "OMP_DISPLAY_ENV"}:
-            return warm.lab(list(words), tmp_path, 600, environment)
+        fresh = any("launcher" in word for word in words) or environment.keys() & {
+            "PYTHONIOENCODING",
+            "OMP_DISPLAY_ENV",
+        }
+        if not fresh:
+            helpers = 2 if any(re.search("devices|ddp", word) for word in words) else 0
+            return warm.lab(list(words), tmp_path, 600, environment, helpers)
         return subprocess.run(
             [sys.executable, "-m", "mnist_lab", *words],
             cwd=tmp_path,

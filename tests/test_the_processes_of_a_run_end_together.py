@@ -1,18 +1,17 @@
 """A process of a distributed run that is killed or fails ends the others, with the reason and the way to go on.
 
-That the command returns says that none is left: each has the pipes open that it is waited for to close.
+That the command returns says that none is left: each has a pipe open that it is waited for to close.
 """
 
 import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import Command, outcome
+import warm
+from conftest import outcome
 
 from mnist_lab.result import Result
 
@@ -45,7 +44,7 @@ class Hit(Callback):
 """
 
 
-def hit(folder: Path, how: str, rank: int, *words: str) -> subprocess.CompletedProcess[str]:
+def hit(folder: Path, how: str, rank: int, *words: str) -> warm.Done:
     """A run one of whose processes something happens to when the second epoch begins; once in a folder."""
     (folder / "own.py").write_text(HIT)
     where = () if "hydra.mode=MULTIRUN" in words else ("hydra.run.dir='my run'",)
@@ -53,12 +52,9 @@ def hit(folder: Path, how: str, rank: int, *words: str) -> subprocess.CompletedP
     return run(folder, *DDP, *words, *where, *own)
 
 
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *words: str) -> warm.Done:
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, "-m", "mnist_lab", *words],
-        cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    return warm.lab(list(words), folder, 240, {"PYTHONPATH": path}, helpers=2)
 
 
 def told_to_type(shown: str) -> list[str]:
@@ -138,10 +134,10 @@ def test_one_that_is_told_to_stop(whole: Path, tmp_path: Path) -> None:
     assert outcome(tmp_path / "my run") == outcome(whole)
 
 
-def test_from_the_end_of_an_epoch_another_number_goes_on_and_the_result_says_so(lab: Command, tmp_path: Path) -> None:
-    assert lab(*DDP, "trainer.max_epochs=1", "trainer.devices=1", "hydra.run.dir=run").returncode == 0
+def test_from_the_end_of_an_epoch_another_number_goes_on_and_the_result_says_so(tmp_path: Path) -> None:
+    assert run(tmp_path, *DDP, "trainer.max_epochs=1", "trainer.devices=1", "hydra.run.dir=run").returncode == 0
     assert Result.load(tmp_path / "run").notes == []
-    done = lab("resume", "run", "trainer.max_epochs=2", "trainer.devices=2")
+    done = run(tmp_path, "resume", "run", "trainer.max_epochs=2", "trainer.devices=2")
     assert done.returncode == 0, done.stderr
     found = Result.load(tmp_path / "run")
     assert found.machine["processes"] == 2 and len(found.history) == 2

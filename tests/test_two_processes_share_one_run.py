@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from conftest import Command, result_in
 
 import mnist_lab.run
@@ -104,24 +105,23 @@ def test_what_torchrun_starts_is_one_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_srun_starts_is_one_run(tmp_path: Path) -> None:
+def test_what_srun_starts_is_one_run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Two processes with the variables that `srun -n 2` gives them. SLURM itself is not needed."""
+    shown = tmp_path_factory.mktemp("shown")
     slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NNODES": "1"}
     slurm |= {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"}
     words = [*DDP, "trainer.max_epochs=1", "data.batch_size=3599", "data.loader=workers", "hydra.run.dir=run"]
 
     def srun(*words: str) -> list[tuple[int, str, str]]:
         """Exit status, stdout and stderr of each."""
-        tasks = [
-            subprocess.Popen(
-                [sys.executable, "-m", "mnist_lab", *words],
-                cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env={**os.environ, **slurm, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
-            )
-            for task in range(2)
-        ]  # fmt: skip
-        shown = [task.communicate(timeout=300) for task in tasks]
-        return [(task.returncode, *texts) for task, texts in zip(tasks, shown, strict=True)]
+        variables = [slurm | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in range(2)]
+        tasks = [warm.start(list(words), tmp_path, shown / str(task), variables[task]) for task in range(2)]
+        for task in tasks:
+            task.join(300)
+        done = [warm.told(task, shown / str(number)) for number, task in enumerate(tasks)]
+        for path in shown.iterdir():
+            path.unlink()
+        return [(task.returncode, task.stdout, task.stderr) for task in done]
 
     first, second = srun(*words)
     assert first[0] == second[0] == 0, first[2] + second[2]
