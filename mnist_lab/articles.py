@@ -26,7 +26,7 @@ USAGE = "use: python -m mnist_lab articles [seeds=5] [experiments=NAME,NAME] [di
 
 
 def articles(words: list[str]) -> None:
-    """Runs what isn't there yet, then prints the table and writes it to DIR/table.md.
+    """Run what isn't there yet, then print the table and write it to DIR/table.md.
 
     Args:
         words: `seeds=N` (5), `experiments=NAME,NAME` (those of the articles), `dir=DIR` (outputs/articles), and Hydra

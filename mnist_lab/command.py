@@ -43,17 +43,17 @@ class Command:
 
     @property
     def multirun(self) -> bool:
-        """Whether it asks for several jobs."""
+        """Return whether it asks for several jobs."""
         return bool(self.args.multirun) or "hydra.mode=MULTIRUN" in self.args.overrides
 
     @property
     def shows_help(self) -> bool:
-        """Whether it asks for a help text, for which no config is needed."""
+        """Return whether it asks for a help text, for which no config is needed."""
         return bool(self.args.hydra_help or self.args.shell_completion or self.args.help)
 
     @property
     def runs(self) -> bool:
-        """Whether it trains, and doesn't only show something."""
+        """Return whether it trains, and doesn't only show something."""
         return not (self.shows_help or self.args.cfg or self.args.info)
 
     @property

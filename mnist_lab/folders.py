@@ -1,4 +1,4 @@
-"""The folder of a run or a sweep when something goes wrong: kept where it can be gone on with, else taken away."""
+"""The folder of a run or a sweep: checked before, locked during the work, removed where nothing in it is of use."""
 
 from __future__ import annotations
 
@@ -43,13 +43,15 @@ def check_folder(key: str, folder: str, fresh: bool) -> Path:
 
 
 def has_progress(folder: Path) -> bool:
-    """Whether a folder is that of a sweep, or has a run that has finished an epoch or has a checkpoint."""
+    """Return whether a folder is that of a sweep, or has a run that has finished an epoch or has a checkpoint."""
     return is_sweep(folder) or any(path for name in ("history.csv", "last.ckpt") for path in folder.rglob(name))
 
 
 @contextmanager
 def run_folder(folder: Path, until: Path | None) -> Iterator[None]:
-    """What a run has around it: its folder made, held and kept, its log written; of a helper process its silence.
+    """Make and lock the folder of a run, write its log, and remove it where the run fails before it has progress.
+
+    A helper process shares the folder of the first: it only keeps silent.
 
     Args:
         folder: of the run, absolute.
@@ -70,14 +72,14 @@ def run_folder(folder: Path, until: Path | None) -> Iterator[None]:
 
 @contextmanager
 def remove_on_failure(folder: Path, until: Path | None) -> Iterator[None]:
-    """Keeps what can be gone on with when something goes wrong; else the folder is left as it was before.
+    """Remove a folder again where the block fails, unless a run or a sweep in it can be resumed.
 
     Args:
         folder: of the run or the sweep, absolute.
-        until: what existed before the command, and stays; None: all of it did, and nothing is taken away.
+        until: the deepest folder that existed before the command, which stays; None: nothing is removed.
 
     Raises:
-        UserError: the disk was the cause. It says what to do.
+        UserError: the disk was the cause. The message says what to do.
     """
     from mnist_lab.terminal import relative, to_go_on
 
@@ -101,13 +103,13 @@ def remove_on_failure(folder: Path, until: Path | None) -> Iterator[None]:
 
 
 def remove_folder(folder: Path, until: Path) -> None:
-    """Takes away the folder of a run that never began, which was new or empty, and the folders that this leaves empty.
+    """Remove the folder of a run without progress, and the folders above it that are empty then.
 
-    But for a folder that another process holds: it began there at the same moment.
+    Leave a folder that another process has locked, which began there at the same moment.
 
     Args:
         folder: of the run or the sweep.
-        until: what existed before the command; it stays.
+        until: the deepest folder that existed before the command, which stays.
     """
     if has_progress(folder) or is_locked(folder):
         return

@@ -13,7 +13,7 @@ from typing import Any
 
 
 class TorchmetricsWithoutSciPy(MetaPathFinder, Loader):
-    """Imports torchmetrics, which Lightning imports, as if SciPy were not installed.
+    """Import torchmetrics, which Lightning imports, as if SciPy were not installed.
 
     Only its audio and contour metrics need SciPy, whose import takes half a second and 60 MB. Put into
     `sys.meta_path`, this finder handles the first import of torchmetrics and then removes itself.
@@ -30,7 +30,7 @@ class TorchmetricsWithoutSciPy(MetaPathFinder, Loader):
         return spec
 
     def exec_module(self, module: ModuleType) -> None:
-        """Imports torchmetrics without SciPy, or normally if that fails."""
+        """Import torchmetrics without SciPy, or normally if that fails."""
         requirements: Any = import_module("lightning_utilities.core.imports")  # where torchmetrics looks for SciPy
         version = requirements._version
 

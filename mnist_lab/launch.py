@@ -91,10 +91,6 @@ class Job:
                     f"{run_dir} has the files of another run: each job of a sweep needs a folder of its own"
                 )
             with remove_on_failure(run_dir, until=None if is_helper_process() else self.existing):
-                from mnist_lab.fast.process import flush_denormals
-
-                flush_denormals()
-                startup.collect_garbage_again()
                 (self._trial if of_a_sweep else self._run)(cfg, run_dir)
         except (ProcessLost, UserError) as error:
             fail(error)
@@ -104,6 +100,7 @@ class Job:
         from mnist_lab.run import run
         from mnist_lab.user_code import errors_in_one_line
 
+        _settle_process()
         words, started = self.command.words, None
         report = cfg.get("report", True)  # a primary config of the user's own may not have it
         if self.command.multirun:
@@ -126,11 +123,20 @@ class Job:
             discard_stale_trial(run_dir, config)
             return run(config, run_dir, _overrides(), self._words(), callbacks=callbacks, remarks=remarks)
 
+        _settle_process()
         run_trial(run_dir, trial)
 
     def _words(self) -> list[str]:
         """Return the words of the command that repeats this job alone."""
         return [*self.command.config_flags, *_overrides()]
+
+
+def _settle_process() -> None:
+    """Set what needs torch, once everything is imported."""
+    from mnist_lab.fast.process import flush_denormals
+
+    flush_denormals()
+    startup.collect_garbage_again()
 
 
 def _overrides() -> list[str]:

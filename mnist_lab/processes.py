@@ -33,7 +33,7 @@ ANSWER_WITHIN = 5
 
 
 def is_helper_process() -> bool:
-    """Whether this is a helper process of a distributed run: any but the first, whose folder they share."""
+    """Return whether this is a helper process of a distributed run: any but the first, whose folder they share."""
     ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return next((rank for rank in ranks if rank is not None), "0") != "0"
 
@@ -47,7 +47,7 @@ def started_together() -> tuple[str, int]:
 
 
 def refuse_launcher(what: str) -> None:
-    """Makes sure that torchrun or srun has not started this command.
+    """Make sure that torchrun or srun has not started this command.
 
     Args:
         what: what they can't start, in words for the user.
@@ -78,7 +78,7 @@ def fail(error: Exception) -> NoReturn:
 
 @contextmanager
 def helping() -> Iterator[None]:
-    """Runs a helper process: it prints nothing, ends with the first process and lets that one report errors.
+    """Run a helper process: it prints nothing, ends with the first process and lets that one report errors.
 
     Raises:
         Exception: what went wrong in this process, after a few seconds. If it went wrong in the first process too, that
@@ -114,7 +114,7 @@ def _end_with_the_first(first: int, resume: str) -> None:
 
 @contextmanager
 def processes(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
-    """Starts the helper processes of a distributed run, unless torchrun or SLURM has, and ends all of them together.
+    """Start the helper processes of a distributed run, unless torchrun or SLURM has, and end all of them together.
 
     Each is a `resume` of the run's folder. Lightning would repeat the program's own command, which for a sweep is the
     whole sweep; and when one process is killed, Lightning kills the others without a message.
@@ -199,13 +199,13 @@ class _Helpers:
         return self.fate
 
     def wait(self) -> None:
-        """Waits up to PATIENCE seconds for each process to end by itself."""
+        """Wait up to PATIENCE seconds for each process to end by itself."""
         for process in self._processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE)
 
     def end(self) -> None:
-        """Kills the processes that have not ended."""
+        """Kill the processes that have not ended."""
         self._over.set()
         for process in self._processes:
             process.kill()
@@ -236,7 +236,7 @@ class _Helpers:
 
 
 def is_cut_off(error: Exception) -> bool:
-    """Whether an error comes from a connection between processes: those of gloo and NCCL have no class of their own."""
+    """Return whether an error comes from a connection between processes: gloo and NCCL have no class for theirs."""
     import torch
 
     words = ("gloo", "NCCL", "TCPStore", "pair closure")

@@ -14,13 +14,13 @@ from mnist_lab.folders import check_folder, run_folder
 from mnist_lab.result import Result
 from mnist_lab.run_folder import load_config
 from mnist_lab.sweep.study import differences
-from mnist_lab.words import folder_of, path_of, understood
+from mnist_lab.words import folder_of, parse_options, path_of
 
 USAGE = "use: python -m mnist_lab rerun outputs/.../RUN [dir=FOLDER] [data.root=DIR]"
 
 
 def rerun(words: list[str]) -> None:
-    """Runs the config of a finished run again, in a new folder, and compares history and test, to the last digit.
+    """Run the config of a finished run again, in a new folder, and compare history and test, to the last digit.
 
     Mark the new result as a repetition where they are equal, so that `compare` takes both for one measurement.
     Ends the program with exit status 1 where they differ, after naming what else does: code, versions, data, machine.
@@ -42,7 +42,7 @@ def rerun(words: list[str]) -> None:
         raise UserError(f"rerun repeats a run as it was. To run it with a change: {other}\n{USAGE}")
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     own = {"dir": f"outputs/{cfg.name}/{now}", "data.root": ""}
-    new = path_of(understood(words[1:], own, USAGE)["dir"]).absolute()
+    new = path_of(parse_options(words[1:], own, USAGE)["dir"]).absolute()
     until = check_folder("dir", str(new), fresh=True)
 
     from mnist_lab.fast.process import flush_denormals

@@ -36,7 +36,7 @@ USAGE = (
 
 
 def resume(words: list[str]) -> None:
-    """Goes on with what a folder holds.
+    """Go on with what a folder holds.
 
     A run goes on from its last checkpoint, in the middle of an epoch if it was stopped there, to the numbers that it
     would have had; one that is finished stays as it is. Of a sweep, what is left is run: trials that wait or were

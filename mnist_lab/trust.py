@@ -84,18 +84,18 @@ def seal(content: str) -> str | None:
 
 
 def is_sealed(content: str, sealed: Any) -> bool:
-    """Whether the seal that came with a text shows that this user wrote it."""
+    """Return whether the seal that came with a text shows that this user wrote it."""
     own = seal(content)
     return own is not None and isinstance(sealed, str) and hmac.compare_digest(own, sealed)
 
 
 def trusts(name: str) -> bool:
-    """Whether MNIST_LAB_TRUST, a list with commas, names this package (or `sweep`)."""
+    """Return whether MNIST_LAB_TRUST, a list with commas, names this package (or `sweep`)."""
     return name in os.environ.get("MNIST_LAB_TRUST", "").split(",")
 
 
 def check_origin(path: Path, config: Any, sealed: Any) -> None:
-    """Makes sure that a config from somebody else can't run code of their choice.
+    """Make sure that a config from somebody else can't run code of their choice.
 
     Args:
         path: the file.
@@ -146,7 +146,7 @@ def _objection(described: dict[str, Any]) -> str | None:
 
 
 def is_harmless(word: str) -> bool:
-    """Whether an override, `KEY._target_=NAME` or several names with commas, names nothing but what is harmless."""
+    """Return whether an override, `KEY._target_=NAME` or several names with commas, names only what is harmless."""
     key, _, names = word.partition("=")
     alone = re.fullmatch(r"\+{0,2}[\w.]+\._target_", key) is not None
     return alone and all(HARMLESS.fullmatch(with_current_names(name)) for name in names.split(","))

@@ -10,12 +10,12 @@ from mnist_lab.errors import UserError, closest
 
 
 def path_of(word: str | Path) -> Path:
-    """The path that a word means: `~` is the user's home; `~name` stays as it is where there is no such user."""
+    """Return the path that a word means: `~` is the user's home; `~name` stays as it is where there is no such user."""
     return Path(os.path.expanduser(word))  # noqa: PTH111 (pathlib's raises RuntimeError for a user that isn't there)
 
 
 def is_there(word: str) -> bool:
-    """Whether a word, though it may look like an option or a list, is the path of something that is there."""
+    """Return whether a word, though it may look like an option or a list, is the path of something that is there."""
     try:
         return path_of(word).exists()
     except OSError:  # longer than a path may be
@@ -23,7 +23,7 @@ def is_there(word: str) -> bool:
 
 
 def folder_of(words: Sequence[str], usage: str) -> Path:
-    """The folder that a verb's first word names, as DIR or as run=DIR.
+    """Return the folder that a verb's first word names, as DIR or as run=DIR.
 
     Raises:
         UserError: it names none, but an option, or there is no word.
@@ -37,7 +37,7 @@ def folder_of(words: Sequence[str], usage: str) -> Path:
 def divide(
     words: Sequence[str], own: Mapping[str, str], usage: str, needed: Sequence[str] = ()
 ) -> tuple[dict[str, str], list[str]]:
-    """Divides `key=value` words into a verb's own options and all others.
+    """Divide `key=value` words into a verb's own options and all others.
 
     Args:
         words: what the user typed.
@@ -69,8 +69,10 @@ def divide(
     return options, others
 
 
-def understood(words: Sequence[str], own: Mapping[str, str], usage: str, needed: Sequence[str] = ()) -> dict[str, str]:
-    """A verb's own options, of words that may be nothing else; it takes and raises what `divide` does.
+def parse_options(
+    words: Sequence[str], own: Mapping[str, str], usage: str, needed: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return a verb's own options, where no other words are allowed. Arguments and errors are those of `divide`.
 
     Raises:
         UserError: a word is none of the options.

@@ -61,7 +61,7 @@ class Row:
 
 
 def bench(words: list[str]) -> None:
-    """Measures, prints a table, and writes DIR/table.md, DIR/chart.png and DIR/measurements.csv.
+    """Measure, print a table, and write DIR/table.md, DIR/chart.png and DIR/measurements.csv.
 
     Args:
         words: `rounds=N` (3); `epochs=N` (3): epochs to train, of which the first is not counted, or `epochs=articles`:
@@ -76,10 +76,10 @@ def bench(words: list[str]) -> None:
     """
     from mnist_lab.folders import check_folder
     from mnist_lab.rules import whole_number
-    from mnist_lab.words import path_of, understood
+    from mnist_lab.words import parse_options, path_of
 
     defaults = {"rounds": "3", "epochs": "3", "networks": "", "contenders": "", "dir": "outputs/bench"}
-    own = understood(words, defaults, USAGE)
+    own = parse_options(words, defaults, USAGE)
     racing = own["networks"] == "fast99"
     for key in ("epochs", "contenders"):
         if racing and own[key] != defaults[key]:
@@ -155,7 +155,7 @@ def _measure_all(
 
 
 def measure(number: int, network: str, name: str, epochs: int, root: Path) -> Row:
-    """Runs one contender in a process of its own.
+    """Run one contender in a process of its own.
 
     Args:
         number: the round, from 1.
@@ -320,7 +320,7 @@ def table(rows: list[Row], flops: float) -> Iterator[str]:
 
 
 def chart(rows: list[Row], flops: float, path: Path, title: str) -> None:
-    """Draws bars by network, and the arithmetic floor as a line across them.
+    """Draw bars by network, and the arithmetic floor as a line across them.
 
     Args:
         rows: all measurements.
@@ -366,7 +366,7 @@ def chart(rows: list[Row], flops: float, path: Path, title: str) -> None:
 
 
 def _write(folder: Path, rows: list[Row]) -> None:
-    """Writes the results so far, as a benchmark takes so long that it may be stopped."""
+    """Write the results so far, as a benchmark takes so long that it may be stopped."""
     from mnist_lab.files import write_whole
     from mnist_lab.result import cores, package_versions, processor
 

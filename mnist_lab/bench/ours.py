@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class EpochClock(Callback):
-    """Records when epochs begin and the last one ends, and how long each validation takes.
+    """Record when epochs begin and the last one ends, and how long each validation takes.
 
     Args:
         path: the JSON file to write.

@@ -36,7 +36,7 @@ class Run:
 
 
 def race(rounds: int, folder: Path, root: Path) -> None:
-    """Trains each recipe once per round, with the round as the seed; prints a table and writes it to a folder.
+    """Train each recipe once per round, with the round as the seed; print a table and write it to a folder.
 
     Args:
         rounds: number of rounds; the seeds are 0 to rounds - 1.

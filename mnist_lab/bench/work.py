@@ -37,7 +37,7 @@ def arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 class Clock:
-    """Records when epochs begin and when the last one ends."""
+    """Record when epochs begin and when the last one ends."""
 
     def __init__(self) -> None:
         self.moments: list[float] = []
@@ -47,7 +47,7 @@ class Clock:
         self.moments.append(time.perf_counter())
 
     def report(self, evaluate: Callable[[], float]) -> None:
-        """Prints the measurements as JSON: seconds of each epoch with validation, and of evaluations of the test set.
+        """Print the measurements as JSON: seconds of each epoch with validation, and of evaluations of the test set.
 
         Args:
             evaluate: returns the accuracy on the test set, in [0, 1].

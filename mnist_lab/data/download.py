@@ -50,7 +50,7 @@ class Limits:
 
 
 def fetch(name: str, archives: Sequence[Archive], root: Path, download: bool, limits: Limits | None = None) -> None:
-    """Makes sure that all members of all archives are there, each complete and as published.
+    """Make sure that all members of all archives are there, each complete and as published.
 
     Of several processes, one downloads and the others wait for it. Partial downloads are resumed. MNIST_LAB_MIRROR is
     tried first if it is set: at that address, an archive is looked for at its path relative to `root`, as in a data
@@ -101,7 +101,7 @@ def fetch(name: str, archives: Sequence[Archive], root: Path, download: bool, li
 
 @contextmanager
 def _alone(lock: Path, name: str) -> Iterator[None]:
-    """Holds a lock, which the system releases however this process ends. Its file and empty folders are removed."""
+    """Hold a lock, which the system releases however this process ends. Its file and empty folders are removed."""
     from filelock import FileLock, Timeout
 
     existing = next(folder for folder in lock.parents if folder.exists())
@@ -144,7 +144,7 @@ class _FailedError(Exception):
 
 
 def _download(archive: Archive, name: str, root: Path, failing: set[str], limits: Limits) -> None:
-    """Downloads an archive, unless it is there.
+    """Download an archive, unless it is there.
 
     Args:
         archive: the archive.
@@ -209,7 +209,7 @@ def _md5(path: Path) -> str:
 
 
 def _receive(url: str, part: Path, md5: str, limits: Limits) -> None:
-    """Downloads the rest of a file into `part`.
+    """Download the rest of a file into `part`.
 
     Raises:
         _FailedError: the file is incomplete, or not what was published; in the second case `part` is removed.
@@ -239,7 +239,7 @@ def _receive(url: str, part: Path, md5: str, limits: Limits) -> None:
 
 
 def _keep(arriving: Iterator[bytes], part: Path, start: int, total: int | None, limits: Limits) -> None:
-    """Writes bytes to `part`, from position `start`, as they arrive."""
+    """Write bytes to `part`, from position `start`, as they arrive."""
     with part.open("ab" if start else "wb") as file, ExitStack() as stack:
         show: Callable[[int], None] | None = None
         began = since = time.monotonic()

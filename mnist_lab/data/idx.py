@@ -99,7 +99,7 @@ _IDX_TYPES = {0x08: ("ubyte", 1), 0x09: ("byte", 1), 0x0B: ("short", 2), 0x0C: (
 
 
 def _check_idx(path: Path) -> None:
-    """Checks an IDX file against its name and its header (format: yann.lecun.com/exdb/mnist).
+    """Check an IDX file against its name and its header (format: yann.lecun.com/exdb/mnist).
 
     Raises:
         UserError: it is no IDX file, not of the kind that its name states (`-idx3-ubyte`: three dimensions of unsigned

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from mnist_lab.errors import UserError
 from mnist_lab.rules import one_of, whole_number
-from mnist_lab.words import path_of, understood
+from mnist_lab.words import parse_options, path_of
 
 USAGE = "use: python -m mnist_lab dashboard [dir=outputs] [port=6006] [host=127.0.0.1] [open=true|false]"
 
@@ -30,7 +30,7 @@ def dashboard(words: list[str]) -> None:
         UserError: a word is not understood, there is nothing to show, or the port is taken.
     """
     defaults = {"dir": "outputs", "port": "6006", "host": "127.0.0.1", "open": "true"}
-    options = understood(words, defaults, USAGE)
+    options = parse_options(words, defaults, USAGE)
     folder, host = path_of(options["dir"]), options["host"]
     port = whole_number("port", options["port"], 0, 65535)
     one_of("true", "false").check("open", options["open"])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mnist_lab.errors import UserError
 from mnist_lab.rules import one_of, whole_number
 from mnist_lab.run_folder import checkpoint_of, load_config
-from mnist_lab.words import path_of, understood
+from mnist_lab.words import parse_options, path_of
 
 if TYPE_CHECKING:
     from mnist_lab.trained import TrainedRun
@@ -40,7 +40,7 @@ def draw(words: list[str]) -> None:
         UserError: there is no such run, a word is not understood, or the port can't be used.
     """
     defaults = {"run": "", "checkpoint": "", "prepare": "auto", "port": "7860", "host": "127.0.0.1"}
-    options = understood(words, defaults, USAGE, needed=("run",))
+    options = parse_options(words, defaults, USAGE, needed=("run",))
     port = whole_number("port", options["port"], 0, 65535)
     one_of("auto", "digit", "resize").check("prepare", options["prepare"])
     run_dir = path_of(options["run"])

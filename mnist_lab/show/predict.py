@@ -15,7 +15,7 @@ from mnist_lab.errors import UserError
 from mnist_lab.folders import check_folder
 from mnist_lab.rules import one_of
 from mnist_lab.run_folder import checkpoint_of, load_config
-from mnist_lab.words import is_there, path_of, understood
+from mnist_lab.words import is_there, parse_options, path_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +74,7 @@ def predict(words: list[str]) -> None:
         UserError: there is no such run, a word is not understood, or no file can be read.
         SystemExit: with status 1 if some files could not be read, with 2 if none could.
     """
-    options = understood(
+    options = parse_options(
         [word for word in words if word != "--json"],
         {"run": "", "images": "", "checkpoint": "", "prepare": "auto", "save": ""},
         USAGE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import isfinite
@@ -112,7 +112,7 @@ def axis(override: Override) -> Axis:
     return Axis(override.get_key_element(), words)
 
 
-def grid(axes: list[Axis]) -> Iterator[dict[str, Any]]:
+def grid(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
     """Every combination, as values by the axes' names; the last axis changes fastest.
 
     Raises:

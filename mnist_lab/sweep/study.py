@@ -30,7 +30,7 @@ STATES = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "complete", "P
 
 
 def load_asked(folder: Path) -> dict[str, Any]:
-    """Reads what was asked for from a sweep's folder.
+    """Read what was asked for from a sweep's folder.
 
     Raises:
         UserError: it is no sweep's folder, or the file is damaged.
@@ -48,12 +48,12 @@ def load_asked(folder: Path) -> dict[str, Any]:
 
 
 def is_own(asked: dict[str, Any]) -> bool:
-    """Whether this user started a sweep, or trusts whoever did."""
+    """Return whether this user started a sweep, or trusts whoever did."""
     return is_sealed(json.dumps(asked["argv"]), asked.get("seal")) or trusts("sweep")
 
 
 def save_asked(folder: Path, asked: dict[str, Any], own: bool) -> None:
-    """Writes what was asked for, whole or not at all, and sealed if this user started the sweep.
+    """Write what was asked for, whole or not at all, and sealed if this user started the sweep.
 
     Args:
         folder: the sweep's folder.
@@ -152,18 +152,6 @@ def pruner_of(name: str, patience: int) -> optuna.pruners.BasePruner:
 def trials_of(study: optuna.Study) -> list[FrozenTrial]:
     """All trials, by number."""
     return study.get_trials(deepcopy=False)
-
-
-def set_attr(study: optuna.Study, trial: FrozenTrial, name: str, value: Any) -> None:
-    """Stores a value of any kind with a trial, under a name."""
-    study._storage.set_trial_user_attr(trial._trial_id, name, value)
-
-
-def set_state(study: optuna.Study, trial: FrozenTrial, state: str, values: list[float] | None = None) -> None:
-    """Moves a trial to one of STATES."""
-    from optuna.trial import TrialState
-
-    study._storage.set_trial_state_values(trial._trial_id, TrialState[state], values)
 
 
 def code_digests(configs: Sequence[Any] = ()) -> dict[str, str]:

@@ -26,13 +26,12 @@ from mnist_lab.errors import UserError
 from mnist_lab.files import disk_fault, folder_lock
 from mnist_lab.result import Result, cores
 from mnist_lab.sweep.groups import matters
+from mnist_lab.sweep.optuna_adapter import report_value, set_attr, set_state
 from mnist_lab.sweep.study import (
     differences,
     load_asked,
     open_study,
     pruner_of,
-    set_attr,
-    set_state,
     trials_of,
 )
 from mnist_lab.targets import with_current_names
@@ -73,7 +72,7 @@ class TrialReporter(Checkpoint):
         set_attr(self.study, trial, "epoch", epoch)
         if value is None or not math.isfinite(value):
             return
-        self.study._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+        report_value(self.study, trial, epoch, value)
         last = is_over(trainer, epoch)
         # One of several processes can't end alone: Lightning would kill the program with it.
         if not last and trainer.world_size == 1 and self.pruner.prune(self.study, trials_of(self.study)[self.number]):

@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from itertools import islice
 from math import nan, prod
 from pathlib import Path
 from types import FrameType
@@ -33,17 +32,16 @@ from mnist_lab.metrics import MONITOR, mode_of
 from mnist_lab.processes import fail
 from mnist_lab.result import cores
 from mnist_lab.rules import check
-from mnist_lab.sweep.space import Axis, axis, grid
+from mnist_lab.sweep.optuna_adapter import set_attr, set_state
+from mnist_lab.sweep.planning import complete, plan
+from mnist_lab.sweep.space import Axis, axis
 from mnist_lab.sweep.study import (
     code_digests,
     differences,
     is_own,
     load_asked,
     open_study,
-    sampler_of,
     save_asked,
-    set_attr,
-    set_state,
     trials_of,
 )
 from mnist_lab.targets import with_current_names
@@ -51,10 +49,6 @@ from mnist_lab.terminal import to_go_on
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
-
-AT_ONCE = ("grid", "random", "qmc")
-"""Samplers that learn nothing from earlier trials, so that all can be planned before the first runs."""
-
 
 # Makes `hydra/sweeper=study` an option of any Hydra application.
 ConfigStore.instance().store(
@@ -66,7 +60,7 @@ ConfigStore.instance().store(
 
 
 class StudySweeper(Sweeper):
-    """Keeps a sweep as an Optuna study in its folder: stopped at any moment, it goes on where it was.
+    """Keep a sweep as an Optuna study in its folder: stopped at any moment, it goes on where it was.
 
     In other applications than this package's, trials are judged by the number that a job returns, and a job that was
     stopped starts again.
@@ -88,7 +82,7 @@ class StudySweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> list[list[JobReturn]]:
-        """Runs the sweep, or what is left of it.
+        """Run the sweep, or what is left of it.
 
         Returns:
             What the launcher gave back, launch by launch.
@@ -204,63 +198,25 @@ class StudySweeper(Sweeper):
             raise UserError("a search needs validation data, and data.val=none gives none: use data.val=random")
         return monitor.replace("val/", "test/", 1)
 
-    def _plan(self) -> None:
-        """Adds the trials that can be planned now, waiting."""
-        import optuna
-
-        planned, total = len(trials_of(self.study)), self.options["trials"]
-        distributions = {one.name: one.distribution() for one in self.axes}
-        if self.options["sampler"] == "grid":
-            end = min(total, planned + (self.options["at_a_time"] or total))
-            for values in islice(grid(self.axes), planned, end):
-                trial = optuna.trial.create_trial(
-                    state=optuna.trial.TrialState.WAITING, params=values, distributions=distributions
-                )
-                self.study.add_trial(trial)
-            return
-        at_once = total if self.options["sampler"] in AT_ONCE else self.options["at_a_time"] or self._side_by_side()
-        for number in range(planned, min(total, planned + at_once)):
-            self.study.sampler = sampler_of(self.options["sampler"], self.options["seed"], number)
-            self.study.ask(distributions)
-        for trial in trials_of(self.study)[planned:]:  # only now: to ask again would give one that waits
-            set_state(self.study, trial, "WAITING")
-
-    def _complete(self) -> None:
-        """Gives trials their values that were being planned when the sweep was stopped."""
-        import optuna
-
-        distributions = {one.name: one.distribution() for one in self.axes}
-        for trial in trials_of(self.study):
-            if trial.state.is_finished() or trial.params.keys() >= distributions.keys():
-                continue
-            self.study.sampler = sampler_of(self.options["sampler"], self.options["seed"], trial.number)
-            asked = optuna.trial.Trial(self.study, trial._trial_id)
-            for name, distribution in distributions.items():
-                drawn = not (distribution.single() or asked._is_relative_param(name, distribution))
-                if name in trial.params and drawn:  # again, so that those after it get the random numbers after its own
-                    self.study.sampler.sample_independent(self.study, trial, name, distribution)
-                asked._suggest(name, distribution)
-            set_state(self.study, trial, "WAITING")
-
     def _side_by_side(self) -> int:
         """How many trials the launcher runs at a time, on this machine."""
         jobs = int(self.base.hydra.launcher.get("n_jobs", 1) or 1)
         return jobs if jobs > 0 else max(1, cores() + 1 + jobs)  # as joblib counts: -1 is all cores
 
     def _run_all(self, found: list[list[JobReturn]]) -> None:
-        """Adds what the launcher gives back to `found`, launch by launch."""
+        """Add what the launcher gives back to `found`, launch by launch."""
 
         def at_work(trial: FrozenTrial) -> bool:
             return is_locked(self.folder / str(trial.number))
 
-        self._complete()
+        complete(self.study, self.axes, self.options)
         # Trials whose process ended without a word, and how often it was at work on that trial alone: when one of its
         # processes is killed, joblib ends the others too.
         deaths: dict[int, int] = {}
         while True:
             todo = [trial for trial in trials_of(self.study) if not trial.state.is_finished()]
             if not todo:
-                self._plan()
+                plan(self.study, self.axes, self.options, self._side_by_side())
                 todo = [trial for trial in trials_of(self.study) if not trial.state.is_finished()]
             if not todo or self._too_many_failures():
                 return
@@ -295,7 +251,7 @@ class StudySweeper(Sweeper):
                 raise UserError(f"{self.base.hydra.launcher._target_} runs none of the trials: {stopped}")
 
     def _record_returned(self, trials: list[FrozenTrial], returned: list[JobReturn]) -> None:
-        """Records trials that don't do so themselves: a number that a job returned is what it is judged by."""
+        """Record trials that don't do so themselves: a number that a job returned is what it is judged by."""
         for trial, job in zip(trials, returned, strict=True):
             try:
                 value = job.return_value
@@ -332,7 +288,7 @@ class StudySweeper(Sweeper):
         return kept
 
     def _record(self, folder: Path) -> None:
-        """Keeps what was asked for; of a sweep that is there already, makes sure that it still means the same.
+        """Keep what was asked for; of a sweep that is there already, make sure that it still means the same.
 
         Raises:
             UserError: it doesn't.
@@ -384,7 +340,7 @@ class StudySweeper(Sweeper):
         OmegaConf.save(self.base, folder / "multirun.yaml")
 
     def _dry_run(self) -> None:
-        """Lists what would run, each job composed and checked. Ends the program with status 2 if one can't run.
+        """List what would run, each job composed and checked. End the program with status 2 if one can't run.
 
         Of a search that learns from results only the first trials are known.
         """
@@ -392,7 +348,7 @@ class StudySweeper(Sweeper):
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(directions=self._list("direction"))
-        self._plan()
+        plan(self.study, self.axes, self.options, self._side_by_side())
         mistakes = 0
         for trial in trials_of(self.study):
             job = self._job(trial)
