@@ -100,25 +100,25 @@ class Result:
 
     @property
     def identity(self) -> str:
-        """What tells this run from all others: SHA-256 of its config, seed, start, history and test."""
+        """Return what tells this run from all others: SHA-256 of its config, seed, start, history and test."""
         parts = ("config", "seed", "started_at", "history", "test")
         return _digest(_finite({part: getattr(self, part) for part in parts}))
 
     @property
     def tested(self) -> dict[str, Any]:
-        """The history's row of the epoch whose weights were tested."""
+        """Return the history's row of the epoch whose weights were tested."""
         row: dict[str, Any] = self.history[self.test.get("epoch", len(self.history)) - 1]
         return row
 
     @property
     def test_metrics(self) -> dict[str, float | None]:
-        """All that the test has measured, by name without "test/"; None: not a finite number."""
+        """Return all that the test has measured, by name without "test/"; None: not a finite number."""
         found: dict[str, float | None] = self.test.get("metrics", {key: self.test[key] for key in ("loss", "acc")})
         return found
 
     @property
     def metrics(self) -> list[str]:
-        """The names of all that was measured, of the test first; `value` gives their values."""
+        """Return the names of all that was measured, of the test first; `value` gives their values."""
         logged = dict.fromkeys(key for row in self.history for key in row if key not in NO_METRICS)
         return [*(f"test/{name}" for name in self.test_metrics), *logged, *COSTS]
 
@@ -135,17 +135,17 @@ class Result:
 
     @property
     def gap(self) -> float | None:
-        """Accuracy in training minus that of the test, in [-1, 1]; None where one of them was not measured."""
+        """Return the accuracy in training minus the test's, in [-1, 1]; None where one of them was not measured."""
         train, test = self.tested.get("train/acc"), self.test["acc"]
         return None if train is None or test is None else float(train - test)
 
     @property
     def train_seconds(self) -> float:
-        """Seconds of training; for a resumed run, the sum over its epochs, as `seconds` has only its last process's."""
+        """Return the seconds of training; `seconds` has only those of a resumed run's last process."""
         return float(max(self.seconds["train"], sum(row["seconds"] for row in self.history)))
 
     def save(self, run_dir: Path) -> None:
-        """Writes RUN/result.json, whole or not at all.
+        """Write RUN/result.json, whole or not at all.
 
         Raises:
             OSError: the disk is full, or the folder isn't there.
@@ -156,7 +156,7 @@ class Result:
 
     @staticmethod
     def load(run_dir: Path) -> Result:
-        """Reads RUN/result.json.
+        """Read RUN/result.json.
 
         Raises:
             UserError: there is no such file, it is damaged, or it has another schema version.
@@ -185,7 +185,7 @@ def _digest(values: dict[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The value, with None in place of NaN and infinities, which JSON doesn't have."""
+    """Return the value, with None in place of NaN and infinities, which JSON doesn't have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -195,7 +195,7 @@ def _finite(value: Any) -> Any:
 
 @cache
 def code_state() -> dict[str, Any]:
-    """This package's version, its checkout's commit and whether files were changed; None outside a checkout."""
+    """Return this package's version, its checkout's commit and whether files were changed; None outside a checkout."""
     here = Path(__file__).resolve()
     # A package installed inside another project's checkout is not part of that project.
     tracked = git(here.parent, "ls-files", "--error-unmatch", str(here)) is not None
@@ -217,7 +217,7 @@ def own_code(configs: Sequence[Any]) -> dict[str, Any]:
 
 
 def own_modules(configs: Sequence[Any]) -> dict[str, str]:
-    """SHA-256 of each file of the user's own modules.
+    """Return the SHA-256 of each file of the user's own modules.
 
     Args:
         configs: whose `_target_`s name those modules; what is installed with Python is not looked at.
@@ -227,7 +227,7 @@ def own_modules(configs: Sequence[Any]) -> dict[str, str]:
 
 
 def _own_files(configs: Sequence[Any]) -> dict[str, dict[str, Path]]:
-    """The files of each of the user's own modules: by the module's name, and by the file's below its folder."""
+    """Return the files of each of the user's own modules: by the module's name, and by the file's below its folder."""
     found: dict[str, dict[str, Path]] = {}
     for name in sorted({str(target).partition(".")[0] for target in targets(list(configs))}):
         files: dict[str, Path] = {}
@@ -251,12 +251,12 @@ def _own_files(configs: Sequence[Any]) -> dict[str, dict[str, Path]]:
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
+    """Return the versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -266,7 +266,7 @@ def processor() -> str:
 
 
 def most_memory() -> float | None:
-    """Peak memory of this process, in 10⁹ bytes; None where the system doesn't report it."""
+    """Return the peak memory of this process, in 10⁹ bytes; None where the system doesn't report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -276,5 +276,5 @@ def most_memory() -> float | None:
 
 
 def cores() -> int:
-    """Number of processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,7 +20,7 @@ from mnist_lab.trust import check_origin
 
 
 def checkpoint_of(run_dir: Path, name: str) -> Path:
-    """The file of a run's checkpoint.
+    """Return the file of a run's checkpoint.
 
     Raises:
         UserError: there is none of that name.
@@ -34,7 +34,7 @@ def checkpoint_of(run_dir: Path, name: str) -> Path:
 
 
 def asked_of(run_dir: Path) -> dict[str, Any]:
-    """A run's `command`, `overrides`, `report`, and the `seal` of its config. Empty where that is lost."""
+    """Return a run's `command`, `overrides`, `report`, and the `seal` of its config. Empty where that is lost."""
     try:
         asked = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -43,7 +43,7 @@ def asked_of(run_dir: Path) -> dict[str, Any]:
 
 
 def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:
-    """Reads a run's config, replaces values in it, and checks it.
+    """Read a run's config, replace values in it, and check it.
 
     Raises:
         UserError: there is no such run, or no such key, or a value is not allowed; or it comes from somebody else and

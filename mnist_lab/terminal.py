@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """Shows messages and writes them to a run's log file, as Hydra's logging does for a command.
+    """Show messages and write them to a run's log file, as Hydra's logging does for a command.
 
     Args:
         path: the log file.
@@ -48,7 +48,7 @@ def logged(path: Path) -> Iterator[None]:
 
 
 def show(renderable: RenderableType) -> None:
-    """Shows a table or a frame on the terminal, and writes it as text to the run's log file."""
+    """Show a table or a frame on the terminal, and write it as text to the run's log file."""
     console = get_console()
     console.print(renderable)
     text = StringIO()
@@ -57,7 +57,7 @@ def show(renderable: RenderableType) -> None:
 
 
 def to_log_file(text: str) -> None:
-    """Writes text to the run's log file only, not to the terminal."""
+    """Write text to the run's log file only, not to the terminal."""
     record = logging.LogRecord(log.name, logging.INFO, __file__, 0, "\n" + text, None, None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
@@ -65,7 +65,7 @@ def to_log_file(text: str) -> None:
 
 
 def warn(messages: list[str]) -> None:
-    """Shows messages in a frame, so that nobody misses them."""
+    """Show messages in a frame, so that nobody misses them."""
     if messages:
         show(
             Panel(
@@ -135,7 +135,7 @@ def _ended_by(result: Result) -> str:
 
 
 def show_where(result: Result, run_dir: Path, report: Path | None) -> None:
-    """Shows how long a run took, and where to look next.
+    """Show how long a run took, and where to look next.
 
     Args:
         result: the run's.
@@ -155,7 +155,7 @@ def show_where(result: Result, run_dir: Path, report: Path | None) -> None:
 
 
 def to_go_on(run_dir: Path) -> str:
-    """The command that goes on with a run, or with the sweep whose trial it is, as a shell takes it."""
+    """Return the command that goes on with a run, or with the sweep whose trial it is, as a shell takes it."""
     folder = run_dir.parent if is_sweep(run_dir.parent) else run_dir
     return f"python -m mnist_lab resume {quote(str(relative(folder)))}"
 

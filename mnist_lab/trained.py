@@ -65,7 +65,7 @@ class TrainedRun:
 
     @property
     def result(self) -> Result:
-        """What the run recorded.
+        """Return what the run recorded.
 
         Raises:
             UserError: it was never finished.
@@ -73,7 +73,7 @@ class TrainedRun:
         return Result.load(self.run_dir)
 
     def scale(self, images: Tensor) -> Tensor:
-        """Pixels as the network takes them.
+        """Return pixel values as the network takes them.
 
         Args:
             images: uint8 (N, C, H, W); float32 where `finished`.
@@ -89,7 +89,7 @@ class TrainedRun:
 
     @torch.inference_mode()
     def predict(self, images: Tensor | np.ndarray[Any, Any], batch_size: int = 250) -> Tensor:
-        """Probabilities of the classes.
+        """Return the probabilities of the classes.
 
         Args:
             images: uint8 (N, C, H, W), or (N, H, W) where C is 1, as a tensor or an array: light on dark, as the
@@ -136,7 +136,7 @@ def _is_class(target: str, kind: type) -> bool:
 def load_run(
     run_dir: str | Path, checkpoint: str | None = None, overrides: Sequence[str] = (), device: str | None = None
 ) -> TrainedRun:
-    """Loads the network of a run from its folder. Never executes code that a checkpoint holds.
+    """Load the network of a run from its folder. Never executes code that a checkpoint holds.
 
     Args:
         run_dir: the run's folder.

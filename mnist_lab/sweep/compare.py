@@ -107,12 +107,12 @@ def _mode(results: Sequence[Result], metric: str, asked: str) -> Mode:
 
 
 def _below(folders: Sequence[Path], name: str) -> list[Path]:
-    """All files of this name, each once even if one folder is below another."""
+    """Return all files of this name, each once even if one folder is below another."""
     return list(dict.fromkeys(path.resolve() for folder in folders for path in sorted(folder.rglob(name))))
 
 
 def peers_below(folders: Sequence[Path]) -> list[Peer]:
-    """The peers whose measurements by the verb `bench` are in these folders or below them.
+    """Return the peers whose measurements by the verb `bench` are in these folders or below them.
 
     Raises:
         UserError: a file of measurements is damaged.

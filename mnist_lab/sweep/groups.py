@@ -46,27 +46,27 @@ class Group:
 
     @property
     def mean(self) -> float:
-        """Mean of the metric; NaN without values."""
+        """Return the mean of the metric; NaN without values."""
         return fmean(self.values) if self.values else math.nan
 
     @property
     def spread(self) -> float | None:
-        """Sample standard deviation; None with fewer than two values."""
+        """Return the sample standard deviation; None with fewer than two values."""
         return stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def interval(self) -> float | None:
-        """Half of the mean's 95 % confidence interval, from Student's t; None with fewer than two values."""
+        """Return half of the mean's 95 % confidence interval, from Student's t; None with fewer than two values."""
         return t_interval(self.values)
 
     @property
     def seconds(self) -> float:
-        """Mean seconds of training."""
+        """Return the mean seconds of training."""
         return fmean(result.train_seconds for result in self.results)
 
     @property
     def name(self) -> str:
-        """What distinguishes the group from the others, as `key=value`."""
+        """Return what distinguishes the group from the others, as `key=value`."""
         own = {key: value for key, value in self.differs.items() if key not in self.usual}
         words = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in own.items())
         return " ".join(words) or self.results[0].name
@@ -90,7 +90,7 @@ class Peer:
 
 
 def t_interval(values: Sequence[float]) -> float | None:
-    """Half of the mean's 95 % confidence interval, from Student's t; None with fewer than two values."""
+    """Return half of the mean's 95 % confidence interval, from Student's t; None with fewer than two values."""
     if len(values) < 2:
         return None
     from scipy.stats import t
@@ -99,12 +99,12 @@ def t_interval(values: Sequence[float]) -> float | None:
 
 
 def matters(key: str) -> bool:
-    """Whether a key of the config makes runs differ in more than their names and seeds."""
+    """Return whether a key of the config makes runs differ in more than their names and seeds."""
     return not is_seed(key) and key not in WITHOUT and key.partition(".")[0] not in WITHOUT
 
 
 def is_seed(key: str) -> bool:
-    """Whether a key of the config is a seed."""
+    """Return whether a key of the config is a seed."""
     return key in SEEDS or key.partition(".")[0] in SEEDS
 
 
@@ -176,7 +176,7 @@ def _usual(groups: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def is_amount(key: str) -> bool:
-    """Whether a whole number of this option is a number of images or batches, and any other a fraction."""
+    """Return whether a whole number of this option is a number of images or batches, and any other a fraction."""
     return key.startswith("trainer.") or key.endswith("_size")
 
 

@@ -22,7 +22,7 @@ class WholeLines(JournalFileOpenLock):
         self._path = path
 
     def acquire(self) -> bool:
-        """Waits for the lock, and repairs the file. Returns True.
+        """Wait for the lock, and repair the file. Returns True.
 
         Raises:
             OSError: the file can't be read or written; the lock is released.

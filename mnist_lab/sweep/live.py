@@ -65,7 +65,7 @@ class Live:
         self._tell_news()
 
     def end(self) -> None:
-        """Prints how many trials ended in each state."""
+        """Print how many trials ended in each state."""
         self._tell(f"{self.folder}: {self._count()}")
 
     def _count(self) -> str:
@@ -103,13 +103,13 @@ class Live:
 
     @staticmethod
     def differs(trial: FrozenTrial) -> str:
-        """What distinguishes a trial from the others: `optimizer.lr=0.01 seed=3`."""
+        """Return what distinguishes a trial from the others: `optimizer.lr=0.01 seed=3`."""
         return " ".join(
             f"{name}={f'{value:.4g}' if isinstance(value, float) else value}" for name, value in trial.params.items()
         )
 
     def best(self) -> FrozenTrial | None:
-        """The complete trial with the best first objective; None if no trial is complete."""
+        """Return the complete trial with the best first objective; None if no trial is complete."""
         done = [trial for trial in trials_of(self.study) if trial.state.name == "COMPLETE"]
         return (max if self.maximize else min)(done, key=lambda trial: trial.values[0], default=None)
 

@@ -120,7 +120,7 @@ def _numeric(values: Sequence[Any]) -> bool:
 
 
 def _positions(values: Sequence[Any]) -> tuple[list[float], list[str] | None, bool]:
-    """The values' positions on an axis; its tick names, if they aren't numbers; and whether it is logarithmic."""
+    """Return positions on an axis; the names of its ticks, unless they are numbers; whether it is logarithmic."""
     if _numeric(values):
         spread = min(values) > 0 and max(values) / min(values) >= 30
         return [float(value) for value in values], None, spread
@@ -252,7 +252,7 @@ def _curves(groups: Sequence[Group], stage: str) -> Figure:
 
 
 def _cost(groups: Sequence[Group], metric: str, peers: Sequence[Peer]) -> Figure:
-    """Each group's metric against its cost; for accuracies the error rate, on a logarithmic axis if it varies much."""
+    """Draw each group's metric against its cost; for accuracies the error rate. Logarithmic if it varies much."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     measured = [group for group in groups if group.values]
@@ -309,7 +309,7 @@ def _cost(groups: Sequence[Group], metric: str, peers: Sequence[Peer]) -> Figure
 
 
 def _name_points(ax: Axes, named: Sequence[Named]) -> None:
-    """Writes names beside their points, each in the place with the least overlap, and of equal ones in the nearest.
+    """Write names beside their points, each in the place with the least overlap, and of equal ones in the nearest.
 
     Args:
         ax: the axes, with their points and with final scales and limits.
@@ -357,6 +357,6 @@ def _name_points(ax: Axes, named: Sequence[Named]) -> None:
 
 
 def _shared(first: Bbox, second: Bbox) -> float:
-    """The area that two boxes share."""
+    """Return the area that two boxes share."""
     width = float(min(first.x1, second.x1) - max(first.x0, second.x0))
     return max(0.0, width) * max(0.0, float(min(first.y1, second.y1) - max(first.y0, second.y0)))

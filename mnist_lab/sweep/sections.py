@@ -41,7 +41,7 @@ class Section:
 
     @property
     def baseline(self) -> str:
-        """The sentence about always answering the most frequent class; empty for runs that have no accuracy."""
+        """Return the sentence about always answering the most frequent class; empty for runs that have no accuracy."""
         if all(result.test["acc"] is None for result in self.results):
             return ""
         if self.frequent_acc is None:
@@ -55,7 +55,7 @@ class Section:
 
     @property
     def is_mnist(self) -> bool:
-        """Whether these runs tell the ten digits apart, tested on all of MNIST's test images."""
+        """Return whether these runs tell the ten digits apart, tested on all of MNIST's test images."""
         first = self.results[0]
         alone = first.data["name"] == "mnist" and not limits_of(first)
         return alone and first.test["n"] == 10_000 and len(first.data.get("classes", ())) == 10

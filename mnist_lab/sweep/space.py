@@ -41,12 +41,12 @@ class Axis:
 
     @property
     def name(self) -> str:
-        """The key as dashboards and tables show it."""
+        """Return the key as dashboards and tables show it."""
         return self.key.lstrip("+")
 
     @property
     def values(self) -> tuple[Value, ...]:
-        """The words as numbers, booleans or None where they stand for one, else as strings.
+        """Return the words as numbers, booleans or None where they stand for one, else as strings.
 
         If two of them would be equal, such as 1 (one batch) and 1.0 (all batches), all stay strings.
         """
@@ -54,7 +54,7 @@ class Axis:
         return found if len(set(found)) == len(found) else self.words
 
     def override(self, value: Value) -> str:
-        """The override that gives the key this value.
+        """Return the override that gives the key this value.
 
         Raises:
             UserError: it is no value of this axis, so somebody has changed the study.
@@ -66,7 +66,7 @@ class Axis:
         raise UserError(f"{self.key}={value} is in the study of this sweep, which can't have given it that value")
 
     def distribution(self) -> BaseDistribution:
-        """The axis as a distribution of Optuna's."""
+        """Return the axis as a distribution of Optuna's."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.words:
@@ -76,13 +76,13 @@ class Axis:
         return FloatDistribution(self.low, self.high, log=self.log)
 
     def extremes(self) -> list[str]:
-        """Overrides that suffice to check whether all values are allowed: each word, or both ends of an interval."""
+        """Return overrides that suffice to check all values: each word, or both ends of an interval."""
         ends: list[Value] = [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
         return [self.override(value) for value in (self.values or ends)]
 
 
 def axis(override: Override) -> Axis:
-    """The axis that an override with several values stands for.
+    """Return the axis that an override with several values stands for.
 
     Args:
         override: as Hydra parses `key=a,b`, `key=choice(a,b)`, `key=range(1,5)`, `key=interval(0,1)`, `key=glob(*)`, or
@@ -113,7 +113,7 @@ def axis(override: Override) -> Axis:
 
 
 def grid(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
-    """Every combination, as values by the axes' names; the last axis changes fastest.
+    """Yield every combination, as values by the axes' names; the last axis changes fastest.
 
     Raises:
         UserError: an axis is an interval, whose values can't be counted.

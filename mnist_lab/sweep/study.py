@@ -66,7 +66,7 @@ def save_asked(folder: Path, asked: dict[str, Any], own: bool) -> None:
 
 @cache
 def open_study(folder: Path) -> optuna.Study:
-    """The study of a sweep's folder, created if it isn't there yet; one object per process, which reads new trials.
+    """Return the study of a sweep's folder, one object a process, created if it isn't there yet.
 
     Raises:
         UserError: the folder is no sweep's, or its storage can't be used.
@@ -150,12 +150,12 @@ def pruner_of(name: str, patience: int) -> optuna.pruners.BasePruner:
 
 
 def trials_of(study: optuna.Study) -> list[FrozenTrial]:
-    """All trials, by number."""
+    """Return all trials, by number."""
     return study.get_trials(deepcopy=False)
 
 
 def code_digests(configs: Sequence[Any] = ()) -> dict[str, str]:
-    """SHA-256 of each file that can change a trial's result: this package's, and the user's own modules.
+    """Return the SHA-256 of each file that can change a trial's result: this package's, and the user's own modules.
 
     Args:
         configs: whose `_target_`s name those modules; what is installed with Python is not looked at.
@@ -170,7 +170,7 @@ def code_digests(configs: Sequence[Any] = ()) -> dict[str, str]:
 
 
 def differences(before: Any, now: Any, key: str = "") -> list[str]:
-    """The differences between two nested dictionaries, one line per key."""
+    """Return the differences between two nested dictionaries, one line per key."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(name for name in now if name not in before)]
         return [

@@ -23,7 +23,7 @@ HEADER = ("runs", "mean", "± 95 %", "std", "n", "difference to the best", "para
 
 
 def rows(groups: Sequence[Group], metric: str) -> list[list[str]]:
-    """The table's cells, one row per group, with HEADER's columns."""
+    """Return the table's cells, one row per group, with HEADER's columns."""
 
     def number(value: float | None) -> str:
         if value is None or math.isnan(value):
@@ -60,7 +60,7 @@ FOOT = (
 
 
 def markdown(ranked: Ranked, metric: str) -> str:
-    """The comparison as a Markdown table, one for each section."""
+    """Return the comparison as a Markdown table, one for each section."""
     lines = [APART, ""] if len(ranked) > 1 else []
     for section, groups in ranked:
         lines += [f"## {section.headline}", ""] if len(ranked) > 1 else []
@@ -71,7 +71,7 @@ def markdown(ranked: Ranked, metric: str) -> str:
 
 
 def table(ranked: Ranked, metric: str) -> str:
-    """The comparison as CSV: one row per group, with unrounded numbers; p is of a test within the row's section."""
+    """Return the comparison as CSV: a row a group, with unrounded numbers; p is of a test within its section."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     apart = ["data.name"] if len({section.data for section, _ in ranked}) > 1 else []
@@ -88,7 +88,7 @@ def table(ranked: Ranked, metric: str) -> str:
 
 
 def notes_of(ranked: Ranked) -> list[str]:
-    """The notes that readers of the comparison must see, each once."""
+    """Return the notes that readers of the comparison must see, each once."""
     groups = [group for _, found in ranked for group in found]
     notes = sorted({note for group in groups for result in group.results for note in result.notes})
     if repeated := sum(group.repeated for group in groups):
@@ -106,7 +106,7 @@ def notes_of(ranked: Ranked) -> list[str]:
 
 
 def show(ranked: Ranked, metric: str) -> None:
-    """Prints the comparison."""
+    """Print the comparison."""
     from rich import get_console
     from rich.box import SIMPLE_HEAD
     from rich.console import Console

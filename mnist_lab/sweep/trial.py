@@ -60,7 +60,7 @@ class TrialReporter(Checkpoint):
         self.pruner = pruner_of(pruner, patience)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Reports the epoch.
+        """Report the epoch.
 
         Raises:
             TrialPruned: the pruner ends the trial.
@@ -83,7 +83,7 @@ Run = Callable[[list[L.Callback], list[str]], Result | None]
 
 
 def run_trial(run_dir: Path, run: Run) -> None:
-    """Runs the trial of this folder and records how it ended, unless it is finished or another process is running it.
+    """Run the trial of this folder and record how it ended, unless it is finished or another process runs it.
 
     Args:
         run_dir: the trial's folder, named after its number, in the sweep's folder.
@@ -135,7 +135,7 @@ def discard_stale_trial(run_dir: Path, cfg: DictConfig) -> None:
 
 @cache
 def take_gpu(folder: Path) -> FileLock | None:
-    """Reserves one GPU for this process and hides the others from it, as long as there are enough.
+    """Reserve one GPU for this process and hide the others from it, as long as there are enough.
 
     Args:
         folder: the sweep's folder.
@@ -205,7 +205,7 @@ def _attempts(
 
 
 def objective_of(result: Result, name: str) -> float:
-    """A result's value of an objective: a metric of the last epoch or of the test, `parameters` or `seconds`.
+    """Return a result's value of an objective: a metric of the last epoch or of the test, `parameters` or `seconds`.
 
     Raises:
         ValueError: it was not measured, or is not a finite number.
