@@ -3,20 +3,22 @@
 import http.client
 import io
 import json
+import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import warm
 from conftest import Command
 from PIL import Image
 
@@ -29,19 +31,24 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 @contextmanager
 def drawing(cnn_run: Path, *more: str) -> Iterator[tuple[str, int]]:
     """Host and port of a running `draw`, which Ctrl-C ends quietly."""
-    words = [sys.executable, "-m", "mnist_lab", "draw", f"run={cnn_run}", "port=0", *more]
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        found = re.search(r"http://([\d.]+|\[[\d:]+\]):(\d+)/", server.stdout.readline())
-        assert found is not None
-        yield found[1], int(found[2])
-        server.send_signal(signal.SIGINT)
-        _, errors = server.communicate(timeout=30)
-        assert server.returncode == 0 and errors.strip() == ""
-    finally:
-        server.kill()
-        server.wait(10)
+    with TemporaryDirectory() as folder:
+        shown = Path(folder) / "shown"
+        server = warm.start(["draw", f"run={cnn_run}", "port=0", *more], Path(folder), shown)
+        try:
+            found, out = None, Path(folder) / "shown.out"
+            for _ in range(1200):
+                if found is not None or not server.is_alive():
+                    break
+                time.sleep(0.05)
+                found = re.match(r".*http://([\d.]+|\[[\d:]+\]):(\d+)/.*\n", out.read_text() if out.exists() else "")
+            assert found is not None and server.pid is not None
+            yield found[1], int(found[2])
+            os.kill(server.pid, signal.SIGINT)
+            server.join(30)
+            assert server.exitcode == 0 and Path(f"{shown}.err").read_text().strip() == ""
+        finally:
+            server.kill()
+            server.join(10)
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ def run(line: str, folder: Path, more: list[str], data: str | None = None) -> Do
         environment["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
         words.pop(0)
     assert words[:3] == ["python", "-m", "mnist_lab"]
-    if "PYTHONPATH" in environment or "launcher" in line or "ddp" in line:  # which a forked Python does otherwise
+    if "launcher" in line or "ddp" in line:  # processes that are started as they are for a user
         return subprocess.run(
             [sys.executable, *words[1:], *more], cwd=folder, env={**os.environ, **environment}, capture_output=True,
             text=True, timeout=900,

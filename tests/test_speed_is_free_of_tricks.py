@@ -27,7 +27,7 @@ from mnist_lab.fast import steps
 from mnist_lab.fast.process import BFLOAT16
 from mnist_lab.training import Classifier
 
-SHORT = ["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.max_epochs=2"]
+SHORT = ["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.max_epochs=2", "report=false"]
 
 
 def numbers(folder: Path) -> list[tuple[float, float]]:
@@ -69,7 +69,7 @@ def test_gradients_that_have_ended_leave_no_numbers_that_processors_are_slow_wit
 def test_a_program_that_trains_keeps_its_small_numbers(tmp_path: Path) -> None:
     program = (
         "import mnist_lab, torch\n"
-        f"mnist_lab.train('model=mlp_784_32', *{SHORT}, 'trainer.max_epochs=1', 'report=false', run_dir='run')\n"
+        f"mnist_lab.train('model=mlp_784_32', *{SHORT}, 'trainer.max_epochs=1', run_dir='run')\n"
         "print(int((torch.full((2**20,), 1e-30) * 1e-10 > 0).sum()))\n"
     )
     words = [sys.executable, "-c", program]

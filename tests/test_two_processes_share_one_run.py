@@ -50,7 +50,7 @@ def test_three_processes_leave_one_result_and_learn_what_one_learns(loss: str, l
     assert again["test/loss"] == pytest.approx(shared.test["loss"], rel=1e-6)
 
 
-DDP = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer=ddp", "trainer.accelerator=cpu"]
+DDP = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer=ddp", "trainer.accelerator=cpu", "report=false"]
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_each_trial_of_a_sweep_may_have_two_processes(lab: Command, tmp_path: Pa
 
 @pytest.mark.slow
 def test_their_folder_may_be_named_like_an_option(lab: Command, tmp_path: Path) -> None:
-    done = lab(*DDP, "trainer.max_epochs=1", "report=false", "hydra.run.dir='seed=0'")
+    done = lab(*DDP, "trainer.max_epochs=1", "hydra.run.dir='seed=0'")
     assert done.returncode == 0, done.stderr
     assert result_in(tmp_path / "seed=0").machine["processes"] == 2
 
