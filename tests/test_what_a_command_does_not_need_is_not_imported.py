@@ -45,3 +45,17 @@ def test_where_torchmetrics_does_not_do_without_it_the_import_is_the_usual_one(t
 def test_scipy_that_is_there_already_stays(tmp_path: Path) -> None:
     found = python("import scipy\nimport torchmetrics\nprint(sys.modules['scipy'] is scipy)", tmp_path)
     assert found == "True"
+
+
+def test_garbage_is_not_collected_until_everything_is_imported(tmp_path: Path) -> None:
+    code = """
+import gc, sys
+from mnist_lab.__main__ import main
+def enable():
+    print("mnist_lab.run" in sys.modules and "lightning.pytorch" in sys.modules)
+    raise SystemExit
+gc.enable = enable
+sys.argv = ["mnist_lab", "data=mnist_5k", "hydra.run.dir=run"]
+main()
+"""
+    assert python(code, tmp_path) == "True"
