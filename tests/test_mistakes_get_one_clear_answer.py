@@ -1,13 +1,17 @@
 """A user's mistake: one or two lines, exit status 2, no traceback, nothing left behind, torch not even imported."""
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from conftest import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from warm import Done
 
 from mnist_lab.composing import compose_config
 from mnist_lab.errors import UserError
@@ -118,19 +122,51 @@ MISTAKES = {
     "resume a=" + 300 * "x": "use: python -m mnist_lab resume",
 }
 
-# As `python -m mnist_lab` does it, and then says on stdout whether torch was imported on the way.
+# What every command imports is here when the process is forked that does as `python -m mnist_lab` does, and then says
+# on stdout whether torch was imported on the way.
 PROBE = """
-import atexit, runpy, sys
-atexit.register(lambda: print("torch" if "torch" in sys.modules else "light"))
-runpy.run_module("mnist_lab", run_name="__main__", alter_sys=True)
+import atexit, json, os, runpy, sys
+import mnist_lab.cli, mnist_lab.command
+
+mnist_lab.compose("model=mlp")
+assert "torch" not in sys.modules
+for line in sys.stdin:
+    words, folder, shown = json.loads(line)
+    if (process := os.fork()) == 0:
+        os.chdir(folder)
+        for number, kind in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{shown}.{kind}", os.O_WRONLY), number)
+        sys.argv[1:] = words
+        atexit.register(lambda: print("torch" if "torch" in sys.modules else "light"))
+        runpy.run_module("mnist_lab", run_name="__main__", alter_sys=True)
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 """
 
 
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, Path], Done]]:
+    """Types words in a folder."""
+    shown = tmp_path_factory.mktemp("shown") / "shown"
+    texts = [Path(f"{shown}.{kind}") for kind in ("out", "err")]
+    with subprocess.Popen([sys.executable, "-c", PROBE], stdin=PIPE, stdout=PIPE, text=True) as server:
+        assert server.stdin is not None and server.stdout is not None
+
+        def answer(words: str, folder: Path) -> Done:
+            for text in texts:
+                text.write_text("")
+            print(json.dumps([words.split(), str(folder), str(shown)]), file=server.stdin, flush=True)
+            status = int(server.stdout.readline())  # type: ignore[union-attr]
+            return Done(status, *(text.read_text() for text in texts))
+
+        yield answer
+
+
 @pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistake_in_the_words_is_told_before_torch_is_imported(words: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+def test_a_mistake_in_the_words_is_told_before_torch_is_imported(
+    words: str, probe: Callable[[str, Path], Done], tmp_path: Path
+) -> None:
+    done = probe(words, tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stdout.strip() == "light"
     assert MISTAKES[words] in done.stderr
@@ -140,10 +176,8 @@ def test_a_mistake_in_the_words_is_told_before_torch_is_imported(words: str, tmp
 
 
 @pytest.mark.parametrize("words", ["--help", "test --help", "--cfg job", "--info defaults", "--cfg job --resolve"])
-def test_questions_are_answered_without_torch(words: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+def test_questions_are_answered_without_torch(words: str, probe: Callable[[str, Path], Done], tmp_path: Path) -> None:
+    done = probe(words, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "light"
     assert list(tmp_path.iterdir()) == []
