@@ -28,10 +28,11 @@ def no_such(key: str, word: str, what: str, known: Sequence[str]) -> UserError:
 def closest(word: str, candidates: Iterable[str]) -> str:
     """The candidate most like `word` as ` Did you mean ...?`, or an empty string where none is like it.
 
-    The first that begins with it is most like it.
+    The first that begins with it is most like it, then one of the same letters.
     """
     candidates = list(candidates)
     matches = [name for name in candidates if word and name.startswith(word)]
+    matches += [name for name in candidates if sorted(name) == sorted(word)]
     matches += difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     return f" Did you mean {matches[0]}?" if matches else ""
 
