@@ -168,11 +168,17 @@ def test_data_without_a_digest_is_told_by_its_name() -> None:
 
 
 def test_runs_of_earlier_versions_are_like_those_of_today() -> None:
-    """Their configs have no monitor, and names of classes that have moved since."""
+    """Their configs have no module and no monitor, and names of classes that have moved since."""
     adam = {"_target_": "mnist_lab.training.Adam", "lr": 0.1}
     plateau = {"_target_": "mnist_lab.training.schedules.Plateau", "monitor": "val/loss"}
     before = replace(result(0, 0.1, 0.9), config={"optimizer": adam, "schedule": plateau})
-    today: dict[str, Any] = {"monitor": "val/acc", "mode": None, "schedule": {**plateau, "mode": "min"}}
+    module = {"_target_": "mnist_lab.fast.FastClassifier"}
+    today: dict[str, Any] = {
+        "module": module,
+        "monitor": "val/acc",
+        "mode": None,
+        "schedule": {**plateau, "mode": "min"},
+    }
     now = replace(before, config={**today, "optimizer": {**adam, "_target_": "mnist_lab.fast.Adam"}}, seed=1)
     (group,) = grouped([before, now], "test/acc")
     assert len(group.results) == 2

@@ -17,6 +17,8 @@ from mnist_lab.targets import with_current_names
 
 SEEDS = ("seed", "seeds", "data.split_seed", "data.order_seed", "data.augment_seed")
 WITHOUT = ("name", "data.root", "reported", "report", "sweep", "space", "hydra")
+EARLIER: dict[str, Any] = {"monitor": MONITOR, "module._target_": "mnist_lab.fast.FastClassifier"}
+"""What configs of earlier versions don't say."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def grouped(results: Sequence[Result], metric: str, mode: Mode | None = None) ->
 
 def _settings(result: Result, data_name: str) -> dict[str, Any]:
     """Return a run's config, flat, with today's names; options that earlier versions lack have today's defaults."""
-    found = {"monitor": MONITOR} | _flat(with_current_names(result.config)) | {"data.name": data_name}
+    found = EARLIER | _flat(with_current_names(result.config)) | {"data.name": data_name}
     if "schedule.monitor" in found:
         found.setdefault("schedule.mode", known_mode(str(found["schedule.monitor"])))
     return found
