@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 
-from mnist_lab.imports import TorchmetricsWithoutSciPy
+from mnist_lab.torchmetrics_adapter import TorchmetricsWithoutSciPy
 
 STARTED = time.perf_counter()
 """When the program started."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 BEGIN = """
 import sys
-from mnist_lab.imports import TorchmetricsWithoutSciPy
+from mnist_lab.torchmetrics_adapter import TorchmetricsWithoutSciPy
 sys.meta_path.insert(0, TorchmetricsWithoutSciPy())
 """
 

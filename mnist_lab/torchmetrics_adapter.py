@@ -1,4 +1,4 @@
-"""Avoids imports that every command would make and none needs."""
+"""A private part of lightning-utilities: where torchmetrics looks for the packages that it imports with it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ class TorchmetricsWithoutSciPy(MetaPathFinder, Loader):
 
     Only its audio and contour metrics need SciPy, whose import takes half a second and 60 MB. Put into
     `sys.meta_path`, this finder handles the first import of torchmetrics and then removes itself.
+
+    Missing in public: torchmetrics has no setting that leaves SciPy out.
     """
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Python calls this for each module that is not imported yet."""
+        """Return the spec of torchmetrics, with this loader, when Python first asks for it."""
         if fullname != "torchmetrics":
             return None
         sys.meta_path.remove(self)
