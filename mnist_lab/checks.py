@@ -18,14 +18,14 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mnist_lab.build import brief, limits_of, precision_of
 from mnist_lab.data import ImageDataModule
-from mnist_lab.errors import UserError
+from mnist_lab.errors import UserError, brief
 from mnist_lab.fast.process import BFLOAT16, X86
 from mnist_lab.fast.steps import is_whole
 from mnist_lab.network import fault_of_one_image, give_logits
 from mnist_lab.processes import started_together
 from mnist_lab.terminal import relative
+from mnist_lab.trainer import limits_of, precision_of
 from mnist_lab.training.schedules import Plateau, make_schedule
 
 
@@ -207,12 +207,17 @@ def check_resumed(cfg: DictConfig, saved: dict[str, Any], trainer: L.Trainer, ru
     Raises:
         UserError: it can't.
     """
+    if "within_epoch" not in saved and saved.get("counted", {}).get("sums"):
+        raise UserError(
+            f"{relative(run_dir)} was stopped in the middle of epoch {saved['epoch'] + 1} by an earlier version, whose "
+            "checkpoint this one can't go on from. Commit f9043fd can, and this one from an epoch's end"
+        )
     check_regrouped(saved, trainer.world_size, run_dir)
     states = saved.get("callbacks", {})
     if states.get("Checkpoints", {}).get("over") != limits_of(cfg):
         check_time_left(trainer, states)
     done = len(states["History"]["rows"]) if "History" in states else 0
-    epochs = done + bool(saved.get("counted", {}).get("sums"))
+    epochs = done + saved.get("within_epoch", False)
     if -1 != cfg.trainer.max_epochs < epochs:
         raise UserError(
             f"trainer.max_epochs={cfg.trainer.max_epochs} is not allowed: {relative(run_dir)} has had more already, "
@@ -234,7 +239,7 @@ def check_regrouped(saved: dict[str, Any], processes: int, run_dir: Path) -> Non
         UserError: the checkpoint is in the middle of an epoch, of another number of processes.
     """
     *_, before = saved.get("processes", [processes])
-    if before != processes and saved["counted"]["sums"]:
+    if before != processes and saved.get("within_epoch"):
         raise UserError(
             f"{relative(run_dir)} was stopped in the middle of epoch {saved['epoch'] + 1} with {before} process(es), "
             f"and {processes} can't go on from there, only from an epoch's end. To go on with as many as before: "

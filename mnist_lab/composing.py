@@ -72,7 +72,7 @@ def compose_with(hydra: Hydra, overrides: list[str], config_name: str = "config"
     _check_hydra(cfg)
     check(cfg)
     known = (*RULES, *NEEDED, *PACKAGES, "experiment", "reported")
-    check_read(cfg, overrides, known, free=(*SECTIONS, *MAY_BE_EMPTY))
+    check_read(cfg, overrides, known, free=(*SECTIONS, "module", *MAY_BE_EMPTY))
     return cfg
 
 

@@ -42,3 +42,8 @@ def one_line(error: Exception) -> str:
     words = re.sub(r"^Error parsing override '.*'", "", str(error)) or str(error.__cause__ or "")
     words = words or f"{type(error).__name__}: {extract_tb(error.__traceback__)[-1].line}"  # an assertion without text
     return " ".join(re.sub(r"See https?://\S+.*", "", words).split())[:1000]
+
+
+def brief(error: BaseException) -> str:
+    """Return an error's message in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

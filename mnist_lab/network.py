@@ -7,32 +7,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from mnist_lab.errors import UserError
-
-
-def check_module(net: Any, target: str) -> None:
-    """Check that what `model` names is a network that this program can train.
-
-    Args:
-        net: the object.
-        target: its `_target_`.
-
-    Raises:
-        UserError: it is no `torch.nn.Module`, or a `LightningModule`, whose own steps and optimisers would be ignored.
-    """
-    needed = "model must be a torch.nn.Module that maps images, float32 (B, C, H, W), to logits (B, classes)"
-    if isinstance(net, L.LightningModule):
-        raise UserError(
-            f"model: {target} is a LightningModule, whose training_step and configure_optimizers would not be used. "
-            f"{needed}: name the network inside it"
-        )
-    if not isinstance(net, nn.Module):
-        raise UserError(f"model: {target} gives {type(net).__name__}, and {needed}")
 
 
 def logits_of(output: Any) -> Tensor:

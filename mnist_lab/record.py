@@ -7,7 +7,6 @@ import math
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +15,19 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_lab.data import ImageDataModule
+from mnist_lab.data import Batches, ImageDataModule
 from mnist_lab.data.facts import test_facts
+from mnist_lab.experiment import Experiment
 from mnist_lab.files import marked, write_whole
 from mnist_lab.models import NeuronForwardPass
 from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, most_memory, package_versions, processor
 from mnist_lab.show.tensorboard import CHARTS
-from mnist_lab.training import Classifier, History, ending
+from mnist_lab.training import Classifier, ending
 from mnist_lab.training.loggers import log_config
 from mnist_lab.trust import seal
 
 HPARAMS = ".hparams"
 """The end of the name of TensorBoard's file with the run's row in the HParams tab."""
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """The objects that a config describes, ready to train.
-
-    Attributes:
-        data: read and divided.
-        module: the network with its loss and optimiser.
-        trainer: with all callbacks and loggers.
-        history: one row an epoch.
-        last: the checkpoint to go on from; None: the training begins.
-        step: of the optimiser, from which on it trains.
-        doubts: what works, but is hardly meant.
-        own: the user's own code, as it is now: files may be edited while it trains.
-    """
-
-    data: ImageDataModule
-    module: Classifier
-    trainer: L.Trainer
-    history: History
-    last: Path | None
-    step: int
-    doubts: list[str]
-    own: dict[str, Any]
 
 
 def begin(cfg: DictConfig, run_dir: Path, asked: dict[str, Any], trainer: L.Trainer) -> None:
@@ -68,7 +43,13 @@ def begin(cfg: DictConfig, run_dir: Path, asked: dict[str, Any], trainer: L.Trai
 
 
 def result_of(
-    cfg: DictConfig, asked: Mapping[str, Any], made: Experiment, tested: int, started_at: str, seconds: dict[str, float]
+    cfg: DictConfig,
+    asked: Mapping[str, Any],
+    made: Experiment,
+    measured: dict[str, float],
+    tested: int,
+    started_at: str,
+    seconds: dict[str, float],
 ) -> Result:
     """Return what a run has found, after its test.
 
@@ -76,12 +57,14 @@ def result_of(
         cfg: the run's config.
         asked: `command`, `overrides`, and `remarks` that readers must know.
         made: what was trained and tested.
+        measured: what the test has logged, by name.
         tested: the epoch whose weights were tested, from 1.
         started_at: ISO 8601 with time zone.
         seconds: start, train, test.
     """
     data, module, trainer, history = made.data, made.module, made.trainer, made.history.rows
-    measured = module.metrics
+    net = module.net if isinstance(module, Classifier) else module
+    seen = _images_tested(trainer, data)
     return Result(
         schema_version=SCHEMA_VERSION,
         name=cfg.name,
@@ -93,26 +76,21 @@ def result_of(
         code=code_state() | made.own,
         packages=package_versions(),
         machine=machine(trainer),
-        data=data_facts(cfg, data) | test_facts(data, int(measured["test/n"]), trainer.world_size),
+        data=data_facts(cfg, data)
+        | (test_facts(data, seen, trainer.world_size) if isinstance(data, ImageDataModule) and seen else {}),
         model={
-            "target": cfg.model._target_,
-            "parameters": sum(p.numel() for p in module.net.parameters()),
-            "trainable_parameters": sum(p.numel() for p in module.net.parameters() if p.requires_grad),
+            "target": cfg.model._target_ if isinstance(module, Classifier) else _name_of(module),
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "trainable_parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
         },
+        module={"target": _name_of(module), "steps": made.path.steps, "why": made.path.why},
         history=history,
-        test={
-            "loss": measured["test/loss"],
-            "acc": measured["test/acc"],
-            "correct": round(measured["test/acc"] * measured["test/n"]),
-            "n": int(measured["test/n"]),
-            "checkpoint": cfg.test_checkpoint,
-            "epoch": tested,
-        },
+        test=tested_metrics(measured, seen) | {"checkpoint": cfg.test_checkpoint, "epoch": tested},
         ended={"by": ending.reason(trainer, len(history)), "epochs": len(history), "steps": trainer.global_step},
         seconds={name: round(value, 3) for name, value in seconds.items()},
         notes=[
-            *notes(cfg, data, [*history, measured], module.processes),
-            *cut_short(module, len(history)),
+            *notes(cfg, data, [*history, measured], made.state.processes),
+            *cut_short(*made.state.progress, len(history)),
             *asked["remarks"],
             *made.doubts,
         ],
@@ -120,9 +98,39 @@ def result_of(
     )
 
 
+def tested_metrics(measured: Mapping[str, float], seen: int | None) -> dict[str, Any]:
+    """Return a test's metrics as results have them.
+
+    Args:
+        measured: what the test has logged, by name.
+        seen: the number of images; None where it isn't known.
+    """
+    acc = measured.get("test/acc")
+    return {
+        "loss": measured.get("test/loss"),
+        "acc": acc,
+        "correct": None if acc is None or seen is None else round(acc * seen),
+        "n": seen if measured else None,
+        "metrics": {name.removeprefix("test/"): value for name, value in measured.items()},
+    }
+
+
+def _images_tested(trainer: L.Trainer, data: L.LightningDataModule) -> int | None:
+    """Return the number of images that the test has seen; None for loaders of somebody's own."""
+    batches: Any = trainer.test_dataloaders
+    if not isinstance(batches, Batches):
+        return None
+    at_once = batches.steps * batches.batch_size
+    return min(len(batches.sampler.index), int(trainer.num_test_batches[0]) * at_once)
+
+
+def _name_of(module: L.LightningModule) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
 def notes(
     cfg: DictConfig,
-    data: ImageDataModule,
+    data: L.LightningDataModule,
     measured: Sequence[Mapping[str, float | None]],
     processes: Sequence[int] = (),
 ) -> list[str]:
@@ -134,8 +142,9 @@ def notes(
         measured: metrics by name; those that are not finite deserve a note.
         processes: how many have trained, one number after the other where a resumed run had others than before.
     """
-    found = [] if data.stand_in is None else [data.stand_in]
-    if data.val == "test":
+    ours = data if isinstance(data, ImageDataModule) else None
+    found = [ours.stand_in] if ours is not None and ours.stand_in is not None else []
+    if ours is not None and ours.val == "test":
         found.append("The test set was looked at while training: it was the validation set (data.val=test).")
         if cfg.test_checkpoint == "best" or "early_stopping" in cfg.callbacks:
             found.append("It chose the epoch that was tested: the test result is better than on images never seen.")
@@ -149,9 +158,8 @@ def notes(
     return found
 
 
-def cut_short(module: Classifier, epochs: int) -> list[str]:
-    """Return a note on the last epoch where a limit has cut it short."""
-    seen, there = module.mini_batches_done
+def cut_short(seen: int, there: int, epochs: int) -> list[str]:
+    """Return a note on the last epoch where a limit has cut it short after `seen` mini-batches of `there`."""
     if seen >= there:
         return []
     return [
@@ -178,8 +186,13 @@ def machine(trainer: L.Trainer) -> dict[str, Any]:
     }
 
 
-def data_facts(cfg: DictConfig, data: ImageDataModule) -> dict[str, Any]:
-    """Which data it really was."""
+def data_facts(cfg: DictConfig, data: L.LightningDataModule) -> dict[str, Any]:
+    """Return which data it really was. Another's DataModule says what its `describe()` returns."""
+    if not isinstance(data, ImageDataModule):
+        name = f"{type(data).__module__}.{type(data).__qualname__}"
+        unknown = dict.fromkeys(("fallback", "digest", "train", "val", "test", "val_from"))
+        described = data.describe() if hasattr(data, "describe") else {}
+        return {"requested": name, "name": name, "files": {}, "classes": []} | unknown | described
     images = data.images
     assert images is not None
     return {
@@ -203,16 +216,10 @@ def extras(trainer: L.Trainer) -> dict[str, Any]:
 
 
 def log_hyperparameters(trainer: L.Trainer, result: Result) -> None:
-    """Give TensorBoard the run's row in the HParams tab, with its test metrics, and the config as text.
-
-    Other loggers get the test's metrics and the config as they take them.
-    """
+    """Give TensorBoard the run's row in the HParams tab, and the config as text; other loggers the config."""
     logger = trainer.logger
     if logger is None:
         return
-    # What a process wrote that was killed now is forgotten when the run goes on: that is after its last step.
-    measured = {"test/acc": result.test["acc"], "test/loss": result.test["loss"], "epoch": trainer.current_epoch}
-    logger.log_metrics(measured, trainer.global_step)
     if not isinstance(logger, TensorBoardLogger):
         log_config(logger, result.config)
         return

@@ -113,8 +113,9 @@ class Result:
     @property
     def test_metrics(self) -> dict[str, float | None]:
         """Return all that the test has measured, by name without "test/"; None: not a finite number."""
-        found: dict[str, float | None] = self.test.get("metrics", {key: self.test[key] for key in ("loss", "acc")})
-        return found
+        named = ("loss", "acc")
+        found: dict[str, float | None] = self.test.get("metrics", dict.fromkeys(named))
+        return {name: self.test[name] if name in named else value for name, value in found.items()}
 
     @property
     def metrics(self) -> list[str]:

@@ -24,11 +24,12 @@ INSTEAD = {"callbacks": "callbacks.NAME", "logger": "logger", "default_root_dir"
 """Arguments of Lightning's Trainer that are options of their own."""
 NEEDED = (
     *("name", "seed", "seeds.weights", "seeds.dropout", "test_checkpoint", "compile"),
-    *("data.name", "data.val", "data.num_classes"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.precision"),
     *("trainer.max_epochs", "trainer.gradient_clip_val", "trainer.accumulate_grad_batches"),
 )
 """Keys that the program itself reads."""
+NEEDED_BY_DATA = ("data.name", "data.val", "data.shape", "data.num_classes")
+"""Keys that our data sets can't do without."""
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid")
 INITS = ("glorot_uniform", "pytorch")
 EMNIST_CLASSES = {"balanced": 47, "byclass": 62, "bymerge": 47, "letters": 26, "digits": 10, "mnist": 10}
@@ -270,6 +271,8 @@ def check(cfg: DictConfig) -> None:
     """
     _check_sections(cfg)
     check_there(cfg, NEEDED)
+    if _is_known(cfg, "data.name"):
+        check_there(cfg, NEEDED_BY_DATA)
     for group, package in PACKAGES.items():
         if cfg.get(group):
             inside = ", and has all the rest below augment:" if group == "augment" else ""
@@ -283,7 +286,8 @@ def check(cfg: DictConfig) -> None:
 
 
 def _check_sections(cfg: DictConfig) -> None:
-    for section in (*SECTIONS, *MAY_BE_EMPTY):
+    sections = (*SECTIONS, "module") if "module" in cfg else SECTIONS  # earlier versions had none
+    for section in (*sections, *MAY_BE_EMPTY):
         try:
             node = OmegaConf.select(cfg, section)
         except OmegaConfBaseException as error:
@@ -291,7 +295,7 @@ def _check_sections(cfg: DictConfig) -> None:
         if not isinstance(node, DictConfig):
             what = f"{section}={node}" if section in cfg else f"without {section}"
             raise UserError(f"{what} is not allowed: {section} must be one of its options, see --help")
-        if section in SECTIONS and not isinstance(node.get("_target_"), str):
+        if section in sections and not isinstance(node.get("_target_"), str):
             raise UserError(f"{section}: its config names no class or function, {section}._target_")
     inner = [str(value.get("_target_")) for value in cfg.logger.values() if OmegaConf.is_dict(value)]
     if cfg.logger and ("_target_" not in cfg.logger or any(name.endswith("Logger") for name in inner)):
@@ -308,7 +312,7 @@ def check_there(cfg: DictConfig, keys: Iterable[str]) -> None:
     for key in keys:
         section, _, name = key.rpartition(".")
         node = OmegaConf.select(cfg, section) if section else cfg
-        if not isinstance(node, DictConfig) or name not in node:
+        if not isinstance(node, DictConfig) or name not in node or (key in NEEDED_BY_DATA and node[name] is None):
             raise UserError(f"{key} can't be left out: set it, {key}=VALUE")
 
 

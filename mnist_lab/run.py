@@ -1,8 +1,7 @@
-"""One experiment, top to bottom: config → data, network, trainer → fit → test → result."""
+"""One experiment, top to bottom: config → data, module, trainer → fit → test → result."""
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 import warnings
@@ -14,52 +13,28 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    StochasticWeightAveraging,
-)
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from omegaconf import DictConfig
 
-from mnist_lab.build import (
-    brief,
-    build,
-    build_network,
-    build_tested,
-    build_trainer,
-    limits_of,
-    load_weights,
-)
-from mnist_lab.checks import check_batches, check_device, check_fit, check_optimizer, check_processes, check_resumed
-from mnist_lab.composing import use_absolute_root
+from mnist_lab.build import build_data, build_module, is_module, load_weights, read_tested
 from mnist_lab.data import ImageDataModule
-from mnist_lab.data.moved import read_recorded
-from mnist_lab.errors import Diverged, UserError
+from mnist_lab.errors import Diverged, UserError, brief
+from mnist_lab.experiment import Experiment, build_experiment, check_module
 from mnist_lab.fast.process import keep_memory
-from mnist_lab.fast.steps import choose_step_path
 from mnist_lab.processes import processes
-from mnist_lab.record import Experiment, begin, data_facts, log_hyperparameters, notes, result_of
-from mnist_lab.result import Result, own_code
-from mnist_lab.run_folder import asked_of
+from mnist_lab.record import begin, data_facts, log_hyperparameters, notes, result_of
+from mnist_lab.result import Result
 from mnist_lab.seeds import seed_of
 from mnist_lab.show.report import leave_report
 from mnist_lab.terminal import metrics_table, relative, show, show_result, show_where, warn
-from mnist_lab.training import Checkpoints, Classifier, History
-from mnist_lab.training.checkpoint_files import read_checkpoint, to_resume
-from mnist_lab.training.loggers import opened, versions_of
+from mnist_lab.trainer import build_trainer
+from mnist_lab.training import Checkpoints, Classifier
+from mnist_lab.training.callbacks import number_of
+from mnist_lab.training.checkpoint_files import read_checkpoint
+from mnist_lab.training.loggers import opened
 
 log = logging.getLogger(__name__)
 LIGHTNING_LOGS = ("lightning.pytorch", "lightning.fabric")
-
-INSTEAD = {
-    StochasticWeightAveraging: "Its EMAWeightAveraging averages weights here: "
-    "_target_: lightning.pytorch.callbacks.EMAWeightAveraging",
-    LearningRateFinder: "A sweep finds the rate here: -m sweep=tpe 'optimizer.lr=tag(log,interval(1e-4,1))'",
-    BatchSizeFinder: "A sweep compares sizes here: -m data.batch_size=32,128,512",
-    GradientAccumulationScheduler: "The same number in all epochs is trainer.accumulate_grad_batches=N",
-}
-"""Callbacks that count on automatic optimisation, and what does their work."""
 
 
 def quieten() -> None:
@@ -126,114 +101,16 @@ def run(
             fit(made, run_dir)
             seconds["train"], before = time.perf_counter() - before, time.perf_counter()
             tested = load_tested(cfg, made, run_dir)
-            trainer.test(made.module, datamodule=made.data, verbose=False)
+            measured = test(made.trainer, made.module, made.data)
         seconds["test"] = time.perf_counter() - before
         if not trainer.is_global_zero:
             return None
-        result = result_of(cfg, asked, made, tested, started_at, seconds)
+        result = result_of(cfg, asked, made, measured, tested, started_at, seconds)
         log_hyperparameters(trainer, result)
     result.save(run_dir)  # last: a run that has it is finished, and nothing of it is done again
     show_result(result)
     show_where(result, run_dir, leave_report(run_dir, made.data) if report else None)
     return result
-
-
-def build_experiment(
-    cfg: DictConfig, run_dir: Path, callbacks: Sequence[L.Callback], recorded: Mapping[str, Any]
-) -> Experiment:
-    """Make what a config describes; check that the parts fit each other and the checkpoint to go on from.
-
-    Args:
-        cfg: the run's config. A relative `data.root` in it becomes absolute.
-        run_dir: the run's folder.
-        callbacks: beside those of the config.
-        recorded: `digest` and `fallback` of the data of a run that is repeated.
-
-    Raises:
-        UserError: what is asked for can't be done.
-    """
-    data = build(cfg, "data")
-    use_absolute_root(cfg)  # what is recorded holds in any folder
-    torch.manual_seed(cfg.seeds.weights)
-    net, loss = build_network(cfg), build(cfg, "loss")
-    history = History(run_dir / "history.csv")
-    last, saved = to_resume(run_dir / "checkpoints", limits_of(cfg))
-    step, versions = saved.get("global_step", 0), versions_of(asked_of(run_dir).get("loggers"))
-    trainer = build_trainer(cfg, run_dir, [*build_callbacks(cfg), history, *callbacks], step, versions)
-    check_processes(cfg, trainer)
-    check_device(cfg, trainer)
-    check_resumed(cfg, saved, trainer, run_dir)
-    if last is not None:  # Lightning loads them, after callbacks have seen the weights that a run begins with
-        load_weights(copy.deepcopy(net), last, saved)
-    read_data(cfg, data, saved.get("ImageDataModule"), recorded, run_dir)
-    own = own_code([OmegaConf.to_container(cfg)])
-    doubts = check_fit(cfg, net, loss, data)
-    check_batches(net, data, trainer)
-    optimizer, schedule = build(cfg, "optimizer"), build(cfg, "schedule") or None
-    check_optimizer(net, optimizer, schedule)
-    module = Classifier(
-        net, loss, optimizer, schedule, cfg.trainer.gradient_clip_val, cfg.trainer.accumulate_grad_batches
-    )
-    if cfg.compile is not None:
-        net.compile(mode=cfg.compile)
-        module.compiled = True
-    choose_step_path(trainer, data, module)
-    module.example_input_array = trainer.precision_plugin.convert_input(torch.zeros(1, *data.shape))
-    return Experiment(data, module, trainer, history, last, step, doubts, own)
-
-
-def build_callbacks(cfg: DictConfig) -> list[L.Callback]:
-    """Make the callbacks that a config describes.
-
-    Raises:
-        UserError: one is none, or counts on automatic optimisation.
-    """
-    found: list[L.Callback] = []
-    for key, described in cfg.callbacks.items():
-        callback = build(cfg, f"callbacks.{key}") if OmegaConf.is_dict(described) else None
-        if not isinstance(callback, L.Callback):
-            raise UserError(f"callbacks.{key} is no Lightning callback: it needs a _target_ that is one")
-        for kind, instead in INSTEAD.items():
-            if isinstance(callback, kind):
-                raise UserError(
-                    f"callbacks.{key}: Lightning's {kind.__name__} needs training steps of one mini-batch. {instead}"
-                )
-        found.append(callback)
-    return found
-
-
-def read_data(
-    cfg: DictConfig,
-    data: ImageDataModule,
-    began_with: Mapping[str, Any] | None,
-    recorded: Mapping[str, Any],
-    run_dir: Path,
-) -> None:
-    """Read and divide the images: those that a run began with, wherever they are now.
-
-    Args:
-        cfg: the run's config, whose `data.root` becomes the folder where they were found.
-        data: not read yet.
-        began_with: what the checkpoint says of them; None where there is none.
-        recorded: what a run that is repeated has recorded of them.
-        run_dir: the run's folder.
-
-    Raises:
-        UserError: they can't be had, or others are there.
-    """
-    before = data.root
-    read_recorded(data, recorded if began_with is None else began_with)
-    if data.root != before:
-        cfg.data.root = str(data.root)
-    data.prepare_data()
-    data.setup()
-    assert data.images is not None
-    if began_with is not None and began_with.get("digest", data.images.digest) != data.images.digest:
-        raise UserError(
-            f"{relative(run_dir)} began with other images than {data.images.name} has now, and those that it learned "
-            "from may be among today's validation or test images. To go on, put the files back as they were; to use "
-            "those of now, start a new run"
-        )
 
 
 def fit(made: Experiment, run_dir: Path) -> None:
@@ -274,12 +151,20 @@ def load_tested(cfg: DictConfig, made: Experiment, run_dir: Path) -> int:
     if not best.exists():
         raise UserError("test_checkpoint=best: no epoch was validated, see trainer.check_val_every_n_epoch")
     chosen = read_checkpoint(best)
-    load_weights(made.module.net, best, chosen)
+    _load(made.module, best, chosen)
     return int(chosen["epoch"]) + 1
 
 
+def test(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule) -> dict[str, float]:
+    """Test a module. Return what it logs, by name; nothing where it has no `test_step`."""
+    if not is_overridden("test_step", module):
+        return {}
+    trainer.test(module, datamodule=data, verbose=False)
+    return {name: number_of(value) for name, value in trainer.callback_metrics.items()}
+
+
 def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, float]:
-    """Tests a run's checkpoint, shows the outcome beside the one that the run recorded, and writes nothing.
+    """Test a run's checkpoint, show the outcome beside the one that the run recorded, and write nothing.
 
     Args:
         cfg: the run's config.
@@ -287,51 +172,78 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
         checkpoint: the checkpoint's file.
 
     Returns:
-        test/loss, test/acc and test/n.
+        What the test logs, by name: test/loss and test/acc of a `Classifier`.
 
     Raises:
         UserError: the checkpoint is of another network or can't be read, or the data can't be had.
     """
     quieten()
-    recorded = Result.load(run_dir) if (run_dir / "result.json").exists() else None
-    data = build_tested(cfg, run_dir)
-    net, loss = build(cfg, "model"), build(cfg, "loss")
-    check_fit(cfg, net, loss, data)
-    load_weights(net, checkpoint, read_checkpoint(checkpoint))
-    module = Classifier(net, loss, build(cfg, "optimizer"))
+    data = build_data(cfg)
+    if isinstance(data, ImageDataModule):
+        read_tested(data, run_dir)
+    module = build_module(cfg, data)
     cfg.logger = {}
     cfg.trainer.devices, cfg.trainer.num_nodes, cfg.trainer.strategy = 1, 1, "auto"
     trainer = build_trainer(cfg, run_dir, [])
-    trainer.test(module, datamodule=data, verbose=False)
-    found = module.metrics
+    check_module(cfg, module, data, trainer)
+    _load(module, checkpoint, read_checkpoint(checkpoint))
+    found = test(trainer, module, data)
+    if not found:
+        raise UserError(f"{type(module).__name__} has no test_step")
     if trainer.is_global_zero:
-        facts, warnings_ = data_facts(cfg, data), notes(cfg, data, [])
-        rows: list[tuple[str, float | None, float]] = [
-            (f"test, {found['test/n']:,.0f} images of {facts['name']}", found["test/loss"], found["test/acc"])
-        ]
+        _show_test(cfg, run_dir, data, found, checkpoint.stem)
+    return found
+
+
+def _show_test(
+    cfg: DictConfig, run_dir: Path, data: L.LightningDataModule, found: dict[str, float], checkpoint: str
+) -> None:
+    """Show the metrics of a test beside those that the run recorded."""
+    recorded = Result.load(run_dir) if (run_dir / "result.json").exists() else None
+    facts, warnings_ = data_facts(cfg, data), notes(cfg, data, [])
+    of = f", {facts['test']:,} images of {facts['name']}" if facts["test"] else ""
+    if "test/acc" in found and "test/loss" in found:
+        rows: list[tuple[str, float | None, float]] = [(f"test{of}", found["test/loss"], found["test/acc"])]
         if recorded is not None:
             then = recorded.test
             rows.append((f"recorded, {then['checkpoint']} checkpoint", then["loss"], then["acc"]))
-            if facts["digest"] != recorded.data["digest"]:
-                warnings_.append("These are not the files that the run recorded: their digest differs.")
-        show(metrics_table(f"{cfg.name}, {checkpoint.stem} checkpoint", rows))
-        warn(warnings_)
-    return found
+        show(metrics_table(f"{cfg.name}, {checkpoint} checkpoint", rows))
+    else:
+        log.info(f"{checkpoint} checkpoint{of}: {', '.join(f'{name} {value:.4f}' for name, value in found.items())}")
+    if recorded is not None and facts["digest"] != recorded.data["digest"]:
+        warnings_.append("These are not the files that the run recorded: their digest differs.")
+    warn(warnings_)
+
+
+def _load(module: L.LightningModule, path: Path, saved: dict[str, Any]) -> None:
+    if isinstance(module, Classifier):
+        load_weights(module.net, path, saved)
+    else:
+        load_weights(module, path, saved, prefix="")
 
 
 def announce(cfg: DictConfig, made: Experiment, run_dir: Path) -> None:
     """Say what is about to run, and warn."""
-    net, data, trainer = made.module.net, made.data, made.trainer
-    assert data.images is not None
-    parts = [f"{len(data.train_index):,} train"]
-    if data.val != "none":
-        parts.append(f"{data.val_count:,} val")
-    parts.append(f"{len(data.images.test_labels):,} test images")
+    data, module, trainer = made.data, made.module, made.trainer
+    facts = data_facts(cfg, data)
+    parts = [
+        f"{facts[part]:,} {name}"
+        for part, name in (("train", "train"), ("val", "val"), ("test", "test images"))
+        if facts.get(part) and not (part == "val" and cfg.data.get("val") == "none")
+    ]
+    net = module.net if isinstance(module, Classifier) else module
+    amounts = f" ({', '.join(parts)})" if parts else ""
     log.info(
         f"{cfg.name}: {type(net).__name__}, {sum(p.numel() for p in net.parameters()):,} parameters, "
-        f"on {data.images.name} ({', '.join(parts)}), seed {cfg.seed}, {trainer.strategy.root_device.type}"
-        + (f" in {trainer.precision}" if trainer.precision != "32-true" else "")
+        f"on {facts['name']}{amounts}, seed {cfg.seed}, "
+        f"{trainer.strategy.root_device.type}" + (f" in {trainer.precision}" if trainer.precision != "32-true" else "")
     )
+    if made.path.why is not None:
+        log.info(f"one step at a time: {made.path.why}")
+    if is_module(cfg):
+        log.info(
+            f"{type(module).__name__} is a LightningModule: module={cfg.get('module', {}).get('_target_')} is unused"
+        )
     log.info(f"in {relative(run_dir)}")
     warn(notes(cfg, data, []))
     warn(made.doubts)

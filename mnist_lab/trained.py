@@ -15,10 +15,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from mnist_lab.build import brief, build, load_weights
+from mnist_lab.build import build, load_weights
 from mnist_lab.data import ImageDataModule
 from mnist_lab.data.evaluation import evaluation_transform
-from mnist_lab.errors import UserError
+from mnist_lab.errors import UserError, brief
 from mnist_lab.network import give_logits
 from mnist_lab.result import Result
 from mnist_lab.run_folder import checkpoint_of, load_config

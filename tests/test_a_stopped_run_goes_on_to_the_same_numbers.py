@@ -24,7 +24,7 @@ from mnist_lab.errors import UserError
 from mnist_lab.files import folder_lock
 from mnist_lab.folders import run_folder
 from mnist_lab.result import Result
-from mnist_lab.training import Checkpoints
+from mnist_lab.training import Checkpoints, Divergence
 
 MLP = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer.max_epochs=8", "report=false"]
 CNN = [*MLP, "model=cnn", "model.filters=4"]  # whose epochs of 3,500 images are two training steps
@@ -96,14 +96,15 @@ def test_in_the_middle_of_an_epoch_it_goes_on_there(lab: Command, tmp_path: Path
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
     assert "stopped by SIGTERM in epoch 2" in stopped.stdout
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    assert saved["epoch"] == 1 and saved["batches"] == {"given": 1, "steps": 32}
+    assert saved["epoch"] == 1 and saved["within_epoch"] and saved["progress"] == [32, 55]
     (tmp_path / "own.py").write_text("from lightning.pytorch.callbacks import Callback as Stop\n")
 
-    # A version with steps of another length would go on at another place.
+    # Earlier versions kept another state within an epoch.
     shutil.copytree(tmp_path / "run", tmp_path / "older")
-    torch.save({**saved, "batches": {"given": 1}}, tmp_path / "older/checkpoints/last.ckpt")
+    older = {key: value for key, value in saved.items() if key != "within_epoch"} | {"counted": {"sums": {"train": 1}}}
+    torch.save(older, tmp_path / "older/checkpoints/last.ckpt")
     refused = lab("resume", "older", PYTHONPATH=str(tmp_path))
-    assert refused.returncode == 2 and "weren't of 32 mini-batches" in refused.stderr
+    assert refused.returncode == 2 and "f9043fd" in refused.stderr
     assert refused.stderr.count("\n") == 1
 
     done = lab("resume", "run", PYTHONPATH=str(tmp_path))
@@ -152,7 +153,10 @@ def test_after_a_kill_it_has(words: list[str], moment: str, lab: Command, tmp_pa
 
 def test_a_checkpoint_is_due_after_so_many_steps_or_minutes(tmp_path: Path) -> None:
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda due, all: due))
-    steps, minutes = Checkpoints(tmp_path, 7, "step", False), Checkpoints(tmp_path, 10, "minute", False)
+    steps, minutes = (
+        Checkpoints(tmp_path, number, unit, "val/acc", "max", {}, Divergence())
+        for number, unit in ((7, "step"), (10, "minute"))
+    )
     steps._step = 16
     for now, due in ((16, False), (20, False), (21, True), (32, True)):  # which need not come one by one
         trainer.global_step = now

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mnist_lab.data import Batch, Batches, EpochOrder, ImageDataModule, ImageSet
+from mnist_lab.data import Batches, EpochOrder, ImageDataModule, ImageSet
 from mnist_lab.data.image_set import stratified_part
 from mnist_lab.errors import UserError
+from mnist_lab.fast.chunks import Chunks
 
 
 def small(root: Path, download: bool) -> ImageSet:
@@ -30,11 +31,7 @@ def module(**options: Any) -> ImageDataModule:
 
 
 def numbers(batches: Any) -> list[int]:
-    return [round(float(image[0, 0, 0]) * 255) for images, _ in unpacked(batches) for image in images]
-
-
-def unpacked(batches: Any) -> list[tuple[Tensor, Tensor]]:
-    return [mini_batch for batch in batches for mini_batch in batch.mini_batches()]
+    return [round(float(image[0, 0, 0]) * 255) for images, _ in batches for image in images]
 
 
 @given(
@@ -54,9 +51,9 @@ def test_an_epoch_visits_each_image_once_over_all_processes(
         zero, one = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
         images = torch.zeros(n, 1, 1, 1, dtype=torch.uint8)
         batches = Batches(images, torch.arange(n), order, batch_size, zero, one, rank=rank, world_size=world_size)
-        sizes = [len(batch.labels) for batch in batches]
-        assert len(sizes) == len(batches) == -(-n // batch_size)
-        seen += [int(i) for batch in batches for i in batch.labels]
+        found = [labels for _, labels in batches]
+        assert len(found) == len(batches) == -(-n // batch_size)
+        seen += [int(i) for labels in found for i in labels]
     assert sorted(seen) == list(range(n))
 
 
@@ -72,12 +69,16 @@ def test_images_come_in_the_order_asked_for_and_uncopied_if_they_lie_in_a_row(
 ) -> None:
     images, labels = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(60)
     order, zero = EpochOrder(torch.tensor(index, dtype=torch.int64), None), torch.zeros(1, 1, 1)
-    batches = Batches(images, labels, order, batch_size, zero, zero + 1, steps=steps)
-    batches.load_state_dict({"given": given})
-    found = list(batches)
-    left = index[given * steps * batch_size :]
+    left = index[given * batch_size :]
+    pairs = Batches(images, labels, order, batch_size, zero, zero + 1)
+    chunks = Chunks(images, labels, order, batch_size, zero, zero + 1, images_at_once=steps * batch_size)
+    for batches in (pairs, chunks):
+        batches.load_state_dict({"mini_batches": given})
+    found = list(chunks)
+    assert [int(i) for _, part in pairs for i in part] == left
     assert [int(i) for batch in found for i in batch.labels] == left
-    assert [int(i) for mini_batches in unpacked(found) for i in mini_batches[0]] == left
+    assert [int(i) for batch in found for images, _ in batch.mini_batches() for i in images] == left
+    assert [batch.first for batch in found] == [*range(given, -(-len(index) // batch_size), chunks.steps)]
     if left and left == [*range(left[0], left[0] + len(left))] and len(left) == len(index):
         assert found[0].pixels.data_ptr() == images[left[0]].data_ptr()
 
@@ -103,8 +104,8 @@ def test_lightning_gives_each_epoch_its_own_order() -> None:
             self.layer = torch.nn.Linear(1, 1)
             self.epochs: list[list[int]] = [[], []]
 
-        def training_step(self, batch: Batch) -> Tensor:
-            ((images, _),) = batch.mini_batches()
+        def training_step(self, batch: list[Tensor]) -> Tensor:
+            images, _ = batch
             self.epochs[self.current_epoch] += [round(v * 255) for v in images[:, 0, 0, 0].tolist()]
             loss: Tensor = self.layer(images[:, 0, 0]).sum()
             return loss
@@ -172,11 +173,11 @@ def test_what_is_kept_of_the_training_set_is_a_random_share_of_each_class() -> N
 
 
 def test_scales() -> None:
-    unit, _ = unpacked(module(val="none").train_dataloader())[0]
+    unit, _ = next(iter(module(val="none").train_dataloader()))
     assert unit.dtype == torch.float32 and unit.max() <= 119 / 255
-    raw = torch.cat([images for images, _ in unpacked(module(val="none", scale="none").train_dataloader())])
+    raw = torch.cat([images for images, _ in list(module(val="none", scale="none").train_dataloader())])
     assert raw.max() == 119 and raw.min() == 0
-    standard = torch.cat([images for images, _ in unpacked(module(val="none", scale="standard").train_dataloader())])
+    standard = torch.cat([images for images, _ in list(module(val="none", scale="standard").train_dataloader())])
     assert abs(float(standard.mean())) < 1e-6 and abs(float(standard.std(correction=0)) - 1) < 1e-6
     validated = module(val="last", scale="standard")  # by the pixels of what trains alone: 0 to 99
     assert (validated.shift.item(), validated.divisor.item()) == pytest.approx((49.5, (9999 / 12) ** 0.5))
@@ -187,14 +188,14 @@ def test_unit_scale_is_pixels_divided_by_255_to_the_last_bit(value: int) -> None
     images = torch.full((1, 1, 1, 1), value, dtype=torch.uint8)
     order = EpochOrder(torch.arange(1), None)
     batches = Batches(images, torch.zeros(1).long(), order, 1, torch.zeros(1, 1, 1), torch.full((1, 1, 1), 255.0))
-    ((scaled, _),) = unpacked(batches)
+    ((scaled, _),) = batches
     assert scaled.item() == (torch.tensor(float(value)) / 255).item()
 
 
 def test_one_against_the_rest() -> None:
     data = module(one_vs_rest=2, val="none")
     assert data.class_names == ("not c", "c")
-    assert sum(int(batch.labels.sum()) for batch in data.train_dataloader()) == 20
+    assert sum(int(labels.sum()) for _, labels in data.train_dataloader()) == 20
 
 
 def test_images_are_in_memory_once_as_bytes() -> None:

@@ -84,8 +84,7 @@ def test_labels_are_those_that_the_dataset_returns(name: str, loader: str) -> No
     data = module(pairs, loader, val="none")
     found = [
         (int(image.max() * 255 + 0.5), int(label))
-        for batch in data.train_dataloader()
-        for images, labels in batch.mini_batches()
+        for images, labels in data.train_dataloader()
         for image, label in zip(images, labels, strict=True)
     ]
     assert sorted(found) == sorted(expected)

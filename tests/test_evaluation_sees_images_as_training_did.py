@@ -127,7 +127,7 @@ def test_every_part_of_the_data_is_on_one_scale(val: str) -> None:
         (data.test_dataloader(), test, data.images.test_labels),
     ):
         assert isinstance(batches, Batches)
-        pairs = [pair for batch in batches for pair in batch.mini_batches()]
+        pairs = list(batches)
         torch.testing.assert_close(torch.cat([images for images, _ in pairs]), (raw / 255 - 0.13) / 0.31)
         assert torch.equal(torch.cat([labels for _, labels in pairs]), truth)
 

@@ -11,7 +11,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
 import mnist_lab
-from mnist_lab.build import build_trainer
 from mnist_lab.composing import compose_config, run_config
 from mnist_lab.data import ImageDataModule
 from mnist_lab.files import CONF_DIR
@@ -20,6 +19,7 @@ from mnist_lab.models import layers
 from mnist_lab.rules import ACTIVATIONS, EMNIST_CLASSES, RULES
 from mnist_lab.sweep.space import axis
 from mnist_lab.sweep.study import sampler_of
+from mnist_lab.trainer import build_trainer
 from mnist_lab.training import Classifier
 from mnist_lab.training.schedules import make_schedule
 
@@ -39,6 +39,7 @@ def test_there_are_options_in_every_group() -> None:
     groups = {group for group, _ in OPTIONS}
     assert groups == {
         "model",
+        "module",
         "data",
         "augment",
         "loss",

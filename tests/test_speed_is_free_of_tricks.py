@@ -19,13 +19,14 @@ from lightning.pytorch.callbacks import LambdaCallback
 from PIL import Image
 
 from mnist_lab import bench, build, checks
+from mnist_lab import trainer as trainers
 from mnist_lab.bench.contenders import CONTENDERS
 from mnist_lab.composing import compose_config
 from mnist_lab.composing import run_config as resolved
 from mnist_lab.errors import UserError
 from mnist_lab.fast import steps
 from mnist_lab.fast.process import BFLOAT16
-from mnist_lab.training import Classifier
+from mnist_lab.trainer import build_trainer
 
 SHORT = ["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.max_epochs=2", "report=false"]
 
@@ -85,7 +86,7 @@ def test_a_callback_that_follows_batches_sees_each_of_them(lab: Command, tmp_pat
         "    def __init__(self, path):\n"
         "        self.path, self.seen = path, []\n"
         "    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):\n"
-        "        self.seen.append((trainer.global_step, len(batch.labels)))\n"
+        "        self.seen.append((trainer.global_step, len(batch[1])))\n"
         "    def on_fit_end(self, trainer, module):\n"
         "        Path(self.path).write_text(repr(self.seen))\n"
     )
@@ -101,14 +102,16 @@ def test_a_callback_that_follows_batches_sees_each_of_them(lab: Command, tmp_pat
 def test_so_does_one_whose_hook_is_a_function_of_its_own() -> None:
     cfg = resolved(compose_config([*SHORT, "model=mlp_512"]))
     follower = LambdaCallback(on_train_batch_end=lambda *_: None)
-    ways: list[tuple[list[L.Callback], int]] = [([], 4096), ([follower], 1)]
-    for callbacks, together in ways:
-        data, trainer = build.build(cfg, "data"), build.build_trainer(cfg, Path("run"), callbacks)
+    ways: list[tuple[dict[str, L.Callback], str, str | None]] = [
+        ({}, "several at a time", None),
+        ({"own": follower}, "one at a time", "callbacks.own follows them"),
+    ]
+    for callbacks, together, why in ways:
+        data, trainer = build.build_data(cfg), build_trainer(cfg, Path("run"), [*callbacks.values()])
         data.prepare_data()
-        data.setup()
-        module = Classifier(build.build(cfg, "model"), build.build(cfg, "loss"), build.build(cfg, "optimizer"))
-        steps.choose_step_path(trainer, data, module)
-        assert data.images_at_once == together
+        data.setup("fit")
+        module = build.build_module(cfg, data)
+        assert steps.choose_step_path(trainer, data, module, callbacks) == steps.StepPath(together, why)
 
 
 def test_half_precision_on_a_cpu_is_refused(lab: Command, tmp_path: Path) -> None:
@@ -122,10 +125,10 @@ def test_bfloat16_is_refused_where_the_processor_would_imitate_it_and_auto_takes
 ) -> None:
     def trainer_of(precision: str, computes: bool) -> L.Trainer:
         monkeypatch.setattr(checks, "X86", True)
-        for module in (build, checks):
+        for module in (trainers, checks):
             monkeypatch.setattr(module, "BFLOAT16", computes)
         cfg = resolved(compose_config(["trainer=cpu", "logger=none", f"trainer.precision={precision}"]))
-        trainer = build.build_trainer(cfg, tmp_path, [])
+        trainer = build_trainer(cfg, tmp_path, [])
         checks.check_device(cfg, trainer)
         return trainer
 

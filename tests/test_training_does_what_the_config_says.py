@@ -239,7 +239,7 @@ class Recorder(L.Callback):
 
 def fit(tmp_path: Path, overrides: list[str]) -> tuple[L.Trainer, Recorder]:
     """A real run of mnist_lab.run on 700 real digits, with a recorder in it."""
-    from mnist_lab.build import build_trainer
+    from mnist_lab.trainer import build_trainer
 
     recorder = Recorder()
     words = [
@@ -367,14 +367,16 @@ def test_gradients_are_clipped_by_their_norm_or_by_value(algorithm: str, measure
         def on_before_optimizer_step(self, *_: Any) -> None:
             pass
 
-    from mnist_lab.build import build_trainer
+    from mnist_lab.trainer import build_trainer
 
     words = ["data=mnist_5k", "trainer=cpu", "logger=none", "trainer.max_epochs=1"]
-    cfg = run_config(compose_config([*words, f"+trainer.gradient_clip_algorithm={algorithm}"]))
+    cfg = run_config(
+        compose_config([*words, f"+trainer.gradient_clip_algorithm={algorithm}", "trainer.gradient_clip_val=0.001"])
+    )
     after = After()
     trainer = build_trainer(cfg, tmp_path, [after])
     net = instantiate(cfg.model, _convert_="all")
-    module = Classifier(net, instantiate(cfg.loss), instantiate(cfg.optimizer), clip=0.001)
+    module = Classifier(net, instantiate(cfg.loss), instantiate(cfg.optimizer))
     module.example_input_array = torch.zeros(1, 1, 28, 28)
     trainer.fit(module, datamodule=instantiate(cfg.data, _convert_="all"))
     assert max(after.norms) == pytest.approx(0.001, rel=1e-4)
@@ -389,9 +391,9 @@ def test_loss_and_accuracy_are_over_images_not_over_batches(tmp_path: Path) -> N
     assert data.images is not None
     with torch.no_grad():
         logits = net(in_memory(data.images.test_images) / 255)
-    assert module.metrics["test/acc"] == (logits.argmax(1) == data.images.test_labels).sum().item() / 1000
+    assert trainer.callback_metrics["test/acc"] == (logits.argmax(1) == data.images.test_labels).sum().item() / 1000
     expected = nn.functional.cross_entropy(logits, data.images.test_labels).item()
-    assert module.metrics["test/loss"] == pytest.approx(expected, rel=1e-6)
+    assert trainer.callback_metrics["test/loss"].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_training_stops_early_and_the_best_weights_can_be_tested(lab: Command, tmp_path: Path) -> None:
@@ -635,12 +637,12 @@ class Zeroed(Callback):
 
 class Tested(Callback):
     def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        ((images, labels),) = batch.mini_batches()
+        images, labels = batch
         print("tested", len(labels))
 
 class Seen(Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        print("seen", batch.labels.tolist())
+        print("seen", batch[1].tolist())
 """
 
 
@@ -748,7 +750,7 @@ def test_weights_of_classes_count_by_image_whatever_the_mini_batches_are(lab: Co
     with torch.no_grad():
         logits = net(in_memory(data.images.test_images) / 255)
     expected = nn.functional.cross_entropy(logits, data.images.test_labels, weight).item()
-    assert module.metrics["test/loss"] == pytest.approx(expected, rel=1e-5)
+    assert trainer.callback_metrics["test/loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_threads_give_up_their_cores_soon_and_the_user_may_say_when(lab: Command) -> None:

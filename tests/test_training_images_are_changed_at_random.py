@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from mnist_lab.data import Augment, Batches, EpochOrder, ImageDataModule, ImageSet, from_datasets, mnist_5k
+from mnist_lab.fast.chunks import Chunks
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -104,7 +105,9 @@ def module(**options: Any) -> ImageDataModule:
 
 
 def pixels(batches: Any) -> Tensor:
-    return torch.cat([images for batch in batches for images, _ in batch.mini_batches()])
+    chunked = isinstance(batches, Chunks)
+    pairs = (pair for chunk in batches for pair in chunk.mini_batches()) if chunked else batches
+    return torch.cat([images for images, _ in pairs])
 
 
 def test_training_images_are_changed_anew_each_epoch_and_others_never() -> None:
@@ -132,7 +135,7 @@ def test_the_same_image_is_changed_anew_in_each_mini_batch_and_process() -> None
 
 def test_several_mini_batches_at_once_are_the_same_ones() -> None:
     one, several = module(augment=Augment(shift=2)), module(augment=Augment(shift=2))
-    several.images_at_once = 1000
+    several.make_batches = partial(Chunks, images_at_once=1000)
     assert len(several.train_dataloader()) == 4 and len(one.train_dataloader()) == 28
     assert torch.equal(pixels(one.train_dataloader()), pixels(several.train_dataloader()))
 
@@ -177,7 +180,7 @@ def test_without_workers_a_transforms_random_numbers_are_its_own() -> None:
     torch.manual_seed(1)
     resumed = module(**options).train_dataloader()
     assert torch.equal(pixels(resumed), one)
-    resumed.load_state_dict({"given": 2})
+    resumed.load_state_dict({"mini_batches": 2})
     assert torch.equal(pixels(resumed), one[2000:]), "from the middle of an epoch"
     assert not torch.equal(pixels(module(**options, augment_seed=1).train_dataloader()), one)
 
@@ -252,7 +255,7 @@ def test_memory_is_the_bytes_of_the_images_and_a_batch(tmp_path: Path) -> None:
             return ImageSet("many", images, labels, images[:10], labels[:10], ("a", "b"), {})
 
         data = ImageDataModule("many", source, "/", (1, 28, 28), 2, val="none")
-        data.images_at_once = 1024
+        data.make_batches = partial(Chunks, images_at_once=1024)
         data.prepare_data()
         data.setup()
         batches = data.train_dataloader()

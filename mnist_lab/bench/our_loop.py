@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from mnist_lab.bench.work import Clock, overrides
 from mnist_lab.build import build
 from mnist_lab.composing import compose_config, run_config
 from mnist_lab.fast import Replay
+from mnist_lab.fast.chunks import Chunks
 from mnist_lab.fast.process import flush_denormals, keep_memory
 
 network, epochs = sys.argv[1], int(sys.argv[2])
@@ -19,7 +21,7 @@ flush_denormals()
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"  # as our command does, see mnist_lab/build.py
 torch.manual_seed(cfg.seeds.weights)
 data, net = build(cfg, "data"), build(cfg, "model")
-data.images_at_once = 2048 if network == "B" else 4096  # as our command does
+data.make_batches = partial(Chunks, images_at_once=2048 if network == "B" else 4096)  # as our command does
 data.prepare_data()
 data.setup()
 optimizer = build(cfg, "optimizer")(net.parameters())

@@ -2,7 +2,7 @@
 
 from mnist_lab.data.archive import Archive
 from mnist_lab.data.augment import Augment
-from mnist_lab.data.batches import Batch, Batches, EpochOrder, WorkerBatches
+from mnist_lab.data.batches import Batches, EpochOrder, WorkerBatches
 from mnist_lab.data.datamodule import ImageDataModule
 from mnist_lab.data.dataset_images import DatasetImages
 from mnist_lab.data.download import DataUnavailableError, fetch
@@ -22,7 +22,6 @@ from mnist_lab.data.sources import (
 __all__ = [
     "Archive",
     "Augment",
-    "Batch",
     "Batches",
     "DataUnavailableError",
     "DatasetImages",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ class EpochOrder:
         self.seed = seed
         self.fixed = fixed
         self.epoch = 0
+        self.in_a_row = seed is None and len(index) > 0 and bool((index.diff() == 1).all())
+        """Whether each position is the one before plus 1."""
         self._made: tuple[int, Tensor] | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -49,38 +51,12 @@ class EpochOrder:
         return self._made[1]
 
 
-class Batch(NamedTuple):
-    """One mini-batch, or several on end: what one call of a training step gets.
-
-    A call costs Lightning as much time as a small network's whole step, so it is worth making few. Pixels become
-    numbers only when their mini-batch is due, so that they are in the processor's cache when they are needed.
-
-    """
-
-    pixels: Tensor
-    """uint8 (B, C, H, W)."""
-    labels: Tensor
-    """int64 (B,)."""
-    sizes: list[int]
-    """How many images each mini-batch has; their sum is B."""
-    first: int
-    """The first mini-batch's number in its epoch, from 0."""
-    prepare: Callable[[Tensor, int], Tensor]
-    """uint8 (b, C, H, W), and the mini-batch's number → the float32 (b, C, H, W) that the network gets."""
-
-    def mini_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each mini-batch: images, float32 (b, C, H, W), and labels, int64 (b,)."""
-        parts = zip(self.pixels.split(self.sizes), self.labels.split(self.sizes), strict=True)
-        for number, (pixels, labels) in enumerate(parts, self.first):
-            yield self.prepare(pixels, number), labels
-
-
 class Batches:
-    """An epoch of batches, made by index from images in memory.
+    """An epoch of mini-batches, cut by index out of images in memory.
 
-    Iterating gives a `Batch` for each `steps` mini-batches; a checkpoint keeps how many were given. The last mini-batch
-    holds what is left. Of each, process `rank` of `world_size` gets its share, so that `batch_size` is that of all of
-    them together.
+    Iterating yields `(images, labels)`: float32 (b, C, H, W) and int64 (b,), on the device. The last mini-batch holds
+    the images that are left. Process `rank` of `world_size` gets its share of each, so `batch_size` counts the images
+    of all processes together.
 
     Args:
         images: uint8 (N, C, H, W), on the device that computes; or on the host, and streamed to it.
@@ -92,12 +68,13 @@ class Batches:
         device: the device that computes; None: where the images are.
         augment: changes float32 images at random, called as augment(images, generator); None: nothing does.
         augment_seed: of what it draws.
-        steps: mini-batches a `Batch`, 1 or more.
         rank: this process's number, from 0.
         world_size: how many processes share each mini-batch.
     """
 
     batch_sampler = None  # Lightning looks for `sampler` and this, as a DataLoader has them
+    steps = 1
+    """Mini-batches for each item that is yielded."""
 
     def __init__(
         self,
@@ -110,7 +87,6 @@ class Batches:
         device: torch.device | None = None,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         augment_seed: int = 0,
-        steps: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -123,7 +99,6 @@ class Batches:
         self.divisor = _operand(divisor, 1.0, self.device)
         self.augment = augment
         self.augment_seed = augment_seed
-        self.steps = steps
         self.rank = rank
         self.world_size = world_size
         self._given = 0
@@ -134,7 +109,7 @@ class Batches:
 
     @property
     def mini_batches(self) -> int:
-        """How many mini-batches an epoch has."""
+        """Mini-batches an epoch."""
         return -(-len(self.sampler.index) // self.batch_size)
 
     def mini_batch_size(self, number: int) -> int:
@@ -146,38 +121,36 @@ class Batches:
         positions = self.sampler()[first * self.batch_size : end * self.batch_size]
         return self.labels[positions.to(self.labels.device)]
 
-    def __iter__(self) -> Iterator[Batch]:
-        start = self._start()
-        index, sizes = [], []
-        order, size = self.sampler(), self.batch_size * self.steps
-        for several in order.to(self.images.device).split(size):
-            mine = [batch[self.rank :: self.world_size] for batch in several.split(self.batch_size)]
-            index.append(several if self.world_size == 1 else torch.cat(mine))
-            sizes.append([len(part) for part in mine])
-        pairs: Iterable[tuple[Tensor, Tensor]]
-        in_a_row = len(order) > 0 and bool((order.diff() == 1).all())
-        if in_a_row and self.world_size == 1:  # nothing has to be copied
-            part = slice(int(order[0]), int(order[-1]) + 1)
-            pairs = zip(self.images[part].split(size)[start:], self.labels[part].split(size)[start:], strict=True)
-        else:
-            # index_select copies an image at a time, where indexing by a tensor goes value by value.
-            pairs = ((self.images.index_select(0, i), self.labels.index_select(0, i)) for i in index[start:])
-        streams = self.device != self.images.device
-        found: Iterable[tuple[Tensor, Tensor]] = _streamed(pairs, self.device) if streams else pairs
-        for (images, labels), parts in zip(found, sizes[start:], strict=True):
+    def __iter__(self) -> Iterator[Any]:
+        for pixels, labels in self._cut(self._start(), self.batch_size):
             self._given += 1
-            yield Batch(images, labels, parts, (self._given - 1) * self.steps, self.prepare)
+            yield self.prepare(pixels, self._given - 1), labels
+
+    def _cut(self, start: int, size: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return pixels as they are kept, and labels, of each `size` images from mini-batch `start` on."""
+        order = self.sampler()[start * self.batch_size :]
+        if len(order) == 0:
+            return []
+        pairs: Iterable[tuple[Tensor, Tensor]]
+        if self.sampler.in_a_row and self.world_size == 1:  # nothing has to be copied
+            part = slice(int(order[0]), int(order[-1]) + 1)
+            pairs = zip(self.images[part].split(size), self.labels[part].split(size), strict=True)
+        else:
+            shares = (several[self.rank :: self.world_size] for several in order.to(self.images.device).split(size))
+            # index_select copies an image at a time, where indexing by a tensor goes value by value.
+            pairs = ((self.images.index_select(0, i), self.labels.index_select(0, i)) for i in shares)
+        return _streamed(pairs, self.device) if self.device != self.images.device else pairs
 
     def state_dict(self) -> dict[str, int]:
-        """How many were given in this epoch, and of how many mini-batches each."""
-        return {"given": self._given, "steps": self.steps}
+        """Return the number of mini-batches that were yielded in this epoch."""
+        return {"mini_batches": self._given}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """The next epoch to begin leaves out those that were given."""
-        self._skipped = state_dict["given"]
+        """Skip these mini-batches in the next epoch to begin."""
+        self._skipped = state_dict["mini_batches"]
 
     def _start(self) -> int:
-        """How many an epoch that begins now leaves out."""
+        """Return the number of mini-batches that an epoch which begins now skips."""
         self._given, self._skipped = self._skipped, 0
         return self._given
 
@@ -219,7 +192,7 @@ class WorkerBatches(Batches):
             pin_memory=self.device.type == "cuda",
         )
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         start, dataset = self._start(), self._dataset
         # Processes that start anew each epoch have random numbers that don't depend on the epochs before.
         self._loader.generator = self._seeded(torch.device("cpu"), -1)
@@ -236,7 +209,7 @@ class WorkerBatches(Batches):
                 images, labels = images[:0], labels[:0]
             images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
             self._given += 1
-            yield Batch(images, labels, [len(labels)], number, self.prepare)
+            yield self.prepare(images, number), labels
 
     @contextmanager
     def _own_chance(self, number: int) -> Iterator[None]:

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from mnist_lab.data.batches import Batch, Batches, EpochOrder, WorkerBatches
+from mnist_lab.data.batches import Batches, EpochOrder, WorkerBatches
 from mnist_lab.data.dataset_images import DatasetImages
 from mnist_lab.data.download import DataUnavailableError
 from mnist_lab.data.evaluation import evaluation_transform
@@ -101,8 +101,8 @@ class ImageDataModule(L.LightningDataModule):
         self.images: ImageSet | None = None
         self._ready = False
         self._placed: dict[tuple[str, torch.device], tuple[Tensor | DatasetImages, Tensor]] = {}
-        self.images_at_once = 1
-        """As many mini-batches as have that many images are made at once, and at least one."""
+        self.make_batches: Callable[..., Batches] = Batches
+        """Makes the batches of images in memory; called with the arguments of `Batches`."""
         self.finished = False
         """Whether images come as float32, which nothing scales."""
         self.fallback_reason: str | None = None
@@ -250,7 +250,7 @@ class ImageDataModule(L.LightningDataModule):
         """Batches of the validation part, in order; an empty list where there is none.
 
         Args:
-            whole: all images in every process, instead of a share for each.
+            whole: all images in every process, instead of a share for each, one mini-batch at a time.
         """
         if self.val == "test":
             return self.test_dataloader(whole)
@@ -263,7 +263,7 @@ class ImageDataModule(L.LightningDataModule):
         """Batches of the test set, in order.
 
         Args:
-            whole: all images in every process, instead of a share for each.
+            whole: all images in every process, instead of a share for each, one mini-batch at a time.
         """
         assert self.images is not None
         order = EpochOrder(torch.arange(len(self.images.test_labels)), None)
@@ -281,10 +281,6 @@ class ImageDataModule(L.LightningDataModule):
             "shift": self.shift,
             "divisor": self.divisor,
         }
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Nothing to do for batches, which are made on the device; but Lightning sends other tensors this way too."""
-        return batch if isinstance(batch, Batch) else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _batches(
         self, part: Literal["train", "test"], order: EpochOrder, batch_size: int, whole: bool = False
@@ -304,11 +300,8 @@ class ImageDataModule(L.LightningDataModule):
         how = (order, batch_size, self.shift, self.divisor, device, augment, self.augment_seed)
         if by_workers or isinstance(images, DatasetImages):
             transform = self.transform if training else self.evaluation
-            return WorkerBatches(images, labels, *how, 1, rank, world_size, transform=transform, workers=self.workers)
-        at_once = self.images_at_once
-        if at_once > 1 and part == "test" and world_size == 1 and images.device == device:
-            at_once = 16384  # they lie there in a row, and so aren't copied
-        return Batches(images, labels, *how, max(1, at_once // batch_size), rank, world_size)
+            return WorkerBatches(images, labels, *how, rank, world_size, transform=transform, workers=self.workers)
+        return (Batches if whole else self.make_batches)(images, labels, *how, rank, world_size)
 
     def _place(self, part: Literal["train", "test"], device: torch.device) -> tuple[Tensor | DatasetImages, Tensor]:
         """Images and labels of a part on a device, moved there once however many loaders ask for them.

@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from mnist_lab.build import brief, build, build_tested
-from mnist_lab.errors import UserError
+from mnist_lab.build import build, build_tested
+from mnist_lab.errors import UserError, brief
 from mnist_lab.files import move
 from mnist_lab.network import give_logits
 from mnist_lab.terminal import relative

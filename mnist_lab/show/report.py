@@ -167,11 +167,10 @@ def answers_of(run: TrainedRun, result: Result, data: ImageDataModule) -> Answer
 
     found, labels, n = [], [], 0
     with torch.inference_mode():
-        for batch in data.test_dataloader(whole=True):
-            for images, truth in batch.mini_batches():
-                found.append(run.net(images.to(run.device)).cpu().double().softmax(1))
-                labels.append(truth.cpu())
-            n += len(batch.labels)
+        for images, truth in data.test_dataloader(whole=True):
+            found.append(run.net(images.to(run.device)).cpu().double().softmax(1))
+            labels.append(truth.cpu())
+            n += len(truth)
             if n >= result.test["n"]:  # trainer.limit_test_batches
                 break
     n = result.test["n"]

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -71,7 +71,8 @@ class Dashboard(Callback):
         """Writes a figure of the worst mistakes."""
         if (writer := _writer(trainer)) is None or self.mistakes == 0:
             return
-        answers = _answers(trainer, pl_module, _data(trainer).val_dataloader(whole=True), trainer.num_val_batches)
+        counted = _counted(trainer.val_dataloaders, trainer.num_val_batches)
+        answers = _answers(trainer, pl_module, _data(trainer).val_dataloader(whole=True), counted)
         if len(answers.mistakes):
             _draw(writer, "mistakes/validation", figures.least_probable(answers, self.mistakes), _step(trainer))
 
@@ -89,7 +90,7 @@ class Dashboard(Callback):
         if (writer := _writer(trainer)) is None:
             return
         batches, step = _data(trainer).test_dataloader(whole=True), _step(trainer)
-        answers = _answers(trainer, pl_module, batches, trainer.num_test_batches)
+        answers = _answers(trainer, pl_module, batches, _counted(trainer.test_dataloaders, trainer.num_test_batches))
         names, labels, predicted = answers.classes, answers.labels, answers.predicted
         figure = figures.confusion_matrix(answers)
         figure.axes[0].set_title(f"{len(answers.mistakes):,} of {len(labels):,} test images wrong")
@@ -160,13 +161,18 @@ def _logits(trainer: L.Trainer, net: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def _answers(
-    trainer: L.Trainer, module: L.LightningModule, batches: Batches | list[Batches], counted: Sequence[int | float]
-) -> Answers:
-    """What the network predicts for the images of unshuffled batches, of which the first `counted[0]` were counted."""
+def _counted(batches: Any, limits: Sequence[int | float]) -> int:
+    """Return how many mini-batches Lightning goes through."""
     assert isinstance(batches, Batches)
-    inputs = ((batch.labels, batch.prepare(batch.pixels, batch.first)) for batch in islice(batches, int(counted[0])))
-    found = [(labels, _logits(trainer, module, images).float().softmax(1)) for labels, images in inputs]
+    return int(limits[0]) * batches.steps
+
+
+def _answers(trainer: L.Trainer, module: L.LightningModule, batches: Batches | list[Batches], counted: int) -> Answers:
+    """Return what the network predicts for the images of the first `counted` of unshuffled batches."""
+    assert isinstance(batches, Batches)
+    net: Any = module
+    pairs = islice(batches, counted)
+    found = [(labels, _logits(trainer, net, images).float().softmax(1)) for images, labels in pairs]
     labels, probabilities = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
     images: Subset[Tensor] = Subset(batches.images, batches.sampler.index.tolist())  # type: ignore[arg-type]
     return Answers(probabilities, labels, images, _data(trainer).class_names)

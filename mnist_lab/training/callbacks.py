@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
 from rich import get_console
@@ -21,68 +23,95 @@ from mnist_lab.data import Batches
 from mnist_lab.files import write_whole
 from mnist_lab.terminal import show
 from mnist_lab.training.classifier import Classifier
+from mnist_lab.training.pace import Pace
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("epoch", "train/loss", "train/acc", "val/loss", "val/acc", "lr", "seconds")
+MEASURED = ("train/loss", "train/acc", "val/loss", "val/acc")
+"""What a `Classifier` logs in an epoch."""
 
 
 class History(Checkpoint):
     """One line on the terminal and one row of history.csv for each epoch.
 
+    A row has `epoch` (from 1), each metric that was logged in the epoch by its name, `lr` (of the last step) and
+    `seconds`. Rows of a `Classifier` always have `MEASURED`, None where an epoch has no validation.
+
     A Checkpoint, because Lightning calls those last: when the module has logged its epoch.
 
     Args:
-        path: the CSV file; its columns are epoch (from 1), train/loss, train/acc, val/loss, val/acc, lr (of the last
-            step), seconds.
+        path: the CSV file, whose columns are those of the rows.
+        pace: knows the learning rate.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, pace: Pace) -> None:
+        self.path, self.pace = path, pace
         self.rows: list[dict[str, float | int | None]] = []
+        self._before: dict[str, Any] = {}
         self._start = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the epoch's clock."""
-        self._start = time.perf_counter()
+        """Start the epoch's clock."""
+        self._start, self._before = time.perf_counter(), dict(trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Records the epoch; Lightning has validated by now."""
-        assert isinstance(pl_module, Classifier)
-        row: dict[str, float | int | None] = {
-            "epoch": trainer.current_epoch + 1,
-            **{key: pl_module.metrics.get(key) for key in COLUMNS[1:-1]},
-            "seconds": round(time.perf_counter() - self._start, 3),
+        """Record the epoch; Lightning has validated by now."""
+        logged = trainer.callback_metrics
+        # Lightning keeps the values of earlier epochs; those of this one are new objects.
+        found = {
+            name: number_of(value) for name, value in sorted(logged.items()) if value is not self._before.get(name)
         }
+        row: dict[str, float | int | None] = {"epoch": trainer.current_epoch + 1}
+        row |= dict.fromkeys(MEASURED) if isinstance(pl_module, Classifier) else {}
+        row |= found | {"lr": self.pace.lr, "seconds": round(time.perf_counter() - self._start, 3)}
         self.rows.append(row)
         if trainer.is_global_zero:
             log.info(self._line(row, trainer.max_epochs or 0))
+            columns = dict.fromkeys(name for row in self.rows for name in row if name not in ("lr", "seconds"))
             text = io.StringIO()
-            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter(text, [*columns, "lr", "seconds"], lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
             write_whole(self.path, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows, for the checkpoint, and how long the epoch has taken so far."""
+        """Return the rows, and how long the epoch has taken so far."""
         return {"rows": self.rows, "elapsed": time.perf_counter() - self._start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the rows of the checkpoint."""
+        """Continue with the rows of a checkpoint."""
         self.rows = state_dict["rows"]
         self._start = time.perf_counter() - state_dict["elapsed"]
 
     @staticmethod
     def _line(row: dict[str, Any], epochs: int) -> str:
         words = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}" if epochs > 0 else f"epoch {row['epoch']}"]
-        for stage in ("train", "val"):
-            if row[f"{stage}/loss"] is not None:
-                words.append(f"{stage} loss {row[f'{stage}/loss']:.4f}  acc {row[f'{stage}/acc']:7.2%}")
+        for stage in ("train", "val", ""):
+            found = [
+                f"{name.removeprefix(f'{stage}/')} {f'{value:7.2%}' if name.endswith('/acc') else f'{value:.4f}'}"
+                for name, value in row.items()
+                if name not in ("epoch", "lr", "seconds") and value is not None and _stage(name) == stage
+            ]
+            if found:
+                words.append("  ".join([f"{stage} {found[0]}".lstrip(), *found[1:]]))
         return "   ".join([*words, f"{row['seconds']:.1f} s"])
+
+
+def number_of(value: Any) -> float:
+    """Return a metric's value; of a float32 the shortest decimal number: 0.9812, not 0.9811999797821045."""
+    number = float(value)
+    return number if getattr(value, "dtype", None) == torch.float64 else float(str(np.float32(number)))
+
+
+def _stage(name: str) -> str:
+    stage, slash, _ = name.partition("/")
+    return stage if slash and stage in ("train", "val") else ""
 
 
 class EpochProgress(ProgressBar):
     """A bar that fills within each epoch and leaves nothing behind; `History` writes what stays."""
+
+    takes_chunks = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,25 +180,39 @@ class EpochProgress(ProgressBar):
             self._bar = None
 
 
+class SharedBuffers(Callback):
+    """Has all processes judge the same network: what its layers count for themselves is the first process's."""
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Send the buffers of the first process to the others."""
+        if trainer.world_size > 1:
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+
 class LayerTable(Callback):
-    """The network's layers with the shape of what each gives for one image, and its parameters, before training."""
+    """Shows a module's layers before training: the parameters of each, and the shape of what it gives for one image.
+
+    The shapes need the module's `example_input_array`.
+    """
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Shows the table."""
+        """Show the table."""
         if not trainer.is_global_zero:
             return
         with warnings.catch_warnings():  # about bytes in mixed precision, which the table doesn't show
             warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
             summary = ModelSummary(pl_module, max_depth=-1)
-        table = Table("layer", "gives", Column("parameters", justify="right"))
+        example = pl_module.example_input_array is not None
+        table = Table("layer", *(["gives"] if example else []), Column("parameters", justify="right"))
         names = summary.layer_names
         for name, kind, shape, count in zip(
             names, summary.layer_types, summary.out_sizes, summary.param_nums, strict=True
         ):
             is_leaf = not any(other.startswith(name + ".") for other in names)
-            if is_leaf and name.startswith("net"):
-                gives = "×".join(map(str, shape[1:])) if isinstance(shape, list) else str(shape)
-                table.add_row(kind, gives, f"{max(count, 0):,}" if count else "")
+            if is_leaf and not name.startswith("metrics.") and name != "loss":
+                gives = ["×".join(map(str, shape[1:])) if isinstance(shape, list) else str(shape)] if example else []
+                table.add_row(kind, *gives, f"{max(count, 0):,}" if count else "")
         table.add_section()
-        table.add_row("all", "", f"{summary.total_parameters:,}")
+        table.add_row("all", *([""] if example else []), f"{summary.total_parameters:,}")
         show(table)

@@ -16,6 +16,7 @@ from mnist_lab.terminal import to_go_on
 from mnist_lab.training import weights
 from mnist_lab.training.checkpoint_files import link, read
 from mnist_lab.training.classifier import Classifier
+from mnist_lab.training.divergence import Divergence
 from mnist_lab.training.ending import is_over
 from mnist_lab.training.signals import StopSignals, name_of
 
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints(Checkpoint):
-    """Keeps last.ckpt, previous.ckpt (the last but one) and best.ckpt (the highest val/acc), each whole or not at all.
+    """Keeps last.ckpt, previous.ckpt (the last but one) and best.ckpt (by a metric), each whole or not at all.
 
     A checkpoint is written when a step or an epoch ends, and takes its name at the next hook: by then Lightning has
     given the loggers what that step or epoch measured, which a resumed run won't measure again. The last one takes its
@@ -41,15 +42,28 @@ class Checkpoints(Checkpoint):
         folder: where they are kept.
         number: how many units pass between two checkpoints, 1 or more.
         unit: "epoch", "step" (of the optimiser) or "minute". Checkpoints come when a training step ends.
-        best: whether there is validation data to choose the best by.
+        monitor: the metric to choose the best by.
+        mode: "min" or "max".
         limits: values of trainer.max_epochs, max_steps and max_time: with the same ones a training that is over
             stays so.
+        divergence: looks for values that are not finite, before a checkpoint within an epoch is written.
     """
 
-    def __init__(self, folder: Path, number: int, unit: str, best: bool, limits: dict[str, Any] | None = None) -> None:
-        self.folder, self.number, self.unit, self.best = folder, number, unit, best
-        self.limits = limits or {}
-        self.highest = float("-inf")
+    takes_chunks = True
+
+    def __init__(
+        self,
+        folder: Path,
+        number: int,
+        unit: str,
+        monitor: str,
+        mode: str,
+        limits: dict[str, Any],
+        divergence: Divergence,
+    ) -> None:
+        self.folder, self.number, self.unit, self.monitor, self.mode = folder, number, unit, monitor, mode
+        self.limits, self.divergence = limits, divergence
+        self.best: float | None = None
         self.over: dict[str, Any] | int | None = None
         self.signals = StopSignals(folder.parent)
         self._validated: dict[str, Tensor] | None = None
@@ -59,12 +73,13 @@ class Checkpoints(Checkpoint):
         self._trained = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the highest val/acc, and the limits where training is over."""
-        return {"highest": self.highest, "over": self.over}
+        """Return the best value of the metric, and the limits where training is over."""
+        return {"best": self.best, "over": self.over}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; earlier versions kept only the number of epochs."""
-        self.highest, self.over = state_dict["highest"], state_dict["over"]
+        """Restore what `state_dict` returned; earlier versions kept the highest val/acc, and the number of epochs."""
+        best = state_dict.get("best", state_dict.get("highest"))
+        self.best, self.over = None if best in (None, float("-inf")) else best, state_dict["over"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Skip a training that is over, unless one of its limits is another now."""
@@ -107,9 +122,8 @@ class Checkpoints(Checkpoint):
         cut = is_over(trainer, trainer.current_epoch)
         if not (received or cut or (self.unit != "epoch" and self._due(trainer))):
             return
-        assert isinstance(pl_module, Classifier)
         loop = trainer.fit_loop.epoch_loop
-        if loop.batch_progress.is_last_batch or pl_module.accumulates(batch_idx):
+        if loop.batch_progress.is_last_batch or _accumulates(trainer, batch_idx):
             return
         if cut:
             self._save_cut(trainer)
@@ -118,35 +132,32 @@ class Checkpoints(Checkpoint):
         assert fetcher is not None
         if loop._should_check_val_fx(fetcher):
             return
-        pl_module.look_for_divergence_anywhere()
+        self.divergence.check(trainer, pl_module)
         self._save(trainer)
         self._leave_with = received
 
-    def keep_validated(self, module: Classifier) -> None:
+    def keep_validated(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Copy the weights that a validation has judged, if they are the best so far: callbacks may change them."""
-        found = module.metrics.get("val/acc")
-        improved = self.best and found is not None and found > self.highest
-        self._validated = weights.usable(module) if improved else None
+        self._validated = weights.usable(module) if self._better(trainer) is not None else None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the best so far, of several validations within an epoch."""
         _part_from_pruning(trainer, pl_module)
         loop = trainer.fit_loop.epoch_loop
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and not loop.batch_progress.is_last_batch:
-            assert isinstance(pl_module, Classifier)
-            if self._improved(pl_module):
-                pl_module.look_for_divergence_anywhere()
-                # Gradients that wait for more mini-batches are in no checkpoint: a run can't go on from there.
-                self._save(trainer, improved=True, last=not pl_module.accumulates(loop.batch_idx))
+        within = trainer.state.fn == "fit" and not trainer.sanity_checking and not loop.batch_progress.is_last_batch
+        if within and self._improved(trainer):
+            self.divergence.check(trainer, pl_module)
+            # Gradients that wait for more mini-batches are in no checkpoint: a run can't go on from there.
+            self._save(trainer, improved=True, last=not _accumulates(trainer, loop.batch_idx))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save where that is due, where the epoch is the best or the last, or where a signal was received."""
         _part_from_pruning(trainer, pl_module)
-        assert isinstance(pl_module, Classifier)
         received, over = self.signals.received(trainer), is_over(trainer, trainer.current_epoch + 1)
         due = (trainer.current_epoch + 1) % self.number == 0 if self.unit == "epoch" else self._due(trainer)
         self.over = self.limits if over else None
-        improved = self._improved(pl_module)
+        improved = self._improved(trainer)
+        self._warn_once(trainer, pl_module)
         if received or due or over or improved:
             self._save(trainer, improved)
         self._leave_with = received
@@ -163,7 +174,7 @@ class Checkpoints(Checkpoint):
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and self._last.exists():
             log.warning(f"stopped at once. To go on: {to_go_on(self.folder.parent)}")
 
-    def finish(self, trainer: L.Trainer, module: Classifier) -> None:
+    def finish(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Give the training's last checkpoint the weights that it has ended with, and its name.
 
         Callbacks may have changed them when the training ended, as weight averaging does. A longer training goes on
@@ -202,13 +213,29 @@ class Checkpoints(Checkpoint):
             return trainer.global_step // self.number > self._step // self.number
         return trainer.strategy.reduce_boolean_decision(time.monotonic() - self._time >= 60 * self.number, all=False)
 
-    def _improved(self, module: Classifier) -> bool:
-        """Return whether validation has found the best so far. Of two that are equal the first is kept."""
-        found = module.metrics.get("val/acc")
-        if not self.best or found is None or found <= self.highest:
-            return False
-        self.highest = found
-        return True
+    def _better(self, trainer: L.Trainer) -> float | None:
+        """Return the metric's value if it is the best so far, else None. Of two that are equal the first is kept."""
+        found = trainer.callback_metrics.get(self.monitor)
+        value = None if found is None else float(trainer.strategy.broadcast(float(found)))
+        if value is None or value != value:
+            return None
+        if self.best is not None and (value <= self.best if self.mode == "max" else value >= self.best):
+            return None
+        return value
+
+    def _improved(self, trainer: L.Trainer) -> bool:
+        value = self._better(trainer)
+        self.best = self.best if value is None else value
+        return value is not None
+
+    def _warn_once(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Say after the first epoch of another's module that the metric which is judged is not there."""
+        logged = trainer.callback_metrics
+        if trainer.current_epoch == 0 and self.monitor not in logged and not isinstance(module, Classifier):
+            log.warning(
+                f"{type(module).__name__} doesn't log {self.monitor}, so no best.ckpt is kept. monitor=NAME takes one "
+                f"of {', '.join(logged) or 'those that it logs with self.log'}"
+            )
 
     def _save(self, trainer: L.Trainer, improved: bool = False, last: bool = True) -> None:
         """Write the last checkpoint, the best where it has improved, or both; `_name` gives them their names."""
@@ -279,10 +306,14 @@ class ValidatedWeights(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Hand the module on, unless this is a check before training or no training at all."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            assert isinstance(pl_module, Classifier)
-            self.checkpoints.keep_validated(pl_module)
+            self.checkpoints.keep_validated(trainer, pl_module)
 
 
 def _part_from_pruning(trainer: L.Trainer, module: L.LightningModule) -> None:
     if any(isinstance(callback, ModelPruning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         weights.own_memory(module)
+
+
+def _accumulates(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Return whether gradients wait for more mini-batches when the training step of this number is over."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches != 0

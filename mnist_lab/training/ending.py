@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
+
+
+class ValidatedEnd(Callback):
+    """Ends a training at `max_steps` as any other: Lightning would end it there without validating what it came to."""
+
+    takes_chunks = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Stop after this step, if it is the last."""
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True
 
 
 def is_over(trainer: L.Trainer, epochs: int) -> bool:

@@ -11,11 +11,42 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import lightning as L
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
 
+from mnist_lab.errors import UserError
 from mnist_lab.metrics import mode_of
+
+
+def lr_scheduler_config(
+    schedule: Callable[..., LRScheduler], optimizer: Optimizer, trainer: L.Trainer, steps_per_epoch: int
+) -> dict[str, Any]:
+    """Return a schedule as `configure_optimizers` hands it to Lightning.
+
+    Args:
+        schedule: see `make_schedule`.
+        optimizer: whose rates are set.
+        trainer: whose limits say how long the run is.
+        steps_per_epoch: of the optimiser, 1 or more.
+
+    Raises:
+        UserError: the run has no end.
+    """
+    limits = [trainer.max_steps] if trainer.max_steps != -1 else []
+    if trainer.max_epochs not in (None, -1):
+        limits.append(trainer.max_epochs * steps_per_epoch)
+    if not limits:
+        raise UserError("schedule: it needs to know how many steps there will be: give trainer.max_epochs=N")
+    made, by_epoch = make_schedule(schedule, optimizer, min(limits), min(limits) / steps_per_epoch)
+    found: dict[str, Any] = {"scheduler": made, "interval": "epoch" if by_epoch else "step"}
+    if isinstance(made, Plateau):
+        every = trainer.check_val_every_n_epoch or 1
+        # Between validations Lightning would take the value of the last one for a new one.
+        found |= {"monitor": made.monitor, "strict": False, "frequency": every if made.monitor[:4] == "val/" else 1}
+    return found
 
 
 def make_schedule(
