@@ -138,6 +138,26 @@ def test_an_experiment_is_its_article(
     assert cfg.reported
 
 
+SPLITS = {
+    "a1_neuron": ("random", 5000),
+    "c_mlp_784_32": ("last", 0.1),
+    "c_mlp_784_32_lr0.1": ("last", 0.1),
+    "a3_dropout_mlp": ("test", 5000),
+}
+
+
+@pytest.mark.parametrize("experiment", [option for group, option in OPTIONS if group == "experiment"])
+def test_an_experiment_validates_as_its_published_figures_were_measured(experiment: str) -> None:
+    data = compose_config([f"experiment={experiment}"]).data
+    assert (data.val, data.val_size) == SPLITS.get(experiment, ("none", 5000))
+
+
+@pytest.mark.parametrize("model", [option for group, option in OPTIONS if group == "model"])
+def test_every_model_validates_on_a_random_part_of_the_training_images(model: str) -> None:
+    data = compose_config([f"model={model}"]).data
+    assert (data.val, data.val_size) == ("random", 5000)
+
+
 def test_fast99_smooths_its_labels_and_early_stopping_waits_three_epochs() -> None:
     cfg: Any = compose_config(["experiment=fast99", "callbacks=early_stopping", "data.val=random"])
     assert cfg.loss.label_smoothing == 0.1 and cfg.callbacks.early_stopping.patience == 3

@@ -91,7 +91,8 @@ def test_a_callback_that_follows_batches_sees_each_of_them(lab: Command, tmp_pat
         "        Path(self.path).write_text(repr(self.seen))\n"
     )
     done = lab(
-        "model=mlp_512", *SHORT, "trainer.max_epochs=1", "data.batch_size=100", f"hydra.run.dir={tmp_path / 'run'}",
+        "model=mlp_512", *SHORT, "trainer.max_epochs=1", "data.batch_size=100", "data.val=none",
+        f"hydra.run.dir={tmp_path / 'run'}",
         "+callbacks.follower._target_=follower.Follower", f"+callbacks.follower.path={tmp_path / 'seen'}",
         PYTHONPATH=str(tmp_path),
     )  # fmt: skip

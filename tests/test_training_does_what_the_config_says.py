@@ -288,7 +288,7 @@ def test_a_limit_of_1_is_one_mini_batch_and_1_0_is_all_of_them(lab: Command, tmp
         assert lab(*words, *limits, f"hydra.run.dir={limit}").returncode == 0
         saved = torch.load(tmp_path / limit / "checkpoints/last.ckpt", weights_only=True)
         found[limit] = (saved["global_step"], Result.load(tmp_path / limit).test["n"])
-    assert found == {"1": (1, 400), "1.0": (29, 1000)}
+    assert found == {"1": (1, 400), "1.0": (28, 1000)}
 
 
 def test_what_a_limit_of_steps_has_left_is_kept(lab: Command, tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_what_a_limit_of_steps_comes_to_is_validated(lab: Command, tmp_path: Pat
         saved = torch.load(tmp_path / "sweep" / trial / "checkpoints/best.ckpt", weights_only=True)
         assert saved["global_step"] == 50
         notes = Result.load(tmp_path / "sweep" / trial).notes
-        assert any(re.match("Epoch 2 was cut short after 14 of 36 mini-batches", note) for note in notes), notes
+        assert any(re.match("Epoch 2 was cut short after 15 of 35 mini-batches", note) for note in notes), notes
 
 
 def test_validation_may_come_by_the_clock_and_the_table_of_layers_be_left_out(lab: Command, tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_a_run_that_is_tested_later_says_as_well_that_its_epoch_was_cut_short(la
     before = Result.load(tmp_path / "run")
     (tmp_path / "run/result.json").unlink()  # as if it had been stopped in its test
     assert lab("resume", "run").returncode == 0
-    assert any("was cut short after 14 of 36" in note for note in before.notes), before.notes
+    assert any("was cut short after 15 of 35" in note for note in before.notes), before.notes
     assert Result.load(tmp_path / "run").notes == before.notes
 
 
@@ -458,7 +458,7 @@ def test_label_smoothing_reaches_the_loss(lab: Command, tmp_path: Path) -> None:
 
 
 def test_a_run_that_looked_at_the_test_set_says_so(lab: Command, tmp_path: Path) -> None:
-    done = lab("data=mnist_5k", "model=mlp", "trainer=debug")
+    done = lab("data=mnist_5k", "model=mlp", "trainer=debug", "data.val=test")
     assert done.stdout.count("The test set was looked at while training") == 2
     result = result_in(tmp_path)
     assert result.data["val_from"] == "test" and "test set was looked at" in result.notes[0]
