@@ -134,7 +134,8 @@ def _check_multirun(
     # Of each override what shows whether it is allowed: all values of a sweep's, or both ends of an interval.
     axes = [axis(o).extremes() if o.is_sweep_override() else [str(o.input_line)] for o in parsed]
     first = [values[0] for values in axes]
-    folders = _folder("hydra.sweep.dir", compose(first).hydra.sweep.dir, fresh)
+    cfg = compose(first)
+    folders = _folder("hydra.sweep.dir", cfg.hydra.sweep.dir, fresh)
     for n, (override, values) in enumerate(zip(parsed, axes, strict=True)):
         key = override.get_key_element().lstrip("+")
         if hydra.config_loader.get_group_options(key):
@@ -143,7 +144,7 @@ def _check_multirun(
         elif key in RULES:
             for other in OverridesParser.create().parse_overrides(values[1:]):
                 RULES[key].check(key, other.value())
-    for mistake in _sweep_conflicts(parsed, compose(first)):
+    for mistake in _sweep_conflicts(parsed, cfg):
         raise UserError(mistake)
     return folders
 
