@@ -19,9 +19,10 @@ from mnist_lab.sweep.groups import grouped
 from mnist_lab.targets import MOVED, with_current_names
 from mnist_lab.trust import is_harmless, targets
 
-# All `_target_`s of this package that the configs had at commit f9043fd, and all names that its packages exported.
+# All `_target_`s of this package that the configs had at commit f9043fd, and all names that its packages exported, but
+# for `data.Batch`, which only a loader made: batches are (images, labels) now.
 NAMES = {
-    "data": "Archive Augment Batch Batches DataUnavailableError DatasetImages EpochOrder ImageDataModule ImageSet "
+    "data": "Archive Augment Batches DataUnavailableError DatasetImages EpochOrder ImageDataModule ImageSet "
     "Source WorkerBatches cifar10 emnist fashion_mnist fetch from_datasets image_folder kmnist mnist mnist_5k qmnist",
     "models": "CNN ConvPool2d ConvStack Dropout Linear MLP Neuron",
     "training": "CHARTS SGD Adam AdamW Checkpoints Classifier Dashboard EpochProgress History LayerTable "
