@@ -87,7 +87,7 @@ HEADER = ("experiment", "", "article says", "Keras gives", "we get", "n")
 
 
 def _rows(results: Sequence[Result]) -> list[list[str]]:
-    """One experiment's rows, a metric each, with the cells of HEADER."""
+    """Return one experiment's rows, a metric each, with the cells of HEADER."""
     first, n = results[0], str(len(results))
     reported = first.config.get("reported", {})
     article, keras = reported.get("article", {}), reported.get("keras", {})
@@ -123,7 +123,7 @@ def number(mean: float, spread: float | None) -> str:
 
 
 def markdown(experiments: Sequence[Sequence[Result]]) -> str:
-    """The table, and each curve that an article gives beside ours.
+    """Return the table as Markdown, and each curve that an article gives beside ours.
 
     Args:
         experiments: the results of each experiment, one a seed.

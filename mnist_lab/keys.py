@@ -35,7 +35,7 @@ def keys_of(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def unknown_key_hint(key: str, cfg: DictConfig) -> str:
-    """What the user may have meant by a key that `cfg` doesn't have, and what there is beside it."""
+    """Return what the user may have meant by a key that `cfg` doesn't have, and what there is beside it."""
     keys = [k for k in keys_of(cfg) if not k.rpartition(".")[2].startswith("_")]
     parent, _, name = key.rpartition(".")
     beside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]

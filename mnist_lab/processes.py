@@ -39,7 +39,7 @@ def is_helper_process() -> bool:
 
 
 def started_together() -> tuple[str, int]:
-    """What started this process together with others, "torchrun" or "srun", and how many there are; else "" and 1."""
+    """Return what started this process with others, "torchrun" or "srun", and how many there are; else "" and 1."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "torchrun", int(os.environ["WORLD_SIZE"])
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))  # set by srun, not for the batch script
@@ -194,7 +194,7 @@ class _Helpers:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def fate_soon(self) -> str:
-        """The fate, after waiting up to PATIENCE seconds for it to become known."""
+        """Return the fate, after waiting up to PATIENCE seconds for it to become known."""
         self._found.wait(PATIENCE)
         return self.fate
 

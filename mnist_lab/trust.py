@@ -60,7 +60,7 @@ PLACES = ("name", "version", "sub_dir")
 
 
 def seal(content: str) -> str | None:
-    """A seal that shows later that this user wrote a text: HMAC-SHA256 with a key kept in the user's cache folder.
+    """Return a seal that shows later that this user wrote a text: HMAC-SHA256 with a key in the user's cache folder.
 
     Args:
         content: the text.
@@ -134,7 +134,7 @@ def check_origin(path: Path, config: Any, sealed: Any) -> None:
 
 
 def _objection(described: dict[str, Any]) -> str | None:
-    """What speaks against an object that a config describes; None: it is harmless."""
+    """Return what speaks against an object that a config describes; None where it is harmless."""
     target = with_current_names(str(described["_target_"]))
     if NETWORKS.fullmatch(target):
         given = [key for key in WEIGHTS if described.get(key)]
@@ -154,12 +154,12 @@ def is_harmless(word: str) -> bool:
 
 
 def targets(config: Any) -> Iterator[Any]:
-    """Every `_target_` in a config."""
+    """Yield every `_target_` in a config."""
     return (described["_target_"] for described in _described(config))
 
 
 def _described(config: Any) -> Iterator[dict[str, Any]]:
-    """Every dictionary with a `_target_` in a config, the outer ones before those in them."""
+    """Yield every dictionary with a `_target_` in a config, the outer ones before those in them."""
     if isinstance(config, dict):
         if "_target_" in config:
             yield config
@@ -171,12 +171,12 @@ def _described(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def interpolations(config: Any) -> Iterator[str]:
-    """Every string in a config that contains an interpolation, which is replaced when the config is used."""
+    """Yield every string in a config that contains an interpolation, which is replaced when the config is used."""
     return (value for value in values(config) if isinstance(value, str) and "${" in value)
 
 
 def values(config: Any) -> Iterator[Any]:
-    """Every value in a config that is neither a dictionary nor a list."""
+    """Yield every value in a config that is neither a dictionary nor a list."""
     if not isinstance(config, dict | list):
         yield config
         return

@@ -55,7 +55,7 @@ def unpack(archive: Archive, largest: int) -> None:
 
 
 def _members(path: Path, names: Collection[str]) -> Iterator[tuple[str, IO[bytes] | gzip.GzipFile]]:
-    """The members of these names, opened one after the other. Paths in the archive are never used as targets."""
+    """Yield the members of these names, opened one after the other. Paths in the archive are never used as targets."""
     if path.name.endswith(".zip"):
         with zipfile.ZipFile(path) as zipped:
             for name in set(names).intersection(zipped.namelist()):
@@ -72,7 +72,7 @@ def _members(path: Path, names: Collection[str]) -> Iterator[tuple[str, IO[bytes
 
 
 def _bounded(stream: IO[bytes] | gzip.GzipFile, largest: int, what: str) -> Iterator[bytes]:
-    """The bytes of a stream, of which `largest` are allowed.
+    """Yield the bytes of a stream, of which `largest` are allowed.
 
     Raises:
         UserError: there are more.

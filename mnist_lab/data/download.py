@@ -189,7 +189,7 @@ def _download(archive: Archive, name: str, root: Path, failing: set[str], limits
 
 
 def _addresses(archive: Archive, root: Path) -> list[str]:
-    """The addresses of an archive, in the order in which they are tried."""
+    """Return the addresses of an archive, in the order in which they are tried."""
     mirror = os.environ.get("MNIST_LAB_MIRROR", "").rstrip("/")
     if not mirror:
         return list(archive.urls)
@@ -264,7 +264,7 @@ def _keep(arriving: Iterator[bytes], part: Path, start: int, total: int | None, 
 
 @contextmanager
 def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on the terminal while a download lasts."""
+    """Show a progress bar on the terminal while a download lasts."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -278,7 +278,7 @@ def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 def _arriving(asked: request.Request, patience: float) -> Generator[Any, None, None]:
-    """What a server sends: first its status and the number of bytes to come, or None; then the bytes as they arrive.
+    """Yield what a server sends: its status and the number of bytes to come, or None; then the bytes.
 
     A thread receives them, and is abandoned if it hangs: looking up a name has no time limit, nor does a server that
     sends its headers byte by byte.

@@ -78,12 +78,12 @@ def idx_set(
 
 @lru_cache(maxsize=1)
 def _read_idx(cls: Any, root: Path, digests: tuple[str, ...], **kwargs: Any) -> tuple[Any, Any]:
-    """torchvision's training and test parts, read once per process for files of these digests: trials share them."""
+    """Return torchvision's training and test parts, read once per process for files of these digests."""
     return cls(root, train=True, **kwargs), cls(root, train=False, **kwargs)
 
 
 def _archives(cls: Any, paths: Sequence[Path]) -> list[Archive]:
-    """The archives of a data set, as torchvision's class lists them."""
+    """Return the archives of a data set, as torchvision's class lists them."""
     folder = paths[0].parent
     if hasattr(cls, "url"):  # EMNIST: one archive for all
         return [Archive(folder / "gzip.zip", [cls.url], cls.md5, {f"gzip/{path.name}.gz": path for path in paths})]

@@ -110,7 +110,7 @@ def interleaved(labels: Tensor) -> Tensor:
 
 
 def _rank_in_class(labels: Tensor) -> Tensor:
-    """For each label, how many equal ones come before it: [3, 3, 1, 3] → [0, 1, 0, 2]."""
+    """Return for each label how many equal ones come before it: [3, 3, 1, 3] → [0, 1, 0, 2]."""
     order = labels.argsort(stable=True)
     counts = torch.bincount(labels)
     starts = counts.cumsum(0) - counts

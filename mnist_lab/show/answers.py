@@ -34,7 +34,7 @@ class Answers:
 
     @property
     def predicted(self) -> Tensor:
-        """The most probable class of each image, int64 (N,)."""
+        """Return the most probable class of each image, int64 (N,)."""
         return self.probabilities.argmax(1)
 
     @property
@@ -50,7 +50,7 @@ class Answers:
         return wrong[sure.argsort(descending=True, stable=True)]
 
     def confusion(self) -> Tensor:
-        """Number of images by label (row) and predicted class (column): int64 (classes, classes)."""
+        """Count images by label (row) and predicted class (column): int64 (classes, classes)."""
         k = len(self.classes)
         return torch.bincount(self.labels * k + self.predicted, minlength=k * k).reshape(k, k)
 
@@ -60,16 +60,16 @@ class Answers:
         return tuple(name.replace("$", r"\$") for name in shortened(self.classes, 20))
 
     def at(self, positions: Tensor) -> Tensor:
-        """The images at some positions, on the CPU: uint8 or float32 (n, C, H, W)."""
+        """Return the images at some positions, on the CPU: uint8 or float32 (n, C, H, W)."""
         return torch.stack([self.images[int(n)].cpu() for n in positions])
 
     def shown(self, positions: Tensor) -> Tensor:
-        """The same as they are drawn: 0 to 255."""
+        """Return the images at some positions as they are drawn: 0 to 255."""
         return drawable(self.at(positions))
 
 
 def precision_recall(confusion: Tensor) -> tuple[Tensor, Tensor]:
-    """Precision and recall of each class.
+    """Return precision and recall of each class.
 
     Args:
         confusion: int64 (classes, classes), one row per label.
@@ -82,7 +82,7 @@ def precision_recall(confusion: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
-    """The 95 % confidence interval of the proportion `correct` / `n` (Wilson 1927)."""
+    """Return the 95 % confidence interval of the proportion `correct` / `n` (Wilson 1927)."""
     from scipy.stats import binomtest
 
     found = binomtest(correct, n).proportion_ci(0.95, method="wilson")
@@ -105,7 +105,7 @@ class Bin:
 
 
 def calibration_bins(answers: Answers) -> list[Bin]:
-    """The test images by confidence, in BINS bins of equal width in [0, 1]. Empty bins and NaN are left out."""
+    """Divide the test images by confidence into BINS bins of equal width in [0, 1]. Empty bins and NaN are left out."""
     known = answers.confidence.isfinite()
     confidence, right = answers.confidence[known].double(), (answers.predicted == answers.labels)[known]
     number = (confidence * BINS).ceil().clamp(1, BINS).long() - 1
@@ -117,5 +117,5 @@ def calibration_bins(answers: Answers) -> list[Bin]:
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """The expected calibration error (Guo et al. 2017, eq. 3): the bins' mean |accuracy − confidence|, by images."""
+    """Return the expected calibration error (Guo et al. 2017, eq. 3): the mean |accuracy − confidence| by images."""
     return sum(abs(b.correct - b.n * b.confidence) for b in bins) / sum(b.n for b in bins)

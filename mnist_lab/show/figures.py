@@ -22,7 +22,7 @@ READABLE = 20
 
 
 def predictions(answers: Answers) -> Figure:
-    """The first nine test images, three per row, each with its predicted class and its label."""
+    """Draw the first nine test images, three per row, each with its predicted class and its label."""
     chosen = torch.arange(min(9, len(answers.labels)))
     pairs = [(answers.names[int(answers.predicted[n])], answers.names[int(answers.labels[n])]) for n in chosen]
     between = " " if max(len(name) for pair in pairs for name in pair) <= 3 else "\n"
@@ -32,7 +32,7 @@ def predictions(answers: Answers) -> Figure:
 
 
 def worst(answers: Answers) -> Figure:
-    """The mistakes with the highest confidence, five per row, with both probabilities."""
+    """Draw the mistakes with the highest confidence, five per row, with both probabilities."""
     chosen = answers.mistakes[:MISTAKES]
     texts = []
     for n in chosen:
@@ -43,7 +43,7 @@ def worst(answers: Answers) -> Figure:
 
 
 def least_probable(answers: Answers, count: int) -> Figure:
-    """The mistakes whose label got the lowest probability, in a square grid, each with both classes.
+    """Draw the mistakes whose label got the lowest probability, in a square grid, each with both classes.
 
     Args:
         answers: with at least one mistake.
@@ -64,7 +64,7 @@ def least_probable(answers: Answers, count: int) -> Figure:
 
 
 def confusion_matrix(answers: Answers) -> Figure:
-    """Counts by label and prediction: correct ones in blue and mistakes in orange, by their share of the label."""
+    """Draw counts by label and prediction: correct ones in blue and mistakes in orange, by their share of the label."""
     from matplotlib import colormaps
 
     counts = answers.confusion()
@@ -102,7 +102,7 @@ def confusion_matrix(answers: Answers) -> Figure:
 
 
 def class_scores(answers: Answers) -> Figure:
-    """Precision and recall of each class."""
+    """Draw precision and recall of each class."""
     k = len(answers.classes)
     figure, (ax,) = subplots(width=4.6, height=1.3 + 0.27 * k)
     precision, recall = (100 * values.numpy() for values in precision_recall(answers.confusion()))
@@ -120,7 +120,7 @@ def class_scores(answers: Answers) -> Figure:
 
 
 def reliability(bins: Sequence[Bin]) -> Figure:
-    """Accuracy against confidence, with 95 % intervals, above the number of images in each bin."""
+    """Draw accuracy against confidence, with 95 % intervals, above the number of images in each bin."""
     figure, (ax, below) = subplots(
         1, 2, width=5.2, height=2.5, sharex=True, gridspec_kw={"height_ratios": [3, 1], "hspace": 0.05}
     )
@@ -148,7 +148,7 @@ def reliability(bins: Sequence[Bin]) -> Figure:
 
 
 def percent(share: float) -> str:
-    """A fraction as text, such as `97.82 %`; `< 0.01 %` if it would be rounded to 0."""
+    """Return a fraction as text, such as `97.82 %`; `< 0.01 %` if it would be rounded to 0."""
     if math.isnan(share):
         return "not a number"
     return "< 0.01 %" if 0 < share < 0.00005 else f"{100 * share:.2f} %"

@@ -35,7 +35,7 @@ class Layer:
 
 
 def layers_of(net: nn.Module, image: Tensor) -> tuple[list[Layer], nn.Module | None]:
-    """The layers that an image passes through.
+    """Return the layers that an image passes through.
 
     Args:
         net: in evaluation mode.
@@ -63,7 +63,7 @@ def layers_of(net: nn.Module, image: Tensor) -> tuple[list[Layer], nn.Module | N
 
 
 def drawing(layers: Sequence[Layer], shape: Sequence[int]) -> Figure:
-    """The network from left to right: the output of each stage, feature maps as stacked squares and vectors as bars.
+    """Draw the network from left to right: each stage's output, feature maps as stacked squares and vectors as bars.
 
     Layers without weights and normalisations that keep the shape are listed with the layer before them.
 
@@ -121,7 +121,7 @@ def drawing(layers: Sequence[Layer], shape: Sequence[int]) -> Figure:
 
 
 def first_weights(layer: nn.Module | None, shape: Sequence[int]) -> tuple[Figure, str] | None:
-    """What the first layer looks for: its filters, or its units' weights as images.
+    """Draw what the first layer looks for: its filters, or its units' weights as images.
 
     Args:
         layer: the network's first layer with weights.

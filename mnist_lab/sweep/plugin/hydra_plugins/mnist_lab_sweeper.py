@@ -154,14 +154,14 @@ class StudySweeper(Sweeper):
         return found
 
     def _divide(self, arguments: list[str]) -> list[str | Axis]:
-        """The overrides that all trials share and the axes along which they differ, in their order."""
+        """Return the overrides that all trials share and the axes along which they differ, in their order."""
         parser = OverridesParser.create(config_loader=self.loader)
         space = [f"{key}={value}" for key, value in self.options["space"].items()]
         overrides = {o.get_key_element(): o for o in parser.parse_overrides([*space, *arguments])}
         return [axis(o) if o.is_sweep_override() else str(o.input_line) for o in overrides.values()]
 
     def _words(self, of_axes: Sequence[str]) -> list[str]:
-        """A job's overrides, in the order of the command, from those of the axes."""
+        """Return a job's overrides, in the order of the command, from those of the axes."""
         rest = iter(of_axes)
         return [part if isinstance(part, str) else next(rest) for part in self.parts]
 
@@ -199,7 +199,7 @@ class StudySweeper(Sweeper):
         return monitor.replace("val/", "test/", 1)
 
     def _side_by_side(self) -> int:
-        """How many trials the launcher runs at a time, on this machine."""
+        """Return how many trials the launcher runs at a time, on this machine."""
         jobs = int(self.base.hydra.launcher.get("n_jobs", 1) or 1)
         return jobs if jobs > 0 else max(1, cores() + 1 + jobs)  # as joblib counts: -1 is all cores
 
@@ -271,7 +271,7 @@ class StudySweeper(Sweeper):
         return limit is not None and sum(t.state.name == "FAIL" for t in trials_of(self.study)) >= limit
 
     def _job(self, trial: FrozenTrial) -> list[str]:
-        """The overrides of a trial, whose folder is the same whenever it is launched."""
+        """Return the overrides of a trial, whose folder is the same whenever it is launched."""
         words = self._words([one.override(trial.params[one.name]) for one in self.axes])
         if self.ours:
             return [*words, f"hydra.sweep.subdir='{trial.number}'", "hydra/job_logging=mnist_lab_file"]
@@ -280,7 +280,7 @@ class StudySweeper(Sweeper):
         return [*words, f"hydra.sweep.subdir='{subdir}'"]
 
     def _composed(self, words: list[str]) -> dict[str, Any]:
-        """The config of the trial with these overrides of the axes, without what a sweep may change."""
+        """Return the config of the trial with these overrides of the axes, without what a sweep may change."""
         config: Any = OmegaConf.to_container(
             self.loader.load_sweep_config(self.base, self._words(words)), resolve=False
         )
@@ -378,7 +378,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _to_keep(argv: list[str]) -> list[str]:
-    """The words with which a sweep goes on next time: of an option that was changed, `sweep.trials=30`, the last."""
+    """Return the words that resume a sweep; of an option that was changed, `sweep.trials=30`, the last."""
     kept: list[str] = []
     for word in argv:
         key = word.partition("=")[0]
