@@ -177,6 +177,19 @@ def load_weights(net: nn.Module, path: Path, saved: dict[str, Any], prefix: str 
         raise UserError(f"{path} is of another network than the run's config: {reason}") from error
 
 
+def load_module(module: L.LightningModule, path: Path, saved: dict[str, Any]) -> None:
+    """Give a module the weights of a checkpoint, and whatever else a module of one's own has kept in it.
+
+    Raises:
+        UserError: they are of another module.
+    """
+    if isinstance(module, Classifier):
+        load_weights(module.net, path, saved)
+        return
+    module.on_load_checkpoint(saved)
+    load_weights(module, path, saved, prefix="")
+
+
 def _num_classes(cfg: DictConfig, data: L.LightningDataModule) -> int:
     if isinstance(data, ImageDataModule):
         return len(data.class_names)

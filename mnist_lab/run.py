@@ -16,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 
-from mnist_lab.build import build_data, build_module, is_module, load_weights, read_tested
+from mnist_lab.build import build_data, build_module, is_module, load_module, read_tested
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import Diverged, UserError, brief
 from mnist_lab.experiment import Experiment, build_experiment, check_module
@@ -151,7 +151,7 @@ def load_tested(cfg: DictConfig, made: Experiment, run_dir: Path) -> int:
     if not best.exists():
         raise UserError("test_checkpoint=best: no epoch was validated, see trainer.check_val_every_n_epoch")
     chosen = read_checkpoint(best)
-    _load(made.module, best, chosen)
+    load_module(made.module, best, chosen)
     return int(chosen["epoch"]) + 1
 
 
@@ -186,7 +186,7 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
     cfg.trainer.devices, cfg.trainer.num_nodes, cfg.trainer.strategy = 1, 1, "auto"
     trainer = build_trainer(cfg, run_dir, [])
     check_module(cfg, module, data, trainer)
-    _load(module, checkpoint, read_checkpoint(checkpoint))
+    load_module(module, checkpoint, read_checkpoint(checkpoint))
     found = test(trainer, module, data)
     if not found:
         raise UserError(f"{type(module).__name__} has no test_step")
@@ -202,24 +202,15 @@ def _show_test(
     recorded = Result.load(run_dir) if (run_dir / "result.json").exists() else None
     facts, warnings_ = data_facts(cfg, data), notes(cfg, data, [])
     of = f", {facts['test']:,} images of {facts['name']}" if facts["test"] else ""
-    if "test/acc" in found and "test/loss" in found:
-        rows: list[tuple[str, float | None, float]] = [(f"test{of}", found["test/loss"], found["test/acc"])]
-        if recorded is not None:
-            then = recorded.test
-            rows.append((f"recorded, {then['checkpoint']} checkpoint", then["loss"], then["acc"]))
-        show(metrics_table(f"{cfg.name}, {checkpoint} checkpoint", rows))
-    else:
-        log.info(f"{checkpoint} checkpoint{of}: {', '.join(f'{name} {value:.4f}' for name, value in found.items())}")
+    rows: list[tuple[str, Mapping[str, float | None]]] = [
+        (f"test{of}", {name.removeprefix("test/"): value for name, value in found.items()})
+    ]
+    if recorded is not None:
+        rows.append((f"recorded, {recorded.test['checkpoint']} checkpoint", recorded.test_metrics))
+    show(metrics_table(f"{cfg.name}, {checkpoint} checkpoint", rows))
     if recorded is not None and facts["digest"] != recorded.data["digest"]:
         warnings_.append("These are not the files that the run recorded: their digest differs.")
     warn(warnings_)
-
-
-def _load(module: L.LightningModule, path: Path, saved: dict[str, Any]) -> None:
-    if isinstance(module, Classifier):
-        load_weights(module.net, path, saved)
-    else:
-        load_weights(module, path, saved, prefix="")
 
 
 def announce(cfg: DictConfig, made: Experiment, run_dir: Path) -> None:

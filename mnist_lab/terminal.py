@@ -77,17 +77,7 @@ def warn(messages: list[str]) -> None:
         )
 
 
-def metrics_table(title: str, rows: list[tuple[str, float | None, float]]) -> Table:
-    """Return a table of losses and accuracies.
-
-    Args:
-        title: the table's title.
-        rows: (name, loss or None where it is not finite, accuracy in [0, 1]).
-    """
-    return table_of_metrics(title, [(name, {"loss": loss, "acc": acc}) for name, loss, acc in rows])
-
-
-def table_of_metrics(title: str, rows: Sequence[tuple[str, Mapping[str, float | None]]]) -> Table:
+def metrics_table(title: str, rows: Sequence[tuple[str, Mapping[str, float | None]]]) -> Table:
     """Return a table with a column for each metric.
 
     Args:
@@ -115,7 +105,7 @@ def show_result(result: Result) -> None:
     stages = {"train": f"train, {which}", "val": f"validation, {which}", "": which}
     rows = [(name, of_stage(row, stage)) for stage, name in stages.items()]
     rows.append((f"test, {n}{result.data['name']}", result.test_metrics))
-    table = table_of_metrics(result.name, [(name, metrics) for name, metrics in rows if metrics])
+    table = metrics_table(result.name, [(name, metrics) for name, metrics in rows if metrics])
     if (gap := result.gap) is not None:
         add_text(table, "gap, train − test", f"{100 * gap:+.2f} points", "accuracy")
     table.add_section()

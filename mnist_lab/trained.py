@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from mnist_lab.build import build, load_weights
+from mnist_lab.build import build, build_data, build_module, load_module, load_weights
 from mnist_lab.data import ImageDataModule
 from mnist_lab.data.evaluation import evaluation_transform
 from mnist_lab.errors import UserError, brief
@@ -27,6 +27,9 @@ from mnist_lab.training.checkpoint_files import read_checkpoint
 from mnist_lab.user_code import errors_in_one_line
 from mnist_lab.words import path_of
 
+UNKNOWN: dict[str, Any] = {"shape": (), "class_names": (), "shift": torch.zeros(()), "divisor": torch.ones(())}
+"""How images are prepared, where a checkpoint doesn't say: data of one's own prepares them itself."""
+
 
 @dataclass(frozen=True)
 class TrainedRun:
@@ -36,8 +39,9 @@ class TrainedRun:
         run_dir: the run's folder.
         checkpoint: "last" or "best".
         cfg: the run's config.
-        net: float32 (B, C, H, W) → logits (B, classes), in evaluation mode, on `device`.
-        shape: (C, H, W) of the images that it takes.
+        net: float32 (B, C, H, W) → logits (B, classes), in evaluation mode, on `device`; of a run without class
+            probabilities the LightningModule, or its network.
+        shape: (C, H, W) of the images that it takes; empty for data of one's own, as `class_names`.
         class_names: in the order of the logits.
         shift: float32 (C, 1, 1), subtracted from pixel values.
         divisor: float32 (C, 1, 1), divides what remains.
@@ -45,6 +49,7 @@ class TrainedRun:
         device: where the network is.
         evaluation: what images go through before they are scaled, uint8 (C, H, W) → uint8, or float32, which isn't
             scaled, as data.eval_transform or data.transform say; None: nothing.
+        why: why the network gives no class probabilities; None: it gives them.
     """
 
     run_dir: Path
@@ -58,6 +63,7 @@ class TrainedRun:
     finished: bool
     device: torch.device
     evaluation: Callable[[Tensor], Tensor] | None = None
+    why: str | None = None
 
     def __repr__(self) -> str:
         size = sum(weight.numel() for weight in self.net.parameters())
@@ -87,6 +93,11 @@ class TrainedRun:
             return images.to(self.device)
         return (images.to(self.device).float() - self.shift) / self.divisor
 
+    def require_probabilities(self) -> None:
+        """Raise UserError if the network gives no class probabilities."""
+        if self.why is not None:
+            raise UserError(f"{self.run_dir} has no network that gives class probabilities: {self.why}")
+
     @torch.inference_mode()
     def predict(self, images: Tensor | np.ndarray[Any, Any], batch_size: int = 250) -> Tensor:
         """Return the probabilities of the classes.
@@ -100,8 +111,9 @@ class TrainedRun:
             float32 (N, classes), on the CPU; each row sums to 1.
 
         Raises:
-            UserError: images of another shape or type.
+            UserError: images of another shape or type, or the network gives no probabilities.
         """
+        self.require_probabilities()
         # A copy, where an array is read-only, as Pillow's are, or runs backwards.
         images = images if isinstance(images, Tensor) else torch.from_numpy(np.require(images, None, ["C", "W"]))
         if images.dim() == 3 and self.shape[0] == 1:
@@ -133,6 +145,19 @@ def _is_class(target: str, kind: type) -> bool:
     return isinstance(found, type) and issubclass(found, kind)
 
 
+def load_classifier(
+    run_dir: str | Path, checkpoint: str | None = None, overrides: Sequence[str] = (), device: str | None = None
+) -> TrainedRun:
+    """Do what `load_run` does.
+
+    Raises:
+        UserError: the run's network gives no class probabilities, or `load_run` raises it.
+    """
+    run = load_run(run_dir, checkpoint, overrides, device)
+    run.require_probabilities()
+    return run
+
+
 def load_run(
     run_dir: str | Path, checkpoint: str | None = None, overrides: Sequence[str] = (), device: str | None = None
 ) -> TrainedRun:
@@ -149,9 +174,6 @@ def load_run(
     """
     run_dir = path_of(run_dir)
     cfg = load_config(run_dir, list(overrides))
-    with errors_in_one_line(cfg):
-        if (why := no_probabilities(cfg)) is not None:
-            raise UserError(f"{run_dir} has no network that gives class probabilities: {why}")
     checkpoint = checkpoint or cfg.test_checkpoint
     path = checkpoint_of(run_dir, checkpoint)
     try:
@@ -160,19 +182,19 @@ def load_run(
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={device}: {brief(error)}") from error
     saved = read_checkpoint(path)
-    facts = saved.get("ImageDataModule")
-    if not isinstance(facts, dict) or not {"shape", "class_names", "shift", "divisor"} <= facts.keys():
-        raise UserError(f"{path} doesn't say how images are prepared for it: train the run again")
-    with (
-        errors_in_one_line(cfg),
-        isolate_rng(include_cuda=False),
-    ):  # its first weights are not the caller's random numbers
-        net = build(cfg, "model")
-        transform, given = build(cfg, "data.transform"), build(cfg, "data.eval_transform")
-        evaluation = evaluation_transform(transform, given, facts["shape"], facts.get("finished", False))
-        load_weights(net, path, saved)
-        if not str(cfg.model._target_).startswith("mnist_lab."):
-            give_logits(net, torch.zeros(1, *facts["shape"]))
+    # Its first weights are not the caller's random numbers.
+    with errors_in_one_line(cfg), isolate_rng(include_cuda=False):
+        why = no_probabilities(cfg)
+        facts = saved.get("ImageDataModule")
+        if not isinstance(facts, dict) or not UNKNOWN.keys() <= facts.keys():
+            if why is None:
+                raise UserError(f"{path} doesn't say how images are prepared for it: train the run again")
+            facts = UNKNOWN
+        net = _network(cfg, path, saved, facts["shape"]) if why is None else _module(cfg, path, saved)
+        evaluation = None
+        if facts is not UNKNOWN:
+            transform, given = build(cfg, "data.transform"), build(cfg, "data.eval_transform")
+            evaluation = evaluation_transform(transform, given, facts["shape"], facts.get("finished", False))
     return TrainedRun(
         run_dir=run_dir,
         checkpoint=checkpoint,
@@ -185,4 +207,19 @@ def load_run(
         finished=facts.get("finished", False),
         evaluation=evaluation,
         device=where,
+        why=why,
     )
+
+
+def _network(cfg: DictConfig, path: Path, saved: dict[str, Any], shape: Sequence[int]) -> nn.Module:
+    net: nn.Module = build(cfg, "model")
+    load_weights(net, path, saved)
+    if not str(cfg.model._target_).startswith("mnist_lab."):
+        give_logits(net, torch.zeros(1, *shape))
+    return net
+
+
+def _module(cfg: DictConfig, path: Path, saved: dict[str, Any]) -> nn.Module:
+    module = build_module(cfg, build_data(cfg))
+    load_module(module, path, saved)
+    return module.net if isinstance(module, Classifier) else module

@@ -148,7 +148,7 @@ def test_a_notebook_shows_a_table_once_and_the_log_keeps_it(tmp_path: Path, monk
     monkeypatch.setattr("rich.jupyter.display", lambda *table: shown.append(table))
     monkeypatch.setattr("rich._console", Console(force_jupyter=True, width=100))
     with logged(tmp_path / "run.log"):
-        show(metrics_table("title", [("test", 0.5, 0.25)]))
+        show(metrics_table("title", [("test", {"loss": 0.5, "acc": 0.25})]))
     assert len(shown) == 1
     assert "│ test │ 0.5000 │   25.00% │\n" in (tmp_path / "run.log").read_text()
 

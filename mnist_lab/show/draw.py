@@ -48,9 +48,9 @@ def draw(words: list[str]) -> None:
     checkpoint_of(run_dir, options["checkpoint"] or cfg.test_checkpoint)
     server = Server(options["host"], port)
     try:
-        from mnist_lab.trained import load_run
+        from mnist_lab.trained import load_classifier
 
-        server.serve(load_run(run_dir, options["checkpoint"] or None), options["prepare"])
+        server.serve(load_classifier(run_dir, options["checkpoint"] or None), options["prepare"])
     except KeyboardInterrupt:
         print(file=sys.stderr)
     finally:

@@ -73,13 +73,13 @@ def _test(members: Sequence[Path], results: Sequence[Result], overrides: list[st
     from mnist_lab.build import build_tested
     from mnist_lab.show.report import answers_of
     from mnist_lab.terminal import relative, warn
-    from mnist_lab.trained import load_run
+    from mnist_lab.trained import load_classifier
 
     found: list[Tensor] = []
     doubts = {note for result in results for note in result.notes}
-    rows: list[tuple[str, float | None, float]] = []
+    rows: list[tuple[str, dict[str, float]]] = []
     for member, result in zip(members, results, strict=True):
-        run = load_run(member, result.test["checkpoint"], overrides)
+        run = load_classifier(member, result.test["checkpoint"], overrides)
         data = build_tested(run.cfg, member)
         assert data.images is not None
         if data.images.digest != result.data["digest"]:
@@ -87,7 +87,7 @@ def _test(members: Sequence[Path], results: Sequence[Result], overrides: list[st
         answers = answers_of(run, result, data)
         found.append(answers.probabilities)
         accuracy = float((answers.probabilities.argmax(1) == answers.labels).double().mean())
-        rows.append((str(relative(member)), _loss(found[-1], answers.labels), accuracy))
+        rows.append((str(relative(member)), {"loss": _loss(found[-1], answers.labels), "acc": accuracy}))
     title = f"{len(members)} runs, test, {len(answers.labels):,} images of {results[0].data['name']}"
     _show(title, rows, torch.stack(found).mean(0), answers.labels)
     warn(sorted(doubts))
@@ -97,16 +97,15 @@ def _loss(probabilities: Tensor, labels: Tensor) -> float:
     return float(-probabilities[range(len(probabilities)), labels].log().mean())
 
 
-def _show(title: str, rows: list[tuple[str, float | None, float]], mean: Tensor, labels: Tensor) -> None:
+def _show(title: str, rows: list[tuple[str, dict[str, float]]], mean: Tensor, labels: Tensor) -> None:
     """Show the table: a row a run, their mean, and the ensemble, whose probabilities are `mean`."""
     from mnist_lab.terminal import metrics_table, show
 
     correct, n = int((mean.argmax(1) == labels).sum()), len(labels)
     table = metrics_table(title, rows)
     table.add_section()
-    accuracies = [row[2] for row in rows]
-    loss = fmean(row[1] for row in rows if row[1] is not None)
-    table.add_row("mean of one", f"{loss:.4f}", f"{fmean(accuracies):.2%}")
+    losses, accuracies = ([metrics[name] for _, metrics in rows] for name in ("loss", "acc"))
+    table.add_row("mean of one", f"{fmean(losses):.4f}", f"{fmean(accuracies):.2%}")
     table.add_row("standard deviation", "", f"{100 * stdev(accuracies):.2f} points")
     table.add_row("all together", f"{_loss(mean, labels):.4f}", f"{correct / n:.2%}", style="bold")
     table.add_row("wrong, of all images", "", f"{n - correct:,}")

@@ -48,6 +48,6 @@ def export(words: list[str]) -> None:
             raise UserError(f"to={target} is a folder: a file's name is needed")
 
     from mnist_lab.show.portable import write_checked
-    from mnist_lab.trained import load_run
+    from mnist_lab.trained import load_classifier
 
-    write_checked(load_run(run_dir, checkpoint, overrides, device="cpu"), kind, target)
+    write_checked(load_classifier(run_dir, checkpoint, overrides, device="cpu"), kind, target)

@@ -93,9 +93,9 @@ def predict(words: list[str]) -> None:
     if not files:
         raise UserError("\nerror: ".join(mistakes))
 
-    from mnist_lab.trained import load_run
+    from mnist_lab.trained import load_classifier
 
-    trained = load_run(run_dir, options["checkpoint"] or None)
+    trained = load_classifier(run_dir, options["checkpoint"] or None)
     how = preparation(trained, options["prepare"])
     for mistake in mistakes:
         _complain(mistake)
@@ -145,7 +145,7 @@ def predictions(
     """What a network sees in image files: one answer per file, in their order.
 
     Args:
-        trained: the run, from `load_run`.
+        trained: the run, from `load_classifier`.
         files: in any format that Pillow reads.
         how: the preparation to apply; None: `preparation(trained)`.
 

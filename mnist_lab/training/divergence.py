@@ -55,12 +55,14 @@ class Divergence(Callback):
             if not math.isfinite(loss):
                 raise Diverged(f"training diverged: in epoch {epoch} the loss is {loss}, at {_rate(trainer)}")
         # Where a ReLU or a max-pool drops NaN, the loss doesn't show it.
-        names, weights = zip(*module.named_parameters(), strict=True)
+        weights = dict(module.named_parameters())
+        if not weights:
+            return
         # Finite sums are those of finite weights, and take a fifth of the time of looking at each weight.
-        finite = torch.stack([weight.detach().sum().float() for weight in weights]).isfinite().all().float()
+        finite = torch.stack([weight.detach().sum().float() for weight in weights.values()]).isfinite().all().float()
         if float(trainer.strategy.reduce(finite, reduce_op="mean")) == 1:
             return
-        for name, weight in zip(names, weights, strict=True):
+        for name, weight in weights.items():
             if not bool(weight.isfinite().all()):
                 where = f"weights of {name.removeprefix('net.')}"
                 raise Diverged(f"training diverged: in epoch {epoch} {where} are infinite or not a number")

@@ -20,20 +20,24 @@ class Pace(Callback):
     takes_chunks = True
 
     def __init__(self) -> None:
-        self.lr = 0.0
-        """Of the last step; of several optimisers, the first one's."""
+        self.lr: float | None = None
+        """Of the last step; of several optimisers, the first one's; None without an optimiser."""
         self._images, self._start, self._end = 0, 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
-        self.lr = float(trainer.optimizers[0].param_groups[0]["lr"])  # of an epoch that ends before its first step
+        self._note(trainer.optimizers[0])  # of an epoch that ends before its first step
         self._images, self._start = 0, time.perf_counter()
         self._end = self._start
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Note the rate that the step is made with; a schedule changes it when the step is over."""
         if optimizer is trainer.optimizers[0]:
-            self.lr = float(optimizer.param_groups[0]["lr"])
+            self._note(optimizer)
+
+    def _note(self, optimizer: Optimizer) -> None:
+        for group in optimizer.param_groups[:1]:  # Lightning's stand-in for no optimiser has none
+            self.lr = float(group["lr"])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -46,7 +50,7 @@ class Pace(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give both to the loggers, at the step at which Lightning draws an epoch's metrics."""
-        found: dict[str, float] = {"lr": self.lr, "epoch": trainer.current_epoch}
+        found: dict[str, float] = {"epoch": trainer.current_epoch} | ({} if self.lr is None else {"lr": self.lr})
         images = float(trainer.strategy.reduce(torch.tensor(float(self._images)).to(pl_module.device), reduce_op="sum"))
         if images and self._end > self._start:
             found["train/images_per_second"] = images / (self._end - self._start)
