@@ -61,29 +61,15 @@ def build_trainer(
     Raises:
         UserError: an option that Lightning refuses, or an accelerator that isn't here.
     """
-    number, unit = OmegaConf.select(cfg, "checkpoint.every", default="1 epoch").split()
-    divergence = Divergence()
-    judged = (monitor := cfg.get("monitor", MONITOR)), mode_of(monitor, cfg.get("mode"))
-    checkpoints = Checkpoints(
-        run_dir / "checkpoints", int(number), unit.rstrip("s"), *judged, limits_of(cfg), divergence
-    )
     # TensorBoard writes through TensorFlow where that is installed, and imports all of it first: 4 s and 0.7 GB.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     logger = make_logger(cfg.logger, run_dir, step, next(iter(versions), None))
-    # Progress is shown once: by a bar of the user's own, or by none.
-    shown = cfg.trainer.get("enable_progress_bar", True) and not any(isinstance(c, ProgressBar) for c in callbacks)
-    bars = [EpochProgress()] if shown else []
-    tables = [LayerTable()] if cfg.trainer.get("enable_model_summary", True) else []
     try:
         trainer: L.Trainer = instantiate(
             cfg.trainer,
             precision=precision_of(cfg),
             logger=logger or False,
-            # Checkpoints come last: they hold what the others know of the epoch, its row in the history among it.
-            callbacks=[
-                *(ValidatedWeights(checkpoints), divergence, SharedBuffers(), ValidatedEnd(), *bars, *tables),
-                *(*callbacks, state or ResumeState(), checkpoints),
-            ],
+            callbacks=_all_callbacks(cfg, run_dir, callbacks, state or ResumeState()),
             default_root_dir=run_dir,
             enable_model_summary=False,  # LayerTable is ours
             **distributed_arguments(cfg),
@@ -108,6 +94,23 @@ def build_trainer(
     if not isinstance(profiler, PassThroughProfiler) and profiler.filename is None:
         profiler.dirpath, profiler.filename = run_dir, "profile"  # else its report goes to Lightning's log, unseen
     return trainer
+
+
+def _all_callbacks(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], state: ResumeState) -> list[Callback]:
+    """Return the callbacks of a run among those that every run has, in the order in which Lightning calls them."""
+    number, unit = OmegaConf.select(cfg, "checkpoint.every", default="1 epoch").split()
+    divergence = Divergence()
+    judged = (monitor := cfg.get("monitor", MONITOR)), mode_of(monitor, cfg.get("mode"))
+    checkpoints = Checkpoints(
+        run_dir / "checkpoints", int(number), unit.rstrip("s"), *judged, limits_of(cfg), divergence
+    )
+    # Progress is shown once: by a bar of the user's own, or by none.
+    shown = cfg.trainer.get("enable_progress_bar", True) and not any(isinstance(c, ProgressBar) for c in callbacks)
+    bars = [EpochProgress()] if shown else []
+    tables = [LayerTable()] if cfg.trainer.get("enable_model_summary", True) else []
+    first = [ValidatedWeights(checkpoints), divergence, SharedBuffers(), ValidatedEnd()]
+    # Checkpoints come last: they hold what the others know of the epoch, its row in the history among it.
+    return [*first, *bars, *tables, *callbacks, state, checkpoints]
 
 
 def limits_of(cfg: DictConfig) -> dict[str, Any]:
