@@ -56,7 +56,7 @@ def rerun(words: list[str]) -> None:
     if found is None:  # of a helper process
         return
     found = Result.load(new)  # as numbers are in files: without NaN
-    numbers = differences(_numbers(before), _numbers(found))
+    numbers = differences(_numbers(before, before), _numbers(found, before))
     others = differences(_circumstances(before, before), _circumstances(found, before))
     if not numbers:
         replace(found, repeats=before.repeats or before.identity).save(new)
@@ -76,9 +76,10 @@ def rerun(words: list[str]) -> None:
         sys.exit(1)
 
 
-def _numbers(result: Result) -> dict[str, Any]:
+def _numbers(result: Result, before: Result) -> dict[str, Any]:
+    """Return history and test; of the test what `before`, which may be older, has recorded."""
     rows = {f"epoch {row['epoch']}": {k: v for k, v in row.items() if k != "seconds"} for row in result.history}
-    return {**rows, "test": {k: v for k, v in result.test.items() if k != "epoch"}}  # which older results don't have
+    return {**rows, "test": {key: value for key, value in result.test.items() if key in before.test}}
 
 
 def _circumstances(result: Result, before: Result) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def test_an_old_run_is_tested_compared_reported_and_predicts(old: Path, lab: Com
 def test_an_old_run_is_repeated_and_made_longer(old: Path, lab: Command) -> None:
     done = lab("rerun", "finished", "dir=again")
     assert done.returncode in (0, 1), done.stderr  # 1: another processor or PyTorch rounds otherwise
+    assert "(nothing)" not in done.stdout, "a field that results didn't have is no other number"
     assert_same_numbers(old / "again")
     done = lab("resume", "finished", "trainer.max_epochs=4")
     assert done.returncode == 0, done.stderr
