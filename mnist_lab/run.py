@@ -235,6 +235,8 @@ def announce(cfg: DictConfig, made: Experiment, run_dir: Path) -> None:
         log.info(
             f"{type(module).__name__} is a LightningModule: module={cfg.get('module', {}).get('_target_')} is unused"
         )
+    if not isinstance(data, ImageDataModule):
+        log.info(f"{type(data).__name__} has loaders of its own: a run that is stopped goes on from an epoch's start")
     log.info(f"in {relative(run_dir)}")
     warn(notes(cfg, data, []))
     warn(made.doubts)

@@ -33,7 +33,7 @@ from lightning.pytorch.callbacks import Callback
 class Killed(Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if os.environ.get("KILLED_AT") == f"{trainer.current_epoch} {batch_idx}":
-            os.kill(os.getpid(), 9)
+            os.kill(os.getpid(), int(os.environ.get("SIGNAL", "9")))
 """
 KILLABLE = "+callbacks.killed._target_=killed.Killed"
 REPORTED = ["vae", "contrastive", "pairs"]
@@ -51,7 +51,7 @@ OWN = {
         "val/probe_acc",
         {*OURS, "val/probe_acc"},
     ),
-    "pairs": (["data=pairs", "data.count=200", "model=mlp_784_32"], "val/acc", OURS),
+    "pairs": (["data=pairs", "data.count=200", "data.batch_size=50", "model=mlp_784_32"], "val/acc", OURS),
 }
 """Of each example its words, the metric that it is judged by, and all that it logs in an epoch."""
 
@@ -131,6 +131,18 @@ def test_after_a_kill_it_goes_on_to_the_same_numbers(name: str, whole: Any) -> N
     assert done.returncode == 0, done.stderr
     assert "epoch 1/" not in done.stdout
     assert outcome(folder.parent / "again") == outcome(folder)
+
+
+def test_told_to_stop_within_an_epoch_of_its_loader_it_begins_the_epoch_again(whole: Any) -> None:
+    folder, shown = whole("pairs")
+    assert "Pairs has loaders of its own: a run that is stopped goes on from an epoch's start" in shown
+    words = [*words_of("pairs"), KILLABLE, "report=false", "hydra.run.dir=told"]
+    told = warm.lab(words, folder.parent, environment={"KILLED_AT": "1 1", "SIGNAL": "15"})
+    assert told.returncode == 128 + 15, told.stderr
+    assert "stopped by SIGTERM in epoch 2, which will begin again. To go on: python -m mnist_lab resume" in told.stdout
+    done = warm.lab(["resume", "told"], folder.parent)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert outcome(folder.parent / "told") == outcome(folder)
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "neighbours", "pairs"])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelPruning
 from torch import Tensor
 
+from mnist_lab.data import Batches
 from mnist_lab.files import sync_folder
 from mnist_lab.terminal import to_go_on
 from mnist_lab.training import weights
@@ -35,6 +36,7 @@ class Checkpoints(Checkpoint):
 
     A run that is told to stop, in any of its processes, does so after the step that it is at: its checkpoint is
     written, the command to go on is shown, and the program ends with exit status 128 plus the signal's number.
+    Nothing is kept within an epoch of another's loader, which can't go on there: a stopped run begins the epoch again.
 
     A Checkpoint, because Lightning calls those last: when everything else knows of the epoch.
 
@@ -123,7 +125,11 @@ class Checkpoints(Checkpoint):
         if not (received or cut or (self.unit != "epoch" and self._due(trainer))):
             return
         loop = trainer.fit_loop.epoch_loop
-        if loop.batch_progress.is_last_batch or _accumulates(trainer, batch_idx):
+        if loop.batch_progress.is_last_batch:
+            return
+        if received and not _knows_its_place(trainer):
+            self._leave(trainer, received, f"in epoch {trainer.current_epoch + 1}, which will begin again")
+        if _accumulates(trainer, batch_idx) or not (cut or _knows_its_place(trainer)):
             return
         if cut:
             self._save_cut(trainer)
@@ -148,7 +154,8 @@ class Checkpoints(Checkpoint):
         if within and self._improved(trainer):
             self.divergence.check(trainer, pl_module)
             # Gradients that wait for more mini-batches are in no checkpoint: a run can't go on from there.
-            self._save(trainer, improved=True, last=not _accumulates(trainer, loop.batch_idx))
+            last = _knows_its_place(trainer) and not _accumulates(trainer, loop.batch_idx)
+            self._save(trainer, improved=True, last=last)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save where that is due, where the epoch is the best or the last, or where a signal was received."""
@@ -287,11 +294,13 @@ class Checkpoints(Checkpoint):
             sync_folder(self.folder)
         trainer.strategy.barrier()
         if self._leave_with:
-            self.signals.restore_handlers()
-            if trainer.is_global_zero:
-                where, how = f"in epoch {self._epoch}", to_go_on(self.folder.parent)
-                log.warning(f"stopped by {name_of(self._leave_with)} {where}, nothing is lost. To go on: {how}")
-            raise SystemExit(128 + self._leave_with)
+            self._leave(trainer, self._leave_with, f"in epoch {self._epoch}, nothing is lost")
+
+    def _leave(self, trainer: L.Trainer, received: int, where: str) -> NoReturn:
+        self.signals.restore_handlers()
+        if trainer.is_global_zero:
+            log.warning(f"stopped by {name_of(received)} {where}. To go on: {to_go_on(self.folder.parent)}")
+        raise SystemExit(128 + received)
 
 
 class ValidatedWeights(Callback):
@@ -312,6 +321,11 @@ class ValidatedWeights(Callback):
 def _part_from_pruning(trainer: L.Trainer, module: L.LightningModule) -> None:
     if any(isinstance(callback, ModelPruning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         weights.own_memory(module)
+
+
+def _knows_its_place(trainer: L.Trainer) -> bool:
+    """Return whether a run can go on within an epoch: another's loader begins it anew (Lightning issue 19549)."""
+    return isinstance(trainer.train_dataloader, Batches) or hasattr(trainer.train_dataloader, "load_state_dict")
 
 
 def _accumulates(trainer: L.Trainer, batch_idx: int) -> bool:
