@@ -237,6 +237,8 @@ def announce(cfg: DictConfig, made: Experiment, run_dir: Path) -> None:
         )
     if not isinstance(data, ImageDataModule):
         log.info(f"{type(data).__name__} has loaders of its own: a run that is stopped goes on from an epoch's start")
+    elif not isinstance(module, Classifier):
+        log.info(f"after a stop within an epoch, what {type(module).__name__} logs of training is of the epoch's rest")
     log.info(f"in {relative(run_dir)}")
     warn(notes(cfg, data, []))
     warn(made.doubts)

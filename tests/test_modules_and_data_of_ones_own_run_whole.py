@@ -107,6 +107,12 @@ def test_its_metrics_are_in_the_result_the_history_and_tensorboard(name: str, wh
         assert [point.step for point in curve] == sorted({point.step for point in curve}), "each point once"
 
 
+def test_it_says_once_what_is_different_for_it(whole: Any) -> None:
+    shown = whole("vae")[1]
+    assert shown.count("VAE is a LightningModule: module=mnist_lab.fast.FastClassifier is unused\n") == 1
+    assert shown.count("after a stop within an epoch, what VAE logs of training is of the epoch's rest\n") == 1
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_the_best_checkpoint_is_the_one_with_the_best_monitor(name: str, whole: Any) -> None:
     folder, _ = whole(name)

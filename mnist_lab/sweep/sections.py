@@ -41,8 +41,11 @@ class Section:
 
     @property
     def baseline(self) -> str:
-        """Return the sentence about always answering the most frequent class; empty for runs that have no accuracy."""
-        if all(result.test["acc"] is None for result in self.results):
+        """Return the sentence about always answering the most frequent class.
+
+        Empty for runs without an accuracy, or on data of one's own, of which nothing is recorded.
+        """
+        if all(result.test["acc"] is None or result.data["digest"] is None for result in self.results):
             return ""
         if self.frequent_acc is None:
             return (
