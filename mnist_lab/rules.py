@@ -312,7 +312,10 @@ def check_there(cfg: DictConfig, keys: Iterable[str]) -> None:
     for key in keys:
         section, _, name = key.rpartition(".")
         node = OmegaConf.select(cfg, section) if section else cfg
-        if not isinstance(node, DictConfig) or name not in node or (key in NEEDED_BY_DATA and node[name] is None):
+        there = isinstance(node, DictConfig) and name in node
+        if there and key in NEEDED_BY_DATA and not OmegaConf.is_interpolation(node, name):
+            there = node[name] is not None
+        if not there:
             raise UserError(f"{key} can't be left out: set it, {key}=VALUE")
 
 
