@@ -64,7 +64,7 @@ def result_of(
     """
     data, module, trainer, history = made.data, made.module, made.trainer, made.history.rows
     net = module.net if isinstance(module, Classifier) else module
-    seen = _images_tested(trainer, data)
+    seen = images_tested(trainer, data)
     return Result(
         schema_version=SCHEMA_VERSION,
         name=cfg.name,
@@ -115,7 +115,7 @@ def tested_metrics(measured: Mapping[str, float], seen: int | None) -> dict[str,
     }
 
 
-def _images_tested(trainer: L.Trainer, data: L.LightningDataModule) -> int | None:
+def images_tested(trainer: L.Trainer, data: L.LightningDataModule) -> int | None:
     """Return the number of images that the test has seen; None for loaders of somebody's own."""
     batches: Any = trainer.test_dataloaders
     if not isinstance(batches, Batches):

@@ -22,7 +22,7 @@ from mnist_lab.errors import Diverged, UserError, brief
 from mnist_lab.experiment import Experiment, build_experiment, check_module
 from mnist_lab.fast.process import keep_memory
 from mnist_lab.processes import processes
-from mnist_lab.record import begin, data_facts, log_hyperparameters, notes, result_of
+from mnist_lab.record import begin, data_facts, images_tested, log_hyperparameters, notes, result_of
 from mnist_lab.result import Result
 from mnist_lab.seeds import seed_of
 from mnist_lab.show.report import leave_report
@@ -172,7 +172,8 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
         checkpoint: the checkpoint's file.
 
     Returns:
-        What the test logs, by name: test/loss and test/acc of a `Classifier`.
+        What the test logs, by name: test/loss and test/acc of a `Classifier`; and test/n, the number of images, if it
+        is known.
 
     Raises:
         UserError: the checkpoint is of another network or can't be read, or the data can't be had.
@@ -190,6 +191,8 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
     found = test(trainer, module, data)
     if not found:
         raise UserError(f"{type(module).__name__} has no test_step")
+    if (seen := images_tested(trainer, data)) is not None:
+        found["test/n"] = seen
     if trainer.is_global_zero:
         _show_test(cfg, run_dir, data, found, checkpoint.stem)
     return found
@@ -201,9 +204,10 @@ def _show_test(
     """Show the metrics of a test beside those that the run recorded."""
     recorded = Result.load(run_dir) if (run_dir / "result.json").exists() else None
     facts, warnings_ = data_facts(cfg, data), notes(cfg, data, [])
-    of = f", {facts['test']:,} images of {facts['name']}" if facts["test"] else ""
+    seen = found.get("test/n")
+    of = f", {seen:,.0f} images of {facts['name']}" if seen is not None else ""
     rows: list[tuple[str, Mapping[str, float | None]]] = [
-        (f"test{of}", {name.removeprefix("test/"): value for name, value in found.items()})
+        (f"test{of}", {name.removeprefix("test/"): value for name, value in found.items() if name != "test/n"})
     ]
     if recorded is not None:
         rows.append((f"recorded, {recorded.test['checkpoint']} checkpoint", recorded.test_metrics))

@@ -52,6 +52,11 @@ class Accuracy(MulticlassAccuracy):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes, average="micro", validate_args=False)
 
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add logits, (B, num_classes), and labels, int64 (B,); a process's share of a mini-batch may be empty."""
+        if len(target) > 0:
+            super().update(preds, target)
+
     def compute(self) -> Any:
         """Return the share: float64, a scalar."""
         right, missed = torch.as_tensor(self.tp).cpu().double(), torch.as_tensor(self.fn).cpu()

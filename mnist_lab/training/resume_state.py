@@ -87,8 +87,7 @@ class ResumeState(Checkpoint):
             self.processes.append(trainer.world_size)
         if not saved:
             return
-        if saved.get("resume_from"):
-            restore(pl_module, saved["resume_from"])
+        restore(pl_module, saved.get("resume_from") or saved["state_dict"])  # which others may have changed by now
         for name, weight in pl_module.named_parameters():
             weight.requires_grad_(name not in saved["frozen"])
         for config in trainer.lr_scheduler_configs:
