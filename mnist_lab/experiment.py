@@ -22,9 +22,9 @@ from mnist_lab.checks import check_batches, check_device, check_fit, check_optim
 from mnist_lab.composing import use_absolute_root
 from mnist_lab.data import ImageDataModule
 from mnist_lab.data.moved import read_recorded
+from mnist_lab.environment import own_code
 from mnist_lab.errors import UserError
 from mnist_lab.fast.steps import StepPath, choose_step_path
-from mnist_lab.result import own_code
 from mnist_lab.run_folder import asked_of
 from mnist_lab.terminal import relative
 from mnist_lab.trainer import build_trainer, limits_of

@@ -17,10 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_lab.data import Batches, ImageDataModule
 from mnist_lab.data.facts import test_facts
+from mnist_lab.environment import code_state, cores, most_memory, package_versions, processor
 from mnist_lab.experiment import Experiment
 from mnist_lab.files import marked, write_whole
 from mnist_lab.models import NeuronForwardPass
-from mnist_lab.result import SCHEMA_VERSION, Result, code_state, cores, most_memory, package_versions, processor
+from mnist_lab.result import SCHEMA_VERSION, Result
 from mnist_lab.show.tensorboard import CHARTS
 from mnist_lab.training import Classifier, ending
 from mnist_lab.training.loggers import log_config

@@ -9,9 +9,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from conftest import Command, result_in
 
-from mnist_lab import repository
+from mnist_lab import environment
+from mnist_lab.environment import code_state, own_code
 from mnist_lab.rerun import _circumstances
-from mnist_lab.result import code_state, own_code
 from mnist_lab.sweep.study import differences
 
 
@@ -88,7 +88,7 @@ def test_where_git_tells_nothing_it_is_null(tmp_path: Path, monkeypatch: pytest.
     def missing(*_: object, **__: object) -> None:
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(repository.subprocess, "run", missing)  # type: ignore[attr-defined]
+    monkeypatch.setattr(environment.subprocess, "run", missing)  # type: ignore[attr-defined]
     assert own_code([{"_target_": "own_alone.Net"}])["own_repositories"] == nothing
 
 

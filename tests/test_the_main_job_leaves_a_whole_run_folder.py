@@ -20,7 +20,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 from mnist_lab.command import quoted
-from mnist_lab.result import code_state
+from mnist_lab.environment import code_state
 from mnist_lab.terminal import logged, metrics_table, show
 
 RUN = ("model=mlp_512", "data=mnist_5k", "data.val=random", "trainer.max_epochs=2", "trainer=cpu")

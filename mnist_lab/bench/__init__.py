@@ -367,8 +367,8 @@ def chart(rows: list[Row], flops: float, path: Path, title: str) -> None:
 
 def _write(folder: Path, rows: list[Row]) -> None:
     """Write the results so far, as a benchmark takes so long that it may be stopped."""
+    from mnist_lab.environment import cores, package_versions, processor
     from mnist_lab.files import write_whole
-    from mnist_lab.result import cores, package_versions, processor
 
     flops = peak()
     packages = package_versions()

@@ -14,9 +14,10 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from mnist_lab.bench.contenders import MEASURED, RECORD
+from mnist_lab.environment import cores, package_versions, processor
 from mnist_lab.errors import UserError
 from mnist_lab.files import write_whole
-from mnist_lab.result import Result, cores, package_versions, processor
+from mnist_lab.result import Result
 
 RUNNERS = {"ours": "experiment=fast99", "record": f"{RECORD}, channels last"}
 

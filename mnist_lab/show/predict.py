@@ -156,8 +156,8 @@ def predictions(
 
     import numpy as np
 
+    from mnist_lab.environment import cores
     from mnist_lab.pictures import read_image
-    from mnist_lab.result import cores
     from mnist_lab.show.prepare import DRAFT, prepare
 
     how = how or preparation(trained)

@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mnist_lab.environment import own_modules
 from mnist_lab.errors import UserError
 from mnist_lab.files import ASKED, sync_folder, write_whole
-from mnist_lab.result import own_modules
 from mnist_lab.targets import with_current_names
 from mnist_lab.trust import is_sealed, seal, trusts
 

@@ -22,9 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna import TrialPruned
 from rich import get_console
 
+from mnist_lab.environment import cores
 from mnist_lab.errors import UserError
 from mnist_lab.files import disk_fault, folder_lock
-from mnist_lab.result import Result, cores
+from mnist_lab.result import Result
 from mnist_lab.sweep.groups import matters
 from mnist_lab.sweep.optuna_adapter import report_value, set_attr, set_state
 from mnist_lab.sweep.study import (

@@ -25,12 +25,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from mnist_lab.environment import cores
 from mnist_lab.errors import UserError, closest
 from mnist_lab.files import CONF_DIR, folder_lock, is_locked, is_sweep
 from mnist_lab.hydra_adapter import read_configs_once
 from mnist_lab.metrics import MONITOR, mode_of
 from mnist_lab.processes import fail
-from mnist_lab.result import cores
 from mnist_lab.rules import check
 from mnist_lab.sweep.optuna_adapter import set_attr, set_state
 from mnist_lab.sweep.planning import complete, plan
