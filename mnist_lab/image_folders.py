@@ -12,12 +12,14 @@ VALIDATION = ("val", "valid", "validation", "dev")
 """Names that folders of training, test and validation images have; the last are not read."""
 
 
-def class_folders(folder: str) -> list[str]:
+def class_folders(folder: str | None) -> list[str]:
     """Return the sorted names of the folders that hold one class each: in DIR/train where there is one, else in DIR.
 
     Raises:
-        UserError: `folder` does not exist or has fewer than two class folders.
+        UserError: `folder` is None, does not exist, or has fewer than two class folders.
     """
+    if folder is None:
+        raise UserError("data.root must be given: data.root=DIR, a folder that has a folder for each class")
     root = path_of(folder)
     if not root.is_dir():
         raise UserError(f"data.root={folder}: there is no such folder")
