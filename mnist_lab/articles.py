@@ -17,9 +17,7 @@ from mnist_lab.result import Result
 from mnist_lab.resume import resume
 from mnist_lab.rules import whole_number
 from mnist_lab.run_folder import load_config
-from mnist_lab.sweep.groups import is_seed, matters
-from mnist_lab.sweep.study import differences
-from mnist_lab.targets import with_current_names
+from mnist_lab.sweep.groups import changes, is_seed, matters
 from mnist_lab.words import divide, path_of
 
 USAGE = "use: python -m mnist_lab articles [seeds=5] [experiments=NAME,NAME] [dir=outputs/articles] [overrides ...]"
@@ -58,9 +56,9 @@ def articles(words: list[str]) -> None:
         if not any((run_dir / file).exists() for file in ("config.yaml", "result.json")):
             continue
         finished[name, seed] = done = (run_dir / "result.json").exists()
-        there = Result.load(run_dir).config if done else OmegaConf.to_container(load_config(run_dir, []))
-        changed = differences(with_current_names(there), OmegaConf.to_container(cfg))
-        lines = {line.partition(":")[0]: line for line in changed}
+        there: Any = Result.load(run_dir).config if done else OmegaConf.to_container(load_config(run_dir, []))
+        now: Any = OmegaConf.to_container(cfg)
+        lines = changes(there, now)
         if others := [line for key, line in lines.items() if matters(key) or is_seed(key)]:
             raise UserError(
                 f"{run_dir} has a run of another config: {'; '.join(others[:5])}\n"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from conftest import Command, result_in
 from hydra.utils import get_object
+from omegaconf import OmegaConf
 from test_only_like_runs_are_ranked_together import run
 
 from mnist_lab import compose, load_run
@@ -108,6 +111,19 @@ def test_an_old_run_is_repeated_and_made_longer(old: Path, lab: Command) -> None
     assert_same_numbers(old / "finished", epochs=4)
 
 
+def test_an_old_run_of_an_article_counts_in_the_table(old: Path, lab: Command) -> None:
+    config: Any = OmegaConf.to_container(compose("experiment=d_mlp_512"))
+    del config["module"], config["monitor"], config["mode"], config["data"]["eval_transform"]
+    config["optimizer"]["_target_"] = "mnist_lab.training.Adam"
+    (folder := old / "outputs/articles/d_mlp_512/seed=0").mkdir(parents=True)
+    replace(Result.load(old / "finished"), name="d_mlp_512", config=config).save(folder)
+    done = lab("articles", "experiments=d_mlp_512", "seeds=1")
+    assert done.returncode == 0, done.stderr
+    assert "| 78.10 % | 1 |" in (old / "outputs/articles/table.md").read_text()
+    done = lab("articles", "experiments=d_mlp_512", "seeds=1", "optimizer.lr=0.1")
+    assert done.returncode == 2 and "another config: optimizer.lr: 0.001 → 0.1\n" in done.stderr, done.stderr
+
+
 def test_an_old_run_that_was_stopped_at_an_epochs_end_is_resumed(old: Path, lab: Command) -> None:
     shutil.copy(old / "stopped/checkpoints/best.ckpt", old / "stopped/checkpoints/last.ckpt")
     done = lab("resume", "stopped")
@@ -133,5 +149,6 @@ def test_an_old_sweep_is_resumed_where_its_changes_are_accepted(old: Path, lab: 
     assert "mnist_lab.training" not in done.stderr  # a class that has moved is no change
     done = lab("resume", "sweep", "sweep.accept_changes=true")
     assert done.returncode == 0, done.stderr
+    assert "epoch 1/3" not in (old / "sweep/1/run.log").read_text(), "it goes on from its checkpoint"
     first, second = (Result.load(old / "sweep" / number) for number in "01")
     assert first.code["commit"].startswith("f9043fd") and len(second.history) == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
@@ -119,7 +119,8 @@ def grouped(results: Sequence[Result], metric: str, mode: Mode | None = None) ->
         metric: what they are judged by, as `Result.value` takes it.
         mode: whether it is to be small or large; None: its name decides.
     """
-    flat = [_settings(result, name) for result, name in zip(results, data_names(results), strict=True)]
+    named = zip(results, data_names(results), strict=True)
+    flat = [settings_of(result.config) | {"data.name": name} for result, name in named]
     alike = [{key: _comparable(key, value) for key, value in config.items()} for config in flat]
     keys = list(dict.fromkeys(key for config in flat for key in config if matters(key)))
     differing = [key for key in keys if len({config.get(key, "None") for config in alike}) > 1]
@@ -154,9 +155,19 @@ def grouped(results: Sequence[Result], metric: str, mode: Mode | None = None) ->
     return [groups[0], *(_tested(group, groups[0]) for group in groups[1:])]
 
 
-def _settings(result: Result, data_name: str) -> dict[str, Any]:
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options in which two configs differ, each with a line that says how; null is as good as missing."""
+    old, new = ({k: v for k, v in settings_of(config).items() if v is not None} for config in (before, now))
+    return {
+        key: f"{key}: {old.get(key, '(nothing)')} → {new.get(key, '(nothing)')}"
+        for key in old | new
+        if old.get(key) != new.get(key)
+    }
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's config, flat, with today's names; options that earlier versions lack have today's defaults."""
-    found = EARLIER | _flat(with_current_names(result.config)) | {"data.name": data_name}
+    found = EARLIER | _flat(with_current_names(config))
     if "schedule.monitor" in found:
         found.setdefault("schedule.mode", known_mode(str(found["schedule.monitor"])))
     return found

@@ -26,16 +26,14 @@ from mnist_lab.environment import cores
 from mnist_lab.errors import UserError
 from mnist_lab.files import disk_fault, folder_lock
 from mnist_lab.result import Result
-from mnist_lab.sweep.groups import matters
+from mnist_lab.sweep.groups import changes, matters
 from mnist_lab.sweep.optuna_adapter import report_value, set_attr, set_state
 from mnist_lab.sweep.study import (
-    differences,
     load_asked,
     open_study,
     pruner_of,
     trials_of,
 )
-from mnist_lab.targets import with_current_names
 from mnist_lab.training import History
 from mnist_lab.training.ending import is_over
 
@@ -125,11 +123,11 @@ def discard_stale_trial(run_dir: Path, cfg: DictConfig) -> None:
     if not path.exists():
         return
     try:
-        before = with_current_names(OmegaConf.to_container(OmegaConf.load(path)))
+        before: Any = OmegaConf.to_container(OmegaConf.load(path))
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError):
         before = {}
-    changed = differences(before, OmegaConf.to_container(cfg))
-    if any(not line.startswith(("name: ", "data.root: ")) for line in changed):  # these change no number
+    now: Any = OmegaConf.to_container(cfg)
+    if not changes(before, now).keys() <= {"name", "data.root"}:  # which change no number
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         (run_dir / "history.csv").unlink(missing_ok=True)
 
