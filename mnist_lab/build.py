@@ -209,7 +209,15 @@ def _object(cfg: DictConfig, section: str, described: DictConfig | None = None) 
 
 
 def _parameters(target: Any) -> dict[str, inspect.Parameter]:
-    try:
-        return dict(inspect.signature(target).parameters)
-    except ValueError:  # of a class written in C
-        return {}
+    """Return what a class or a function takes, with what a class passes on to its base by `**kwargs`."""
+    found: dict[str, inspect.Parameter] = {}
+    kinds = [base for base in target.__mro__ if "__init__" in vars(base)] if isinstance(target, type) else [target]
+    for each in kinds:
+        try:
+            parameters = inspect.signature(each).parameters
+        except ValueError:  # of a class written in C
+            break
+        found = {**parameters, **found}
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return found

@@ -41,6 +41,7 @@ GAN = {"train/loss", "val/loss", "train/judge_loss", "val/judge_loss"}
 HALVES = {"train/loss", "train/found_acc", "val/loss", "val/found_acc"}
 OURS = {"train/loss", "train/acc", "val/loss", "val/acc"}
 OWN = {
+    "scored": ([*DIGITS, "module=scored", "model=mlp_784_32"], "val/f1", {*OURS, "val/f1"}),
     "autoencoder": ([*DIGITS, "module=autoencoder"], "val/loss", {"train/loss", "val/loss"}),
     "gan": ([*DIGITS, "module=gan"], "val/loss", GAN),
     "contrastive": ([*DIGITS, "module=contrastive", "model=mlp_784_32"], "val/loss", HALVES),
@@ -195,6 +196,13 @@ def test_runs_are_compared_by_what_they_log(whole: Any) -> None:
         means = [float(row["mean"]) for row in csv.DictReader(file)]
     losses = sorted(Result.load(folder).history[-1]["val/loss"] for folder in folders[:2])
     assert means[:2] == losses and means[2] != means[2], "the smallest first, and last what has none"
+
+
+def test_a_class_made_of_our_classifier_predicts_as_ours_does(whole: Any) -> None:
+    folder, _ = whole("scored")
+    Image.new("L", (28, 28)).save(folder.parent / "a.png")
+    done = warm.lab(["predict", "scored", "images=a.png", "prepare=resize"], folder.parent)
+    assert done.returncode == 0 and "a.png" in done.stdout, done.stderr
 
 
 def test_early_stopping_follows_the_monitor(own: Command, tmp_path: Path) -> None:

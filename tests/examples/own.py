@@ -17,11 +17,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassF1Score
 
 from mnist_lab.data import mnist_5k
+from mnist_lab.training import Classifier
 
 Batch = tuple[Tensor, Tensor]
 """Images, float32 (B, C, H, W), and labels, int64 (B,)."""
+
+
+class Scored(Classifier):
+    """Our classifier with one more metric of validation."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.val_f1 = MulticlassF1Score(10)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        images, labels = batch
+        self.val_f1(self(images), labels)
+        self.log("val/f1", self.val_f1)
 
 
 class Autoencoder(L.LightningModule):
