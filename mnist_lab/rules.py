@@ -365,6 +365,13 @@ def _conflicts(cfg: DictConfig) -> Iterator[str]:
         yield "trainer.max_epochs=-1 never ends: add trainer.max_steps=N, or '+trainer.max_time={minutes: 10}'"
     if cfg.test_checkpoint == "best" and _is_integer(every) and _is_integer(epochs) and every > epochs > 0:
         yield f"test_checkpoint=best needs validation: trainer.check_val_every_n_epoch={every} is past the last"
+    ours = all(str(get(f"{section}._target_")).startswith("mnist_lab.") for section in ("model", "module"))
+    for name, mend in {
+        "input_shape": "data.shape=[CHANNELS,HEIGHT,WIDTH]",
+        "num_classes": "data.num_classes=N",
+    }.items():
+        if ours and name in cfg.model and cfg.model[name] is None:
+            yield f"model.{name} must be known, and data doesn't say: add {mend}"
     if get("data.transform") is not None and get("data.loader") != "workers":
         yield "data.transform works image by image: add data.loader=workers"
     if get("data.eval_transform") is not None and get("data.transform") is None:

@@ -82,6 +82,7 @@ MISTAKES = {
     "++hydra.verbose=null": "Hydra can't do that: assert isinstance(verbose_config",
     "trainer.limit_val_batches=0": "data.val=none",
     "callbacks=early_stopping callbacks.early_stopping.mode=max": "mode=max is wrong for val/loss: it must be min",
+    "data.shape=null data._target_=own.Pairs": "add data.shape=[CHANNELS,HEIGHT,WIDTH]",
     "monitor=val/ac": "Did you mean val/acc?",
     "mode=min": "mode=min is wrong for val/acc: it must be max",
     "mode=up": "one of min, max, or null",

@@ -42,6 +42,7 @@ HALVES = {"train/loss", "train/found_acc", "val/loss", "val/found_acc"}
 OURS = {"train/loss", "train/acc", "val/loss", "val/acc"}
 OWN = {
     "scored": ([*DIGITS, "module=scored", "model=mlp_784_32"], "val/f1", {*OURS, "val/f1"}),
+    "template": ([*DIGITS, "model=template"], "val/acc", {"train/loss", "val/acc", "val/acc_best"}),
     "autoencoder": ([*DIGITS, "module=autoencoder"], "val/loss", {"train/loss", "val/loss"}),
     "gan": ([*DIGITS, "module=gan"], "val/loss", GAN),
     "contrastive": ([*DIGITS, "module=contrastive", "model=mlp_784_32"], "val/loss", HALVES),
@@ -126,7 +127,11 @@ def test_the_best_checkpoint_is_the_one_with_the_best_monitor(name: str, whole: 
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("gan", "vae", "pairs") else pytest.param(name, marks=pytest.mark.slow) for name in OWN]
+    "name",
+    [
+        name if name in ("gan", "template", "vae", "pairs") else pytest.param(name, marks=pytest.mark.slow)
+        for name in OWN
+    ],
 )
 def test_after_a_kill_it_goes_on_to_the_same_numbers(name: str, whole: Any) -> None:
     folder, _ = whole(name)

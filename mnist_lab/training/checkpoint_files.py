@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
@@ -41,7 +42,7 @@ class WholeFiles(TorchCheckpointIO):
             sync_folder(file.parent.parent)
         file.unlink(missing_ok=True)  # it may be another checkpoint's second name
         with file.open("wb") as stream:
-            torch.save(checkpoint, stream)
+            torch.save(_without_objects(checkpoint), stream)
             stream.flush()
             os.fsync(stream.fileno())
         if not self._read_back:
@@ -64,6 +65,23 @@ class WholeFiles(TorchCheckpointIO):
         if (damaged := damage(Path(path))) is not None:
             raise UserError(f"{path} is damaged ({damaged})")
         return super().load_checkpoint(path, *args, **kwargs)
+
+
+def _without_objects(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint without those of `save_hyperparameters`' values that only running code could read again."""
+    kept = {key: value for key, value in checkpoint.items() if not key.endswith("hparams_type")}
+    for key in (L.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY):
+        if key in kept:
+            kept[key] = {name: value for name, value in dict(kept[key]).items() if _is_plain(value)}
+    return kept
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, [*value, *value.values()]))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics.classification import MulticlassF1Score
+from torchmetrics import MaxMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from mnist_lab.data import mnist_5k
 from mnist_lab.training import Classifier
@@ -38,6 +39,47 @@ class Scored(Classifier):
         images, labels = batch
         self.val_f1(self(images), labels)
         self.log("val/f1", self.val_f1)
+
+
+class Template(L.LightningModule):
+    """A module as lightning-hydra-template has it: its network, optimiser and schedule are arguments."""
+
+    def __init__(self, net: nn.Module, optimizer: Any, scheduler: Any = None) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False, ignore=["net"])
+        self.net, self.criterion = net, nn.CrossEntropyLoss()
+        self.val_acc, self.val_acc_best, self.test_acc = MulticlassAccuracy(10), MaxMetric(), MulticlassAccuracy(10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(images)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss: Tensor = self.criterion(self(images), labels)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images, labels = batch
+        self.val_acc(self(images), labels)
+        self.log("val/acc", self.val_acc, on_step=False, on_epoch=True, prog_bar=True)
+
+    def on_validation_epoch_end(self) -> None:
+        self.val_acc_best(self.val_acc.compute())
+        self.log("val/acc_best", self.val_acc_best.compute(), sync_dist=True, prog_bar=True)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        images, labels = batch
+        self.test_acc(self(images), labels)
+        self.log("test/acc", self.test_acc, on_step=False, on_epoch=True)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.hparams["optimizer"](params=self.parameters())
+        if self.hparams["scheduler"] is None:
+            return {"optimizer": optimizer}
+        schedule = {"scheduler": self.hparams["scheduler"](optimizer=optimizer), "monitor": "val/acc"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
 class Autoencoder(L.LightningModule):
