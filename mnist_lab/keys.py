@@ -19,8 +19,10 @@ WITHOUT_EFFECT = {
     "model_registry": (None, "checkpoints stay in the run's folder"),
 }
 """Arguments of Lightning's Trainer that nothing here uses: the value that changes nothing, and why."""
+OF_LOADERS = ("use_distributed_sampler", "reload_dataloaders_every_n_epochs")
+"""Those of them that Lightning uses for loaders of somebody's own."""
 LOG_BY_EPOCH = ("mnist_lab.", "lightning.pytorch.callbacks.EarlyStopping")
-"""Callbacks that log no values by steps."""
+"""Modules and callbacks that log no values by steps."""
 
 
 def keys_of(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -84,14 +86,17 @@ def check_read(cfg: DictConfig, overrides: Sequence[str], known: Sequence[str], 
                 f"{key}: nothing reads this, nor the {inner} in it. A file whose keys belong at the top of the config "
                 "begins with the line `# @package _global_`"
             )
-    _check_trainer(cfg.trainer, cfg.get("callbacks") or {})
+    _check_trainer(cfg)
 
 
-def _check_trainer(trainer: Mapping[Any, Any], callbacks: Mapping[Any, Any]) -> None:
+def _check_trainer(cfg: DictConfig) -> None:
+    trainer, callbacks = cfg.trainer, cfg.get("callbacks") or {}
+    own_loaders = not str(cfg.data.get("_target_")).startswith("mnist_lab.")
     for key, (neutral, why) in WITHOUT_EFFECT.items():
-        if key in trainer and trainer[key] != neutral:
+        if key in trainer and trainer[key] != neutral and not (own_loaders and key in OF_LOADERS):
             raise UserError(f"trainer.{key}={trainer[key]} has no effect here: {why}")
-    targets = [str(each.get("_target_")) for each in callbacks.values() if isinstance(each, Mapping | DictConfig)]
+    parts = [cfg.get("model"), cfg.get("module"), *callbacks.values()]
+    targets = [str(each.get("_target_")) for each in parts if isinstance(each, Mapping | DictConfig)]
     if trainer.get("log_every_n_steps") is not None and all(name.startswith(LOG_BY_EPOCH) for name in targets):
         raise UserError(
             "trainer.log_every_n_steps has no effect here: metrics are logged once an epoch. It counts for callbacks "

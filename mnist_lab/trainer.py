@@ -73,8 +73,6 @@ def build_trainer(
             default_root_dir=run_dir,
             enable_model_summary=False,  # LayerTable is ours
             **distributed_arguments(cfg),
-            # Batches are made by position on the device, each process its share: there is no sampler to replace.
-            use_distributed_sampler=False,
             _convert_="all",
         )
     except InstantiationException as error:

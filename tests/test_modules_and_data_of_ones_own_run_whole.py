@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mnist_lab import load_run
 from mnist_lab.build import load_module
+from mnist_lab.composing import compose_config
 from mnist_lab.errors import UserError
 from mnist_lab.metrics import mode_of
 from mnist_lab.result import Result
@@ -243,6 +244,19 @@ def test_two_processes_train_it_together(own: Command, tmp_path: Path) -> None:
     result = Result.load(tmp_path / "run")
     assert result.machine["processes"] == 2 and result.ended["steps"] == 12
     assert result.history[2]["val/loss"] < result.history[0]["val/loss"]
+
+
+@pytest.mark.slow
+def test_each_process_takes_its_share_of_data_of_ones_own(own: Command, tmp_path: Path) -> None:
+    done = own(*words_of("pairs"), "trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=run", "report=false")
+    assert done.returncode == 0, done.stderr
+    assert Result.load(tmp_path / "run").ended["steps"] == 3 * 200 // 50 // 2
+
+
+def test_what_loaders_of_ones_own_read_is_theirs_to_set() -> None:
+    for word in ("use_distributed_sampler=false", "reload_dataloaders_every_n_epochs=1"):
+        cfg = compose_config(["data._target_=own.Pairs", f"+trainer.{word}"])
+        assert word.partition("=")[0] in cfg.trainer
 
 
 def test_their_data_and_their_module_go_together(own: Command, tmp_path: Path) -> None:
