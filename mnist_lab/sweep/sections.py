@@ -123,7 +123,7 @@ def limits_of(result: Result) -> dict[str, Any]:
 
 
 def _cut_test(result: Result) -> bool:
-    return (result.test["n"] or 0) < (result.data.get("test") or 0)
+    return result.test["n"] is not None and result.test["n"] < (result.data.get("test") or 0)
 
 
 def _one_vs_rest(result: Result) -> int | None:
@@ -132,9 +132,9 @@ def _one_vs_rest(result: Result) -> int | None:
 
 
 def _validated(result: Result) -> str:
-    if not result.data.get("val"):
-        return "not validated"
-    return f"validated on {result.data['val']:,} images ({result.data.get('val_from')})"
+    """Return on what a run was validated; empty for data of somebody's own, of which that isn't known."""
+    images, source = result.data.get("val", 0), result.data.get("val_from")
+    return f"validated on {images:,} images ({source})" if images else "not validated" if images == 0 else ""
 
 
 def _test_sets(results: Sequence[Result]) -> list[str]:
@@ -180,7 +180,7 @@ def _headline(result: Result, name: str, metric: str) -> str:
     if n is not None:
         parts.append(f"{n:,} of {data['test']:,} test images" if _cut_test(result) else f"{n:,} test images")
     if metric.startswith("val/"):
-        parts.append(_validated(result))
+        parts += filter(None, [_validated(result)])
     limits = {key: value for key, value in limits_of(result).items() if key != "limit_test_batches"}
     if limits:
         words = (f"trainer.{key}" + (f"={str(value).lower()}" if value != "" else "") for key, value in limits.items())
