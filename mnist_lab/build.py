@@ -99,16 +99,9 @@ def build_module(cfg: DictConfig, data: L.LightningDataModule) -> L.LightningMod
     }
     if is_module(cfg):
         return build_network(cfg)  # type: ignore[return-value]
-    section = cfg.get("module") or OmegaConf.create({"_target_": "mnist_lab.fast.FastClassifier"})
-    target = _object(cfg, "module", section)
-    is_classifier = isinstance(target, type) and issubclass(target, Classifier)
+    section, needed = _module_section(cfg), _needed(cfg)
     described = {"module": {**OmegaConf.to_container(section), "_partial_": True}}  # type: ignore[dict-item]
-    needed = [
-        name
-        for name, parameter in _parameters(target).items()
-        if name in parts and name not in section and (is_classifier or parameter.default is parameter.empty)
-    ]
-    made = {name: parts[name]() for name in parts if name in needed}
+    made = {name: part() for name, part in parts.items() if name in needed}
     partial = build(OmegaConf.create(described), "module")
     try:
         module = partial(**made)
@@ -117,6 +110,30 @@ def build_module(cfg: DictConfig, data: L.LightningDataModule) -> L.LightningMod
     if not isinstance(module, L.LightningModule):
         raise UserError(f"module: {section._target_} is no LightningModule, nor a class made of it")
     return module
+
+
+def groups_used(cfg: DictConfig) -> set[str]:
+    """Return those of the groups model, loss, optimizer and schedule of which the run's module is made."""
+    if is_module(cfg):
+        return {"model"}
+    return {"model" if name == "net" else name for name in _needed(cfg)}
+
+
+def _module_section(cfg: DictConfig) -> DictConfig:
+    section: DictConfig = cfg.get("module") or OmegaConf.create({"_target_": "mnist_lab.fast.FastClassifier"})
+    return section
+
+
+def _needed(cfg: DictConfig) -> set[str]:
+    """Return the parameters of the module that its section doesn't set and that have no default."""
+    section = _module_section(cfg)
+    target = _object(cfg, "module", section)
+    is_classifier = isinstance(target, type) and issubclass(target, Classifier)
+    return {
+        name
+        for name, parameter in _parameters(target).items()
+        if name not in section and (is_classifier or parameter.default is parameter.empty)
+    }
 
 
 def is_module(cfg: DictConfig) -> bool:

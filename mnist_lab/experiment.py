@@ -104,7 +104,9 @@ def build_experiment(
     if last is not None and isinstance(module, Classifier):
         # Lightning loads them, after callbacks have seen the weights that a run begins with.
         load_weights(build_module(cfg, data), last, saved, prefix="")
-    if cfg.compile is not None and isinstance(module, Classifier):
+    if cfg.compile is not None:
+        if not isinstance(module, Classifier):
+            raise UserError(f"compile compiles a Classifier's network: call torch.compile in {type(module).__name__}")
         module.net.compile(mode=cfg.compile)
     path = choose_step_path(trainer, data, module, named)
     return Experiment(data, module, trainer, history, state, path, last, step, doubts, own)

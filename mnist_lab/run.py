@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 
-from mnist_lab.build import build_data, build_module, is_module, load_module, read_tested
+from mnist_lab.build import build_data, build_module, groups_used, is_module, load_module, read_tested
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import Diverged, UserError, brief
 from mnist_lab.experiment import Experiment, build_experiment, check_module
@@ -94,7 +95,7 @@ def run(
     with opened(trainer, made.step) as versions:
         if trainer.is_global_zero:
             begin(cfg, run_dir, asked | {"loggers": versions}, trainer)
-            announce(cfg, made, run_dir)
+            announce(cfg, made, run_dir, overrides)
         torch.manual_seed(seed_of("dropout", cfg.seeds.dropout, trainer.global_rank))
         seconds, before = {"start": time.perf_counter() - started}, time.perf_counter()
         with processes(trainer, run_dir):
@@ -217,7 +218,7 @@ def _show_test(
     warn(warnings_)
 
 
-def announce(cfg: DictConfig, made: Experiment, run_dir: Path) -> None:
+def announce(cfg: DictConfig, made: Experiment, run_dir: Path, overrides: Sequence[str]) -> None:
     """Say what is about to run, and warn."""
     data, module, trainer = made.data, made.module, made.trainer
     facts = data_facts(cfg, data)
@@ -239,6 +240,12 @@ def announce(cfg: DictConfig, made: Experiment, run_dir: Path) -> None:
         log.info(
             f"{type(module).__name__} is a LightningModule: module={cfg.get('module', {}).get('_target_')} is unused"
         )
+    ignored = {"model", "loss", "optimizer", "schedule"} - groups_used(cfg)
+    # model=NAME sets the batch size and the epochs all the same.
+    if unused := [
+        word for word in overrides if re.split("[.=]", word.lstrip("+~"))[0] in ignored and "model=" not in word
+    ]:
+        log.info(f"{type(module).__name__} makes no use of {', '.join(unused)}")
     if not isinstance(data, ImageDataModule):
         log.info(f"{type(data).__name__} has loaders of its own: a run that is stopped goes on from an epoch's start")
     elif not isinstance(module, Classifier):

@@ -259,6 +259,17 @@ def test_what_loaders_of_ones_own_read_is_theirs_to_set() -> None:
         assert word.partition("=")[0] in cfg.trainer
 
 
+def test_what_it_makes_no_use_of_is_said(own: Command, tmp_path: Path) -> None:
+    words = ["optimizer.lr=0.1", "loss.label_smoothing=0.1", "report=false", "logger=none", "trainer.max_epochs=1"]
+    done = own(*words_of("autoencoder"), *words, "hydra.run.dir=run")
+    assert "Autoencoder makes no use of optimizer.lr=0.1, loss.label_smoothing=0.1\n" in done.stdout, done.stderr
+    done = own(*words_of("contrastive"), *words, "hydra.run.dir=other")
+    assert "Contrastive makes no use of loss.label_smoothing=0.1\n" in done.stdout, done.stderr
+    refused = own(*words_of("autoencoder"), "compile=default", "hydra.run.dir=compiled")
+    assert refused.returncode == 2 and "call torch.compile in Autoencoder" in refused.stderr
+    assert not (tmp_path / "compiled").exists()
+
+
 def test_their_data_and_their_module_go_together(own: Command, tmp_path: Path) -> None:
     words = [word for word in words_of("pairs") if not word.startswith("model=")]
     done = own(*words, "module=contrastive", "model=cnn", "hydra.run.dir=run", "report=false", "trainer.max_epochs=1")
