@@ -22,6 +22,7 @@ from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import Diverged, UserError, brief
 from mnist_lab.experiment import Experiment, build_experiment, check_module
 from mnist_lab.fast.process import keep_memory
+from mnist_lab.fast.steps import SEVERAL
 from mnist_lab.processes import processes
 from mnist_lab.record import begin, data_facts, images_tested, log_hyperparameters, notes, result_of
 from mnist_lab.result import Result
@@ -234,8 +235,9 @@ def announce(cfg: DictConfig, made: Experiment, run_dir: Path, overrides: Sequen
         f"on {facts['name']}{amounts}, seed {cfg.seed}, "
         f"{trainer.strategy.root_device.type}" + (f" in {trainer.precision}" if trainer.precision != "32-true" else "")
     )
-    if made.path.why is not None:
-        log.info(f"one step at a time: {made.path.why}")
+    if isinstance(module, Classifier):
+        how = "several steps at a time" if made.path.steps == SEVERAL else "one step at a time"
+        log.info(how if made.path.why is None else f"{how}: {made.path.why}")
     if is_module(cfg):
         log.info(
             f"{type(module).__name__} is a LightningModule: module={cfg.get('module', {}).get('_target_')} is unused"

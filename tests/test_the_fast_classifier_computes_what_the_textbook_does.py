@@ -160,6 +160,8 @@ def test_what_one_has_begun_the_other_continues(first: str, then: str, lab: Comm
     path = {"PYTHONPATH": str(tmp_path)}
     stopped = lab(*SHORT, *words, f"module={first}", stop, "hydra.run.dir=run", **path)
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    steps = {"classifier": "several steps at a time", "textbook": "one step at a time"}
+    assert steps[first] in stopped.stdout.splitlines()[1]
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert saved["within_epoch"] and 0 < saved["progress"][0] < saved["progress"][1] == 40
     config = tmp_path / "run/config.yaml"

@@ -23,6 +23,9 @@ HOOKS = (
 """A callback with one of these follows single steps."""
 
 
+SEVERAL, SINGLE = "several at a time", "one at a time"
+
+
 @dataclass(frozen=True)
 class StepPath:
     """How steps are made, as results record it.
@@ -32,7 +35,7 @@ class StepPath:
         why: for a `FastClassifier` that makes one at a time, the reason; else None.
     """
 
-    steps: str = "one at a time"
+    steps: str = SINGLE
     why: str | None = None
 
 
@@ -63,7 +66,7 @@ def choose_step_path(
     if on_cpu:
         # Lightning has PyTorch look for GPUs anew, which takes 0.1 ms, whenever it is asked: Adam asks at each step.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
-    return StepPath("several at a time")
+    return StepPath(SEVERAL)
 
 
 def _why_single(
