@@ -75,7 +75,7 @@ def found(run: Path) -> dict[str, Any]:
     saved = {name: torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("last", "best")}
     with (run / "history.csv").open() as file:
         rows = timeless(list(csv.DictReader(file)))
-    parts = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "batches")
+    parts = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "progress")
     return {
         "test": result.test, "history": timeless(result.history), "rows": rows, "points": points, "data": result.data,
         **{f"{name} {part}": timeless(ckpt.get(part)) for name, ckpt in saved.items() for part in parts},
