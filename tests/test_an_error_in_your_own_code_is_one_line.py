@@ -131,7 +131,7 @@ MISTAKES = {
     "a layer of a network that a function makes": (net("sequential"), "model (sequential): LookupError: stopped"),
     "a network that gives None": (net("Nothing"), "the network gives NoneType"),
     "a network that gives no logits": (net("Features"), "the network gives dict with features"),
-    "a LightningModule": (net("Lit"), "own.Lit is a LightningModule"),
+    "a LightningModule": (net("Lit"), "No `training_step()` method defined"),
     "no network": ([*MLP, "model._target_=own.loss", "+model._partial_=true"], "model must be a torch.nn.Module"),
     "a callback": ([*MLP, "+callbacks.x={_target_: own.Callback, hook: on_train_start}"],
                    "callbacks.x (Callback): ZeroDivisionError: division by zero (own.py, line"),
@@ -151,7 +151,7 @@ MISTAKES = {
     "BackboneFinetuning": ([*MLP, f"+callbacks.x._target_={CALLBACKS}.BackboneFinetuning"],
                            "callbacks.x (BackboneFinetuning): AttributeError"),
     "a source of other arguments": ([*MLP, "data.source._target_=builtins.dict"], "data.source (dict): TypeError"),
-    "no data": (["model=mlp", "data={_target_: builtins.dict}"], "data: builtins.dict is no mnist_lab.data"),
+    "no data": (["model=mlp", "data={_target_: builtins.dict}"], "data: builtins.dict is no LightningDataModule"),
     "no trainer": (["model=mlp", "trainer._target_=builtins.dict"], "trainer: builtins.dict is no lightning.Trainer"),
     "no schedule": ([*MLP, "++schedule={_target_: own.Callback, hook: x}"], "schedule: Callback can't be called"),
     "a Hydra flag": ([*MLP, "++trainer._partial_=x"], "_partial_ flag must be a bool"),
@@ -211,7 +211,7 @@ def test_a_bug_of_this_package_keeps_its_traceback(monkeypatch: pytest.MonkeyPat
     training_step.__code__ = training_step.__code__.replace(co_filename=ours)
     monkeypatch.setattr("mnist_lab.training.Classifier.training_step", training_step)
     with pytest.raises(KeyError, match="a bug"):
-        mnist_lab.train(*MLP, *SMALL, run_dir=tmp_path / "run")
+        mnist_lab.train(*MLP, *SMALL, "module=textbook", run_dir=tmp_path / "run")
 
 
 def test_a_trial_records_class_and_message_of_such_an_exception(own: Path, lab: Command) -> None:
