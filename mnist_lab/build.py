@@ -22,7 +22,7 @@ from mnist_lab.training.checkpoint_files import read_checkpoint
 
 
 def build(cfg: DictConfig, section: str) -> Any:
-    """Makes what a section of the config describes.
+    """Make what a section of the config describes.
 
     Args:
         cfg: the run's config.

@@ -39,7 +39,7 @@ INSTEAD = {
     BatchSizeFinder: "A sweep compares sizes here: -m data.batch_size=32,128,512",
     GradientAccumulationScheduler: "The same number in all epochs is trainer.accumulate_grad_batches=N",
 }
-"""Callbacks whose results a resumed run doesn't repeat, and what does their work."""
+"""Callbacks that are refused, and what does their work."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def build_callbacks(cfg: DictConfig) -> dict[str, L.Callback]:
     """Make the callbacks that a config describes, by their names there.
 
     Raises:
-        UserError: one is none, or counts on automatic optimisation.
+        UserError: one is no callback, or is refused.
     """
     found: dict[str, L.Callback] = {}
     for key, described in cfg.callbacks.items():
@@ -144,9 +144,7 @@ def build_callbacks(cfg: DictConfig) -> dict[str, L.Callback]:
             raise UserError(f"callbacks.{key} is no Lightning callback: it needs a _target_ that is one")
         for kind, instead in INSTEAD.items():
             if isinstance(callback, kind):
-                raise UserError(
-                    f"callbacks.{key}: Lightning's {kind.__name__} needs training steps of one mini-batch. {instead}"
-                )
+                raise UserError(f"callbacks.{key}: Lightning's {kind.__name__} is not supported. {instead}")
         found[key] = callback
     return found
 

@@ -16,7 +16,7 @@ MODES: dict[str, Mode] = {"loss": "min", "error": "min", "acc": "max", "accuracy
 """Whether a metric is to be small or large, by the end of its name."""
 MONITOR = "val/acc"
 """What a run is judged by unless its config says otherwise; configs of earlier versions have no `monitor`."""
-OF_AN_EPOCH = ("val/loss", "val/acc", "train/loss", "train/acc")
+OF_AN_EPOCH = ("train/loss", "train/acc", "val/loss", "val/acc")
 """What our own modules log in each epoch."""
 COSTS = ("seconds", "parameters")
 """What every run has beside its metrics: seconds of training, and the number of the network's parameters."""

@@ -40,7 +40,7 @@ LIGHTNING_LOGS = ("lightning.pytorch", "lightning.fabric")
 
 
 def quieten() -> None:
-    """Silences what Lightning says that is not about anything done here."""
+    """Silence what Lightning says that is not about anything done here."""
     for name in LIGHTNING_LOGS:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -64,7 +64,7 @@ def run(
     remarks: Sequence[str] = (),
     recorded: Mapping[str, Any] | None = None,
 ) -> Result | None:
-    """Trains and tests what `cfg` describes, and leaves everything about it in `run_dir`.
+    """Train and test what `cfg` describes, and leave everything about it in `run_dir`.
 
     Where a checkpoint of the same run is in `run_dir` it goes on from there, to the same numbers on a CPU.
 

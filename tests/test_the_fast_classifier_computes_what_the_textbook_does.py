@@ -150,6 +150,17 @@ class Stop(Callback):
 """
 
 
+TARGETS = {"classifier": "mnist_lab.fast.FastClassifier", "textbook": "mnist_lab.training.Classifier"}
+
+
+def exchange(config: Path, first: str, then: str) -> None:
+    """Name the other classifier in a run's config."""
+    content = config.read_text()
+    assert TARGETS[first] in content
+    content = content.replace(TARGETS[first], TARGETS[then])
+    config.write_text("".join(content.splitlines(keepends=True)[:-1]))  # without the mark of who wrote it
+
+
 @pytest.mark.parametrize(("first", "then"), [("classifier", "textbook"), ("textbook", "classifier")])
 def test_what_one_has_begun_the_other_continues(first: str, then: str, lab: Command, tmp_path: Path) -> None:
     small = ["model=conv_stack", "model.layers=[4,pool]", "model.hidden=16"]  # its chunks are of 2,048 images
@@ -164,11 +175,7 @@ def test_what_one_has_begun_the_other_continues(first: str, then: str, lab: Comm
     assert steps[first] in stopped.stdout.splitlines()[1]
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert saved["within_epoch"] and 0 < saved["progress"][0] < saved["progress"][1] == 40
-    config = tmp_path / "run/config.yaml"
-    targets = {"classifier": "mnist_lab.fast.FastClassifier", "textbook": "mnist_lab.training.Classifier"}
-    assert targets[first] in config.read_text()
-    content = config.read_text().replace(targets[first], targets[then])
-    config.write_text("".join(content.splitlines(keepends=True)[:-1]))  # without the mark of who wrote it
+    exchange(tmp_path / "run/config.yaml", first, then)
     (tmp_path / "own_stop.py").write_text("from lightning.pytorch.callbacks import Callback as Stop\n")
     done = lab("resume", "run", **path, MNIST_LAB_TRUST="own_stop")
     assert done.returncode == 0, done.stderr
@@ -176,6 +183,23 @@ def test_what_one_has_begun_the_other_continues(first: str, then: str, lab: Comm
     assert result.module["steps"] == {"classifier": "several at a time", "textbook": "one at a time"}[then]
     weights = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert_same((result, weights), whole)
+
+
+@pytest.mark.parametrize("then", ["classifier", "textbook"])
+@pytest.mark.parametrize("first", ["classifier", "textbook"])
+def test_a_plateau_falls_where_a_run_was_resumed_at_an_epochs_end(
+    first: str, then: str, lab: Command, tmp_path: Path
+) -> None:
+    """Lightning steps a plateau schedule after the epoch's checkpoint is written."""
+    words = ["model=mlp_784_32", "schedule=plateau", "schedule.patience=0", "schedule.min_delta=1"]
+    whole = trained(tmp_path, first, *words, "trainer.max_epochs=4")
+    assert [row["lr"] for row in whole[0].history] == pytest.approx([0.01, 0.01, 0.001, 0.0001])
+    mnist_lab.train(*SHORT, *words, f"module={first}", run_dir=tmp_path / "run")
+    exchange(tmp_path / "run/config.yaml", first, then)
+    done = lab("resume", "run", "trainer.max_epochs=4")
+    assert done.returncode == 0, done.stderr
+    weights = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert_same((Result.load(tmp_path / "run"), weights), whole)
 
 
 def test_a_module_of_ones_own_is_built_of_the_configs_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,21 +21,19 @@ from rich.table import Column, Table
 
 from mnist_lab.data import Batches
 from mnist_lab.files import write_whole
+from mnist_lab.metrics import OF_AN_EPOCH, is_accuracy, of_stage, shown
 from mnist_lab.terminal import show
 from mnist_lab.training.classifier import Classifier
 from mnist_lab.training.pace import Pace
 
 log = logging.getLogger(__name__)
 
-MEASURED = ("train/loss", "train/acc", "val/loss", "val/acc")
-"""What a `Classifier` logs in an epoch."""
-
 
 class History(Checkpoint):
     """One line on the terminal and one row of history.csv for each epoch.
 
     A row has `epoch` (from 1), each metric that was logged in the epoch by its name, `lr` (of the last step) and
-    `seconds`. Rows of a `Classifier` always have `MEASURED`, None where an epoch has no validation.
+    `seconds`. Rows of a `Classifier` always have `OF_AN_EPOCH`, None where an epoch has no validation.
 
     A Checkpoint, because Lightning calls those last: when the module has logged its epoch.
 
@@ -62,7 +60,7 @@ class History(Checkpoint):
             name: number_of(value) for name, value in sorted(logged.items()) if value is not self._before.get(name)
         }
         row: dict[str, float | int | None] = {"epoch": trainer.current_epoch + 1}
-        row |= dict.fromkeys(MEASURED) if isinstance(pl_module, Classifier) else {}
+        row |= dict.fromkeys(OF_AN_EPOCH) if isinstance(pl_module, Classifier) else {}
         row |= found | {"lr": self.pace.lr, "seconds": round(time.perf_counter() - self._start, 3)}
         self.rows.append(row)
         if trainer.is_global_zero:
@@ -88,9 +86,9 @@ class History(Checkpoint):
         words = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}" if epochs > 0 else f"epoch {row['epoch']}"]
         for stage in ("train", "val", ""):
             found = [
-                f"{name.removeprefix(f'{stage}/')} {f'{value:7.2%}' if name.endswith('/acc') else f'{value:.4f}'}"
-                for name, value in row.items()
-                if name not in ("epoch", "lr", "seconds") and value is not None and _stage(name) == stage
+                f"{name} {shown(name, value):>{7 if is_accuracy(name) else 0}}"
+                for name, value in of_stage(row, stage).items()
+                if value is not None
             ]
             if found:
                 words.append("  ".join([f"{stage} {found[0]}".lstrip(), *found[1:]]))
@@ -101,11 +99,6 @@ def number_of(value: Any) -> float:
     """Return a metric's value; of a float32 the shortest decimal number: 0.9812, not 0.9811999797821045."""
     number = float(value)
     return number if getattr(value, "dtype", None) == torch.float64 else float(str(np.float32(number)))
-
-
-def _stage(name: str) -> str:
-    stage, slash, _ = name.partition("/")
-    return stage if slash and stage in ("train", "val") else ""
 
 
 class EpochProgress(ProgressBar):

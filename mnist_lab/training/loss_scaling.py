@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import lightning as L
@@ -53,14 +52,6 @@ def scale_loss(module: L.LightningModule, loss: Any, value: Tensor, labels: Tens
         return value
     first = batch_idx - batch_idx % accumulated
     end = int(min(first + accumulated, trainer.num_training_batches))
-    weighted = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and (
-        loss.weight is not None or loss.ignore_index >= 0
-    )
-    if weighted:
-        everything = weight_of(loss, batches.labels_of(first, end))
-    else:
-        everything = sum(map(batches.mini_batch_size, range(first, end)))
+    everything = weight_of(loss, batches.labels_of(first, end))
     mine = weight_of(loss, labels) * accumulated * trainer.world_size
-    if mine == everything:
-        return value
-    return value * (mine / everything if everything > 0 and math.isfinite(everything) else 0.0)
+    return value if mine == everything else value * (mine / everything if everything > 0 else 0.0)

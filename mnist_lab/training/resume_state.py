@@ -77,7 +77,7 @@ class ResumeState(Checkpoint):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the random numbers for a loader that draws its order when Lightning first asks for it."""
         if self._saved and not isinstance(trainer.datamodule, ImageDataModule):  # type: ignore[attr-defined]
-            self._restore_random(trainer, pl_module)
+            _restore_random(self._saved, trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the rest."""
@@ -90,9 +90,8 @@ class ResumeState(Checkpoint):
         restore(pl_module, saved.get("resume_from") or saved["state_dict"])  # which others may have changed by now
         for name, weight in pl_module.named_parameters():
             weight.requires_grad_(name not in saved["frozen"])
-        for config in trainer.lr_scheduler_configs:
-            if config.reduce_on_plateau and config.monitor in saved.get("plateau", {}):
-                config.scheduler.step(saved["plateau"][config.monitor])
+        for number, value in saved.get("plateau", {}).items():
+            trainer.lr_scheduler_configs[number].scheduler.step(value)
         if saved.get("within_epoch"):
             _restore_metrics(pl_module, saved["metrics"][trainer.global_rank])
             batches = trainer.train_dataloader
@@ -100,18 +99,18 @@ class ResumeState(Checkpoint):
                 # Lightning does this too, but not where a schedule has asked it for the number of steps before.
                 batches.load_state_dict({"mini_batches": self.progress[0]})
         if isinstance(trainer.datamodule, ImageDataModule):  # type: ignore[attr-defined]
-            self._saved = saved
-            self._restore_random(trainer, pl_module)
-            self._saved = {}
+            _restore_random(saved, trainer, pl_module)
 
-    def _restore_random(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        states, rank = self._saved["random"], trainer.global_rank
-        if self._saved["processes"][-1:] != [trainer.world_size]:
-            # Of other processes: from the seed that this one began with, others than then.
-            torch.manual_seed(seed_of("dropout", torch.initial_seed(), trainer.current_epoch))
-            return
-        mine = states[rank] if isinstance(states, list) else {kind: state[rank] for kind, state in states.items()}
-        random_numbers.restore(mine, module.device)
+
+def _restore_random(saved: dict[str, Any], trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Set this process's random number generators; with another number of processes, seed them anew."""
+    states, rank = saved["random"], trainer.global_rank
+    if saved["processes"][-1:] != [trainer.world_size]:
+        torch.manual_seed(seed_of("dropout", torch.initial_seed(), trainer.current_epoch))
+        return
+    # Earlier versions kept a tensor of all processes for each generator.
+    mine = states[rank] if isinstance(states, list) else {kind: state[rank] for kind, state in states.items()}
+    random_numbers.restore(mine, module.device)
 
 
 def _progress(trainer: L.Trainer) -> tuple[int, int]:
@@ -143,12 +142,12 @@ def _convert_counts(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
             counts[key] += more
 
 
-def _monitored(trainer: L.Trainer) -> dict[str, float]:
-    """Return the metrics by which plateau schedules step when this epoch ends."""
+def _monitored(trainer: L.Trainer) -> dict[int, float]:
+    """Return the values with which plateau schedules step when this epoch ends, by the schedules' numbers."""
     metrics, number = trainer.callback_metrics, trainer.current_epoch + 1
     return {
-        str(config.monitor): float(metrics[str(config.monitor)])
-        for config in trainer.lr_scheduler_configs
+        place: float(metrics[str(config.monitor)])
+        for place, config in enumerate(trainer.lr_scheduler_configs)
         if config.reduce_on_plateau
         and config.interval == "epoch"
         and number % config.frequency == 0
