@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -164,7 +165,7 @@ def _restore_metrics(module: L.LightningModule, states: dict[str, dict[str, Any]
 
 
 def _detached(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    return [part.detach().cpu() for part in value] if isinstance(value, list) else value.detach().cpu()
+    return [part.detach() for part in value] if isinstance(value, list) else value.detach()
 
 
 def _of_each_process(trainer: L.Trainer, mine: Any) -> list[Any]:
@@ -172,5 +173,5 @@ def _of_each_process(trainer: L.Trainer, mine: Any) -> list[Any]:
     if trainer.world_size == 1:
         return [mine]
     found: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(found, mine)
+    torch.distributed.all_gather_object(found, move_data_to_device(mine, torch.device("cpu")))
     return found
