@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
 
 from mnist_lab.data import ImageDataModule
 from mnist_lab.data.moved import read_recorded
 from mnist_lab.errors import UserError, brief
 from mnist_lab.result import Result
+from mnist_lab.targets import parameters_of
 from mnist_lab.training import Classifier
 from mnist_lab.training.checkpoint_files import read_checkpoint
 
@@ -56,7 +61,7 @@ def build_data(cfg: DictConfig) -> L.LightningDataModule:
     target = _object(cfg, "data")
     section = cfg
     if not (isinstance(target, type) and issubclass(target, ImageDataModule)):
-        taken, ours = _parameters(target), inspect.signature(ImageDataModule).parameters
+        taken, ours = parameters_of(target), inspect.signature(ImageDataModule).parameters
         section = cfg.copy()
         section.data = {key: value for key, value in cfg.data.items() if key in taken or key not in ours}
     built = build(section, "data")
@@ -83,9 +88,9 @@ def build_network(cfg: DictConfig) -> nn.Module:
 def build_module(cfg: DictConfig, data: L.LightningDataModule) -> L.LightningModule:
     """Make the LightningModule that `module` describes, or `model` where that is one.
 
-    Parameters named `net`, `loss`, `optimizer`, `schedule` and `num_classes` that `module` doesn't set are made of the
-    config's groups `model`, `loss`, `optimizer`, `schedule`, and of the data: those without a default, and all of a
-    class made of `Classifier`.
+    Parameters named `net`, `loss`, `optimizer`, `schedule`, `metrics` and `num_classes` that `module` doesn't set are
+    made of the config's groups `model`, `loss`, `optimizer`, `schedule`, `metrics`, and of the data: those without a
+    default, and all of a class made of `Classifier`.
 
     Raises:
         UserError: it can't be made, or is something else.
@@ -96,6 +101,7 @@ def build_module(cfg: DictConfig, data: L.LightningDataModule) -> L.LightningMod
         "optimizer": lambda: build(cfg, "optimizer"),
         "schedule": lambda: build(cfg, "schedule") or None,
         "num_classes": lambda: _num_classes(cfg, data),
+        "metrics": lambda: build_metrics(cfg, data),
     }
     if is_module(cfg):
         return build_network(cfg)  # type: ignore[return-value]
@@ -112,8 +118,49 @@ def build_module(cfg: DictConfig, data: L.LightningDataModule) -> L.LightningMod
     return module
 
 
+def build_metrics(cfg: DictConfig, data: L.LightningDataModule) -> dict[str, Metric]:
+    """Make the metrics that `metrics` describes, by name: one in each key, or a `MetricCollection`.
+
+    Raises:
+        UserError: one can't be made, is no `torchmetrics.Metric`, or gives something else than one number.
+    """
+    described = cfg.get("metrics") or {}
+    if "_target_" in described:
+        found = build(cfg, "metrics")
+        metrics = dict(found.items(keep_base=True)) if isinstance(found, MetricCollection) else {"_target_": found}
+    else:
+        metrics = {str(name): _metric(cfg, f"metrics.{name}", data) for name in described}
+    for name, metric in metrics.items():
+        key = f"metrics.{name}"
+        if not isinstance(metric, Metric):
+            raise UserError(f"{key} is no torchmetrics.Metric: it needs a _target_ that is one")
+        if name in ("loss", "acc") or not re.fullmatch(r"\w+", name):
+            raise UserError(f"{key}: another name is needed, of letters, digits and _; every run has loss and acc")
+        classes = _num_classes(cfg, data)
+        trial = metric.clone()
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                trial.update(torch.eye(classes), torch.arange(classes))
+                value = trial.compute()
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"{key} can't be used on class probabilities and labels: {brief(error)}") from error
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise UserError(f"{key} gives more than one number: choose a mean over the classes, as average=macro")
+    return metrics
+
+
+def _metric(cfg: DictConfig, key: str, data: L.LightningDataModule) -> Any:
+    """Make one metric. The data says the number of classes, where its class takes one and the config doesn't say it."""
+    described = OmegaConf.select(cfg, key)
+    if not OmegaConf.is_dict(described) or "_target_" not in described:
+        return None
+    if "num_classes" in parameters_of(_object(cfg, key, described)) and described.get("num_classes") is None:
+        described = OmegaConf.merge(described, {"num_classes": _num_classes(cfg, data)})
+    return build(OmegaConf.create({"metrics": described}), "metrics")
+
+
 def groups_used(cfg: DictConfig) -> set[str]:
-    """Return those of the groups model, loss, optimizer and schedule of which the run's module is made."""
+    """Return those of the groups model, loss, optimizer, schedule and metrics of which the run's module is made."""
     if is_module(cfg):
         return {"model"}
     return {"model" if name == "net" else name for name in _needed(cfg)}
@@ -131,7 +178,7 @@ def _needed(cfg: DictConfig) -> set[str]:
     is_classifier = isinstance(target, type) and issubclass(target, Classifier)
     return {
         name
-        for name, parameter in _parameters(target).items()
+        for name, parameter in parameters_of(target).items()
         if name not in section and (is_classifier or parameter.default is parameter.empty)
     }
 
@@ -223,18 +270,3 @@ def _object(cfg: DictConfig, section: str, described: DictConfig | None = None) 
         return get_object(target)
     except Exception as error:  # whatever the module that it is in raises
         raise UserError(f"{section}: {target} can't be made: {brief(error.__cause__ or error)}") from error
-
-
-def _parameters(target: Any) -> dict[str, inspect.Parameter]:
-    """Return what a class or a function takes, with what a class passes on to its base by `**kwargs`."""
-    found: dict[str, inspect.Parameter] = {}
-    kinds = [base for base in target.__mro__ if "__init__" in vars(base)] if isinstance(target, type) else [target]
-    for each in kinds:
-        try:
-            parameters = inspect.signature(each).parameters
-        except ValueError:  # of a class written in C
-            break
-        found = {**parameters, **found}
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
-            break
-    return found

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -18,8 +20,10 @@ from mnist_lab.image_folders import class_folders
 from mnist_lab.keys import check_read, keys_of, unknown_key_hint
 from mnist_lab.metrics import known_mode, steady
 from mnist_lab.rules import EMNIST_CLASSES, MAY_BE_EMPTY, NEEDED, PACKAGES, RULES, SECTIONS, check
-from mnist_lab.targets import with_current_names
+from mnist_lab.targets import parameters_of, with_current_names
 
+REPLACEABLE = ("model", "module", "loss", "optimizer", "schedule", "metrics", "callbacks", "logger")
+"""Sections whose class may be replaced by another with other arguments."""
 OmegaConf.register_new_resolver("class_folders", lambda folder: len(class_folders(folder)), replace=True)
 OmegaConf.register_new_resolver("emnist_classes", lambda split: EMNIST_CLASSES.get(split, 0), replace=True)
 OmegaConf.register_new_resolver("steady", steady, replace=True)
@@ -41,7 +45,8 @@ def compose_config(overrides: list[str]) -> DictConfig:
         UserError: something in it is unknown, malformed or not allowed.
     """
     with hydra_with() as hydra:
-        cfg = compose_with(hydra, overrides)
+        cfg = compose_with(hydra, with_whole_groups(overrides))
+        settle(cfg)
         ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         cfg.merge_with(OmegaConf.to_container(ours, resolve=True))  # while it is known what ${hydra:...} means
         return cfg
@@ -72,7 +77,7 @@ def compose_with(hydra: Hydra, overrides: list[str], config_name: str = "config"
     _check_hydra(cfg)
     check(cfg)
     known = (*RULES, *NEEDED, *PACKAGES, "experiment", "reported")
-    check_read(cfg, overrides, known, free=(*SECTIONS, "module", *MAY_BE_EMPTY))
+    check_read(cfg, overrides, known, free=(*SECTIONS, "module", "metrics", *MAY_BE_EMPTY))
     return cfg
 
 
@@ -82,12 +87,55 @@ def run_config(cfg: DictConfig) -> DictConfig:
     Classes that have moved have their new names.
     """
     cfg = cfg.copy()
+    settle(cfg)
     with open_dict(cfg):
         for key in ("hydra", "sweep", "report"):
             cfg.pop(key, None)
     resolved = OmegaConf.create(with_current_names(OmegaConf.to_container(cfg, resolve=True)))
     assert isinstance(resolved, DictConfig)
     return resolved
+
+
+def with_whole_groups(overrides: list[str]) -> list[str]:
+    """Return overrides in which `GROUP={_target_: ...}` gives a group its class and arguments, by Hydra's `++`."""
+    return [re.sub(rf"^({'|'.join(REPLACEABLE)})=\{{", r"++\1={", word) for word in overrides]
+
+
+def settle(cfg: DictConfig) -> None:
+    """Drop what a class named on the command line doesn't take; give images the shape that they are resized to.
+
+    `loss._target_=torch.nn.NLLLoss` replaces the class of `loss=cross_entropy`. The arguments that this option has for
+    its own class go with it, unless the new class takes them or they are typed, too.
+    """
+    typed: set[str] = set()
+    for override in OverridesParser.create().parse_overrides(OmegaConf.select(cfg, "hydra.overrides.task") or []):
+        key, value = override.get_key_element().lstrip("+~"), override.value()
+        typed |= {f"{key}.{name}" for name in value} if isinstance(value, dict) else {key}
+    with open_dict(cfg):
+        for key in typed:
+            section, _, name = key.rpartition(".")
+            if name == "_target_" and section.partition(".")[0] in REPLACEABLE:
+                _drop_arguments(cfg, section, typed)
+        data = cfg.get("data") or {}
+        resize, channels, shape = (data.get(key) for key in ("resize", "channels", "shape"))
+        if shape is not None and (resize is not None or channels is not None):
+            size = [resize, resize] if isinstance(resize, int) else list(resize or shape[1:])
+            cfg.data.shape = [channels or shape[0], *size]
+
+
+def _drop_arguments(cfg: DictConfig, section: str, typed: set[str]) -> None:
+    """Drop the arguments of a section that its class or function doesn't take, and that were not typed."""
+    described = OmegaConf.select(cfg, section)
+    try:
+        target = get_object(described._target_)
+    except Exception:  # whatever the module that it is in raises: it is said when the class is used
+        return
+    taken = {*parameters_of(target)}
+    if "kwargs" in taken and not isinstance(target, type):
+        taken.add("num_classes")  # as torchvision's functions that make networks take it
+    for name in [str(name) for name in described if not str(name).startswith("_")]:
+        if name not in taken and not any(f"{key}.".startswith(f"{section}.{name}.") for key in typed):
+            del described[name]
 
 
 def use_absolute_root(cfg: DictConfig) -> None:

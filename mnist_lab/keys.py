@@ -19,6 +19,20 @@ WITHOUT_EFFECT = {
     "model_registry": (None, "checkpoints stay in the run's folder"),
 }
 """Arguments of Lightning's Trainer that nothing here uses: the value that changes nothing, and why."""
+ELSEWHERE = {
+    "epochs": "trainer.max_epochs=N",
+    "ckpt_path": "resume RUN goes on with a run, test run=RUN checkpoint=best tests one",
+    "hparams_search": "-m sweep=tpe and ranges, such as 'optimizer.lr=tag(log,interval(1e-4,0.1))'",
+    "optimized_metric": "monitor=val/acc, and of a sweep sweep.objective=val/acc",
+    "task_name": "name=NAME",
+    "tags": "name=NAME",
+    "paths": "data.root=DIR has the data, hydra.run.dir=DIR is the run's folder",
+    "debug": "trainer=debug",
+    "extras": "--cfg job prints the config",
+    "train": "every run trains; test run=RUN only tests",
+    "test": "every run tests when it has trained; test run=RUN tests it again",
+}
+"""Words of other frameworks' command lines, and what does their work here."""
 OF_LOADERS = ("use_distributed_sampler", "reload_dataloaders_every_n_epochs")
 """Those of them that Lightning uses for loaders of somebody's own."""
 LOG_BY_EPOCH = ("mnist_lab.", "lightning.pytorch.callbacks.EarlyStopping")
@@ -46,9 +60,8 @@ def unknown_key_hint(key: str, cfg: DictConfig) -> str:
         hint = closest(name, beside).replace("mean ", f"mean {parent}.")
         return f"{hint}\n{parent} has: {', '.join(beside)}"
     hint = f" Did you mean {elsewhere[0]}?" if len(elsewhere) == 1 else closest(key, keys)
-    hint = {"epochs": " Did you mean trainer.max_epochs?", "ckpt_path": " To go on with a run: resume RUN"}.get(
-        key, hint
-    )
+    if (here := ELSEWHERE.get(key.partition(".")[0])) is not None:
+        hint = f" Here: {here}"
     return f"{hint}\nSee every option with --cfg job"
 
 

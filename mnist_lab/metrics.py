@@ -12,7 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_lab.errors import UserError, closest
 
 Mode = Literal["min", "max"]
-MODES: dict[str, Mode] = {"loss": "min", "error": "min", "acc": "max", "accuracy": "max", "f1": "max", "auroc": "max"}
+MODES: dict[str, Mode] = {
+    **dict.fromkeys(("loss", "error"), "min"),
+    **dict.fromkeys(("acc", "accuracy", "f1", "auroc", "precision", "recall"), "max"),
+}
 """Whether a metric is to be small or large, by the end of its name."""
 MONITOR = "val/acc"
 """What a run is judged by unless its config says otherwise; configs of earlier versions have no `monitor`."""
@@ -95,6 +98,8 @@ def steady(metric: str) -> str:
 def unknown_metric(cfg: DictConfig, key: str, metric: str, known: Sequence[str]) -> Iterator[str]:
     """Yield a sentence where nothing in a config can log a metric: its module and its callbacks are all ours.
 
+    Those of the section `metrics` are known, too.
+
     Args:
         cfg: the config.
         key: the option that names the metric.
@@ -104,7 +109,10 @@ def unknown_metric(cfg: DictConfig, key: str, metric: str, known: Sequence[str])
     callbacks = cfg.get("callbacks") or {}
     parts = [cfg.get("model"), cfg.get("module"), *(callbacks.values() if OmegaConf.is_dict(callbacks) else ())]
     ours = [str(part.get("_target_", PACKAGES[0])).startswith(PACKAGES) for part in parts if OmegaConf.is_dict(part)]
-    if all(ours) and metric not in known:
+    more = cfg.get("metrics") or {}
+    stages = {split(name)[0] for name in known} - {"train"}
+    known = (*known, *(f"{stage}/{name}" for stage in ("val", "test") if stage in stages for name in more))
+    if all(ours) and "_target_" not in more and metric not in known:
         yield f"{key}={metric} is not allowed: it must be one of {', '.join(known)}.{closest(metric, known)}"
 
 

@@ -25,6 +25,7 @@ from mnist_lab.result import SCHEMA_VERSION, Result
 from mnist_lab.show.tensorboard import CHARTS
 from mnist_lab.training import Classifier, ending
 from mnist_lab.training.loggers import log_config
+from mnist_lab.training.metrics import precision_recall
 from mnist_lab.trust import seal
 
 HPARAMS = ".hparams"
@@ -86,7 +87,8 @@ def result_of(
         },
         module={"target": _name_of(module), "steps": made.path.steps, "why": made.path.why},
         history=history,
-        test=tested_metrics(measured, seen) | {"checkpoint": cfg.test_checkpoint, "epoch": tested},
+        test=tested_metrics(measured, seen)
+        | {"classes": tested_classes(module, data), "checkpoint": cfg.test_checkpoint, "epoch": tested},
         ended={"by": ending.reason(trainer, len(history)), "epochs": len(history), "steps": trainer.global_step},
         seconds={name: round(value, 3) for name, value in seconds.items()},
         notes=[
@@ -114,6 +116,19 @@ def tested_metrics(measured: Mapping[str, float], seen: int | None) -> dict[str,
         "n": seen if measured else None,
         "metrics": {name.removeprefix("test/"): value for name, value in measured.items()},
     }
+
+
+def tested_classes(module: L.LightningModule, data: L.LightningDataModule) -> list[dict[str, Any]] | None:
+    """Return of each class its name, the precision and recall of the test, and its images; None of another's module."""
+    if not isinstance(module, Classifier) or not module.confusion.update_called:
+        return None
+    counts = module.confusion.compute().cpu()
+    names = data.class_names if isinstance(data, ImageDataModule) else map(str, range(len(counts)))
+    columns = (*(values.tolist() for values in precision_recall(counts)), counts.sum(1).tolist())
+    return [
+        {"name": name, "precision": precision, "recall": recall, "support": support}
+        for name, precision, recall, support in zip(names, *columns, strict=True)
+    ]
 
 
 def images_tested(trainer: L.Trainer, data: L.LightningDataModule) -> int | None:

@@ -46,8 +46,9 @@ class Result:
         history: one row per epoch: epoch, each metric that was logged in it, by name (of a `Classifier` always
             train/loss, train/acc, val/loss, val/acc), lr, seconds.
         test: loss, acc, correct, n, null where the module doesn't measure them; checkpoint ("last" or "best") and the
-            epoch that it is of; metrics, all that the test has logged, by name without "test/". Earlier versions have
-            no metrics: they measured loss and acc.
+            epoch that it is of; metrics, all that the test has logged, by name without "test/"; classes, of each its
+            name, precision, recall and support (images), null where a quotient has no images, or for another's module.
+            Earlier versions have no metrics and no classes: they measured loss and acc.
         seconds: start (from the program's start to the first step), train, test; for a resumed run, those of the
             process that finished it.
         ended: by (max_epochs, max_steps, max_time, early_stopping, or callback for any other), epochs, and steps of the

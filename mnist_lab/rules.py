@@ -186,6 +186,11 @@ RULES: dict[str, Rule] = {
     "data.augment.scale": below_one,
     "data.augment.elastic": not_negative,
     "data.augment.erase": zero_to_one,
+    "data.resize": Rule(
+        "a whole number, 1 or more, or two of them: [height, width]",
+        lambda v: all(_is_integer(n) and n >= 1 for n in (v if isinstance(v, list) and len(v) == 2 else [v])),
+    ).or_null(),
+    "data.channels": Rule("1 (grey) or 3 (colour)", lambda v: _is_integer(v) and v in (1, 3)).or_null(),
     "data.one_vs_rest": _integer(0).or_null(),
     "data.shape": image_shape,
     "data.num_classes": _integer(2),
@@ -286,8 +291,8 @@ def check(cfg: DictConfig) -> None:
 
 
 def _check_sections(cfg: DictConfig) -> None:
-    sections = (*SECTIONS, "module") if "module" in cfg else SECTIONS  # earlier versions had none
-    for section in (*sections, *MAY_BE_EMPTY):
+    sections = (*SECTIONS, *(["module"] if "module" in cfg else []))  # earlier versions had none, nor metrics
+    for section in (*sections, *MAY_BE_EMPTY, *(["metrics"] if "metrics" in cfg else [])):
         try:
             node = OmegaConf.select(cfg, section)
         except OmegaConfBaseException as error:

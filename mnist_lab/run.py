@@ -242,7 +242,7 @@ def announce(cfg: DictConfig, made: Experiment, run_dir: Path, overrides: Sequen
         log.info(
             f"{type(module).__name__} is a LightningModule: module={cfg.get('module', {}).get('_target_')} is unused"
         )
-    ignored = {"model", "loss", "optimizer", "schedule"} - groups_used(cfg)
+    ignored = {"model", "loss", "optimizer", "schedule", "metrics"} - groups_used(cfg)
     # model=NAME sets the batch size and the epochs all the same.
     if unused := [
         word for word in overrides if re.split("[.=]", word.lstrip("+~"))[0] in ignored and "model=" not in word

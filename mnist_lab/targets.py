@@ -1,7 +1,8 @@
-"""Names of classes and functions that configs used before they moved: run folders and users' own files keep working."""
+"""What a config's `_target_` names: classes that have moved since, and the arguments that a class takes."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 MOVED = {
@@ -15,7 +16,7 @@ MOVED = {
     "mnist_lab.training.CHARTS": "mnist_lab.show.tensorboard.CHARTS",
     "mnist_lab.training.newest": "mnist_lab.training.checkpoint_files.newest",
 }
-"""The new name of each."""
+"""The new names of what has moved: run folders and users' own files keep working."""
 
 
 def with_current_names(config: Any) -> Any:
@@ -29,3 +30,18 @@ def with_current_names(config: Any) -> Any:
     if isinstance(config, list):
         return [with_current_names(value) for value in config]
     return MOVED.get(config, config) if isinstance(config, str) else config
+
+
+def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
+    """Return what a class or a function takes, with what a class passes on to its base by `**kwargs`."""
+    found: dict[str, inspect.Parameter] = {}
+    kinds = [base for base in target.__mro__ if "__init__" in vars(base)] if isinstance(target, type) else [target]
+    for each in kinds:
+        try:
+            parameters = inspect.signature(each).parameters
+        except ValueError:  # of a class written in C
+            break
+        found = {**parameters, **found}
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return found

@@ -105,13 +105,21 @@ def show_result(result: Result) -> None:
     stages = {"train": f"train, {which}", "val": f"validation, {which}", "": which}
     rows = [(name, of_stage(row, stage)) for stage, name in stages.items()]
     rows.append((f"test, {n}{result.data['name']}", result.test_metrics))
-    table = metrics_table(result.name, [(name, metrics) for name, metrics in rows if metrics])
+    rows = [(name, metrics) for name, metrics in rows if metrics]
+    everything = list(dict.fromkeys(metric for _, metrics in rows for metric in metrics))
+    wide, more = (everything[:4], []) if len(everything) <= 4 else (everything[:2], everything[2:])
+    table = metrics_table(
+        result.name, [(name, {key: value for key, value in metrics.items() if key in wide}) for name, metrics in rows]
+    )
     if (gap := result.gap) is not None:
         add_text(table, "gap, train − test", f"{100 * gap:+.2f} points", "accuracy")
     table.add_section()
     length = ", ".join(f"{(n := result.ended[unit]):,} {unit if n != 1 else unit[:-1]}" for unit in ("epochs", "steps"))
     add_text(table, length, _ended_by(result), str(table.columns[-1].header))
     show(table)
+    if more:
+        of_each = [(key, {name.partition(",")[0]: found[key] for name, found in rows if key in found}) for key in more]
+        show(metrics_table("", of_each))
     limit = result.config["trainer"].get("max_steps", -1)
     if limit not in (-1, None) and result.ended["by"] != "max_steps":
         log.info(f"trainer.max_steps={limit} was not reached: {_ended_by(result)}, after {result.ended['steps']} steps")

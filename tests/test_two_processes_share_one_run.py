@@ -24,7 +24,7 @@ def test_three_processes_leave_one_result_and_learn_what_one_learns(loss: str, l
     words = ["data=mnist_5k", "model=mlp_512", "trainer.max_epochs=2", "trainer.accelerator=cpu", "report=false"]
     words += ["data.val=random", "data.val_size=499", "data.batch_size=125", "optimizer=sgd", "optimizer.lr=0.1"]
     words += ["data.eval_batch_size=111", "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1"]
-    words += [f"++loss.{loss}"]
+    words += [f"++loss.{loss}", "metrics=classification"]
     three = lab(*words, "trainer=ddp", "trainer.devices=3", "hydra.run.dir=three")
     assert three.returncode == 0 and three.stderr == "", three.stderr
     assert three.stdout.count("epoch 2/2") == 1
@@ -33,9 +33,11 @@ def test_three_processes_leave_one_result_and_learn_what_one_learns(loss: str, l
     assert shared.machine["processes"] == 3
     assert shared.data["train"] == alone.data["train"] == 3501
     for ours, theirs in zip(shared.history, alone.history, strict=True):  # equal but for float32 rounding
-        for metric in ("train/loss", "train/acc", "val/loss", "val/acc", "lr"):
+        for metric in ("train/loss", "train/acc", "val/loss", "val/acc", "val/f1", "val/auroc", "lr"):
             assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4), metric
     assert shared.test["loss"] == pytest.approx(alone.test["loss"], rel=1e-4)
+    assert [each["support"] for each in shared.test["classes"]] == [100] * 10
+    assert shared.test["classes"] == alone.test["classes"]
     steps = [
         torch.load(tmp_path / run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
         for run in ("three", "one")

@@ -16,8 +16,8 @@ LR_MONITOR = "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateMon
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("+metrics.f1._target_=torchmetrics.F1Score", r"\+metrics.f1._target_: nothing reads this"),
-        ("+metrics={f1:{_target_:torchmetrics.F1Score}}", r"\+metrics: nothing reads this"),
+        ("+measures.f1._target_=torchmetrics.F1Score", r"\+measures.f1._target_: nothing reads this"),
+        ("+measures={f1:{_target_:torchmetrics.F1Score}}", r"\+measures: nothing reads this"),
         ("+x.sweep.sampler=tpe", r"\+x.sweep.sampler: nothing reads this. Did you mean sweep.sampler\?"),
         ("++x.optimizer.lr=1", r"Did you mean optimizer.lr\?"),
         ("+x=1", r"\+x: nothing reads this"),

@@ -17,7 +17,7 @@ from mnist_lab.data.batches import Batches, EpochOrder, WorkerBatches
 from mnist_lab.data.dataset_images import DatasetImages
 from mnist_lab.data.download import DataUnavailableError
 from mnist_lab.data.evaluation import evaluation_transform
-from mnist_lab.data.image_set import ImageSet, Source, stratified_part
+from mnist_lab.data.image_set import ImageSet, Source, converted, stratified_part
 from mnist_lab.data.sources import mnist_5k
 from mnist_lab.errors import UserError
 from mnist_lab.files import is_the_users
@@ -32,7 +32,7 @@ class ImageDataModule(L.LightningDataModule):
         name: the data set asked for, as results call it.
         source: reads it: `source(root, download) -> ImageSet`.
         root: folder with the files; `~` is the user's home.
-        shape: (channels, height, width) that the images must have.
+        shape: (channels, height, width) that the images must have, or are given by `resize` and `channels`.
         num_classes: how many classes they must have.
         batch_size: images a training step, over all processes together.
         eval_batch_size: images a validation or test step.
@@ -45,6 +45,8 @@ class ImageDataModule(L.LightningDataModule):
         eval_transform: the same of validation and test images; None: what of `transform` isn't random.
         augment: of training images, a batch at once on the device: called as augment(images, generator).
         scale: "unit" (pixels / 255), "standard" (mean 0 and deviation 1 a channel over the training set) or "none".
+        resize: (height, width), or one number for both, to which all images are resized; None: they stay.
+        channels: 1 (grey) or 3 (colour), to which all images are converted; None: they stay.
         one_vs_rest: a class to tell from all others (label 1 against 0); None for all classes.
         fallback: "mnist_5k" stands in for data that is neither here nor to be had; None makes that an error.
         split_seed: of the random validation part and the stratified part.
@@ -70,6 +72,8 @@ class ImageDataModule(L.LightningDataModule):
         eval_transform: Callable[[Tensor], Tensor] | None = None,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         scale: str = "unit",
+        resize: Sequence[int] | int | None = None,
+        channels: int | None = None,
         one_vs_rest: int | None = None,
         fallback: str | None = None,
         split_seed: int = 0,
@@ -80,7 +84,9 @@ class ImageDataModule(L.LightningDataModule):
         self.data_name = name
         self.source = source
         self.root = path_of(root)
-        self.shape = tuple(shape)
+        height, width = (resize, resize) if isinstance(resize, int) else resize or shape[1:]
+        self.shape = (channels or shape[0], height, width)
+        self.converted = resize is not None or channels is not None
         self.num_classes = num_classes
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -176,6 +182,9 @@ class ImageDataModule(L.LightningDataModule):
         self.read(download=False)
         images = self.images
         assert images is not None
+        if self.converted:
+            parts = {part: converted(getattr(images, part), self.shape) for part in ("train_images", "test_images")}
+            images = self.images = replace(images, **parts)  # type: ignore[arg-type]
         if tuple(images.train_images.shape[1:]) != self.shape:
             found = list(images.train_images.shape[1:])
             raise UserError(f"{images.name} has images of the shape {found}, and data.shape is {list(self.shape)}")

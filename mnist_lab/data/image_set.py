@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import resize, rgb_to_grayscale
 
 from mnist_lab.data.dataset_images import DatasetImages
 from mnist_lab.errors import UserError
@@ -82,6 +83,27 @@ class ImageSet:
 
 Source = Callable[[Path, bool], ImageSet]
 """A function of the folder of the data sets, and of whether missing files may be downloaded to it."""
+
+
+def converted(images: Tensor | DatasetImages, shape: Sequence[int]) -> Tensor:
+    """Return images in another size, bilinear with antialiasing, and in grey (1 channel) or colour (3).
+
+    Args:
+        images: uint8 or float32 (N, C, H, W), where C is 1 or 3.
+        shape: (channels, height, width) of those that are returned.
+
+    Raises:
+        UserError: they are read one by one, or have neither one channel nor three.
+    """
+    if isinstance(images, DatasetImages):
+        raise UserError("data.resize and data.channels need images in memory: add data.loader=memory")
+    channels, *size = shape
+    if images.shape[1] != channels and (images.shape[1] not in (1, 3) or channels not in (1, 3)):
+        raise UserError(f"data.channels={channels}: images have {images.shape[1]} channels, which can't be converted")
+    found: Tensor = rgb_to_grayscale(images) if images.shape[1] > channels else images
+    if list(found.shape[2:]) != size:
+        found = torch.cat([resize(part, size, antialias=True) for part in found.split(4096)])
+    return found.repeat(1, channels // found.shape[1], 1, 1)
 
 
 def stratified_part(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:

@@ -29,6 +29,8 @@ class FastClassifier(Classifier):
     """Repeats the operations of the first step."""
     compiled = False
     """Whether PyTorch has compiled the network."""
+    _logged: Stage | None = None
+    """The stage whose metrics Lightning has for this epoch."""
     schedule: dict[str, Any] | None = None
     """The schedule as `Classifier.configure_optimizers` describes it."""
 
@@ -100,12 +102,21 @@ class FastClassifier(Classifier):
         self._log_chunk(stage, batch, [self._predict(*mini_batch) for mini_batch in batch.mini_batches()])
 
     def _log_chunk(self, stage: Stage, batch: Chunk, outcomes: list[tuple[Tensor, Tensor, float]]) -> Tensor:
-        """Log loss and accuracy of a chunk. Return the losses of its mini-batches: float, (steps,)."""
+        """Count and log what a chunk has given. Return the losses of its mini-batches: float, (steps,)."""
         logits, losses, weights = zip(*outcomes, strict=True)
         found = torch.stack(losses)
         of_each = torch.tensor(weights, dtype=torch.float32, device=found.device)
-        self.log_metrics(stage, torch.cat(logits), batch.labels, found, of_each)
+        self.update_metrics(stage, torch.cat(logits), batch.labels, found, of_each)
+        if self._logged != stage:
+            self.log_metrics(stage)
+            self._logged = stage
         return found
+
+    def on_train_epoch_start(self) -> None:
+        """Log the training's metrics anew: Lightning needs a metric once an epoch, and takes 1 ms for it."""
+        self._logged = None
+
+    on_validation_epoch_start = on_test_epoch_start = on_train_epoch_start
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its schedule, which is stepped here: Lightning leaves it to manual optimisation."""

@@ -68,19 +68,6 @@ class Answers:
         return drawable(self.at(positions))
 
 
-def precision_recall(confusion: Tensor) -> tuple[Tensor, Tensor]:
-    """Return precision and recall of each class.
-
-    Args:
-        confusion: int64 (classes, classes), one row per label.
-
-    Returns:
-        float64 (classes,) each; precision is NaN for a class that was never predicted, recall for one without images.
-    """
-    correct = confusion.diagonal().double()
-    return correct / confusion.sum(0), correct / confusion.sum(1)
-
-
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """Return the 95 % confidence interval of the proportion `correct` / `n` (Wilson 1927)."""
     from scipy.stats import binomtest

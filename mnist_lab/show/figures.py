@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mnist_lab.show.answers import BINS, Answers, Bin, precision_recall, wilson_interval
+from mnist_lab.show.answers import BINS, Answers, Bin, wilson_interval
 from mnist_lab.show.style import BLUE, GREY, ORANGE, subplots, titled
+from mnist_lab.training.metrics import precision_recall
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,17 +13,11 @@ from omegaconf import OmegaConf
 
 from mnist_lab.metrics import is_accuracy, shown
 from mnist_lab.result import Result
-from mnist_lab.show.answers import (
-    BINS,
-    Answers,
-    calibration_bins,
-    calibration_error,
-    precision_recall,
-    wilson_interval,
-)
+from mnist_lab.show.answers import BINS, Answers, calibration_bins, calibration_error, wilson_interval
 from mnist_lab.show.figures import MISTAKES, READABLE, percent
 from mnist_lab.show.layers import Layer
 from mnist_lab.show.style import document
+from mnist_lab.training.metrics import precision_recall
 
 
 @dataclass(frozen=True)

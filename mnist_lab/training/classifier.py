@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, cast
 
 import lightning as L
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 
 from mnist_lab.training.loss_scaling import scale_loss, weight_of
-from mnist_lab.training.metrics import Accuracy, MeanLoss
+from mnist_lab.training.metrics import Accuracy, Confusion, MeanLoss
 from mnist_lab.training.schedules import lr_scheduler_config
 
 Stage = Literal["train", "val", "test"]
@@ -29,6 +30,8 @@ class Classifier(L.LightningModule):
         optimizer: called with the network's parameters.
         schedule: called with the optimiser, see `mnist_lab.training.schedules`; None: a constant learning rate.
         num_classes: 2 or more.
+        metrics: more of them by name, logged as `val/NAME` and `test/NAME`: of probabilities, float32 (B, num_classes),
+            and labels.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Classifier(L.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: Callable[..., LRScheduler] | None = None,
         num_classes: int = 10,
+        metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -48,6 +52,9 @@ class Classifier(L.LightningModule):
         for stage in ("train", "val", "test"):
             self.metrics[f"{stage}/loss"] = MeanLoss()
             self.metrics[f"{stage}/acc"] = Accuracy(num_classes)
+        for name, metric in (metrics or {}).items():
+            self.metrics[f"val/{name}"], self.metrics[f"test/{name}"] = metric.clone(), metric.clone()
+        self.metrics["confusion"] = Confusion(num_classes)  # of the test; no number to log
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (B, num_classes), of images, float32 (B, C, H, W)."""
@@ -71,7 +78,8 @@ class Classifier(L.LightningModule):
     def measure(self, stage: Stage, images: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of a mini-batch; log loss and accuracy."""
         logits, loss, weight = self.predict(images, labels)
-        self.log_metrics(stage, logits, labels, loss.detach(), weight)
+        self.update_metrics(stage, logits, labels, loss.detach(), weight)
+        self.log_metrics(stage)
         return loss
 
     def predict(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -83,16 +91,43 @@ class Classifier(L.LightningModule):
         logits, weight = self(images), weight_of(self.loss, labels)
         return logits, self.loss(logits, labels) if weight > 0 else logits.sum() * 0.0, weight
 
-    def log_metrics(
+    def update_metrics(
         self, stage: Stage, logits: Tensor, labels: Tensor, losses: Tensor, weights: Tensor | float
     ) -> None:
-        """Add to a stage's metrics, and hand them to Lightning, which reads them when the epoch ends."""
-        loss: Any = self.metrics[f"{stage}/loss"]
-        acc: Any = self.metrics[f"{stage}/acc"]
-        loss.update(losses, weights)
-        acc.update(logits.detach(), labels)
-        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True)
-        self.log(f"{stage}/acc", acc, on_step=False, on_epoch=True)
+        """Add to a stage's metrics: logits and labels of images, losses of mini-batches and what each divides by."""
+        logits, shares = logits.detach(), None
+        for name, metric in self.metrics_of(stage):
+            if name == "loss":
+                metric.update(losses, weights)
+            elif name == "acc":
+                metric.update(logits, labels)
+            elif len(labels) > 0:
+                shares = logits.float().softmax(1) if shares is None else shares
+                metric.update(shares, labels)
+        if stage == "test":
+            self.confusion.update(logits, labels)
+
+    def log_metrics(self, stage: Stage) -> None:
+        """Hand a stage's metrics to Lightning, which reads them when the epoch ends."""
+        for name, metric in self.metrics_of(stage):
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True)
+
+    def metrics_of(self, stage: Stage) -> list[tuple[str, Any]]:
+        """Return a stage's metrics, each with its name without the stage."""
+        return [(name.partition("/")[2], each) for name, each in self.metrics.items() if name.startswith(f"{stage}/")]
+
+    @property
+    def confusion(self) -> Confusion:
+        """Return the test's confusion matrix."""
+        return cast(Confusion, self.metrics["confusion"])
+
+    def on_test_start(self) -> None:
+        """Count the classes anew."""
+        self.confusion.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Add up what all processes have counted; the metric keeps it."""
+        self.confusion.compute()
 
     def on_validation_model_zero_grad(self) -> None:
         """Keep the epoch's last gradients, which Lightning would drop, for callbacks that show them."""

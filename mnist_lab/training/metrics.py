@@ -61,3 +61,43 @@ class Accuracy(MulticlassAccuracy):
         """Return the share: float64, a scalar."""
         right, missed = torch.as_tensor(self.tp).cpu().double(), torch.as_tensor(self.fn).cpu()
         return right / (right + missed)
+
+
+class Confusion(Metric):
+    """How many images of each class were taken for each: int64 (num_classes, num_classes), rows are the labels.
+
+    Unlike `torchmetrics.classification.MulticlassConfusionMatrix` it doesn't wait for the device at each mini-batch.
+
+    Args:
+        num_classes: 2 or more.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.add_state("counts", torch.zeros(num_classes * num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add logits, (B, num_classes), and labels, int64 (B,)."""
+        self.counts = self.counts.scatter_add(0, target * self.num_classes + preds.argmax(1), torch.ones_like(target))
+
+    def compute(self) -> Any:
+        """Return the counts."""
+        return self.counts.view(self.num_classes, self.num_classes)
+
+
+def precision_recall(confusion: Tensor) -> tuple[Tensor, Tensor]:
+    """Return precision and recall of each class.
+
+    Args:
+        confusion: int64 (classes, classes), one row per label.
+
+    Returns:
+        float64 (classes,) each; precision is NaN for a class that was never predicted, recall for one without images.
+    """
+    correct = confusion.diagonal().double()
+    return correct / confusion.sum(0), correct / confusion.sum(1)

@@ -1,0 +1,119 @@
+"""A class of PyTorch's, torchvision's or one's own takes the place of a config's by one word, and works as it is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mnist_lab
+from mnist_lab.build import build_data
+from mnist_lab.composing import compose_config, run_config
+from mnist_lab.data import ImageDataModule
+from mnist_lab.errors import UserError
+
+WORDS = ["data=mnist_5k", "data.train_size=200", "data.val_size=100", "trainer.max_epochs=1", "logger=none"]
+RESNET = ["model._target_=torchvision.models.resnet18", "data.resize=[32,32]", "data.channels=3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "section", "expected"),
+    [
+        (["loss._target_=torch.nn.MultiMarginLoss"], "loss", {}),
+        (["loss._target_=torch.nn.MultiMarginLoss", "+loss.margin=2.0"], "loss", {"margin": 2.0}),
+        (["loss={_target_: torch.nn.MultiMarginLoss, margin: 2.0}"], "loss", {"margin": 2.0}),
+        (["loss._target_=torch.nn.NLLLoss", "loss.label_smoothing=0.1"], "loss", {"label_smoothing": 0.1}),
+        (
+            ["model=cnn", "optimizer=adam", "optimizer._target_=torch.optim.Adamax", "optimizer.lr=0.1"],
+            "optimizer",
+            {"_partial_": True, "lr": 0.1, "betas": [0.9, 0.999], "eps": 1e-7, "weight_decay": 0.0},
+        ),
+        (RESNET, "model", {"num_classes": 10}),
+    ],
+)
+def test_arguments_of_the_replaced_class_are_left_behind(
+    words: list[str], section: str, expected: dict[str, object]
+) -> None:
+    found = dict(run_config(compose_config([*WORDS, *words]))[section])
+    del found["_target_"]
+    assert found == expected
+
+
+def test_a_typed_argument_that_the_class_does_not_take_is_an_error(tmp_path: Path) -> None:
+    words = ["loss._target_=torch.nn.NLLLoss", "loss.label_smoothing=0.1"]
+    with pytest.raises(UserError, match=r"loss: torch\.nn\.NLLLoss can't be made: .*label_smoothing"):
+        mnist_lab.train(*WORDS, *words, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_of_pytorchs_is_trained_with(tmp_path: Path) -> None:
+    result = mnist_lab.train(*WORDS, "loss._target_=torch.nn.MultiMarginLoss", run_dir=tmp_path / "run").result
+    assert result.config["loss"] == {"_target_": "torch.nn.MultiMarginLoss"}
+    first = result.history[0]["train/loss"]
+    assert first is not None and 0 < first < 1, "a margin loss of ten classes begins near 0.9"
+
+
+@pytest.mark.slow
+def test_a_network_of_torchvisions_takes_resized_images_in_colour(tmp_path: Path) -> None:
+    words = [*WORDS, *RESNET, "data.batch_size=50", "data.eval_batch_size=100"]
+    run = mnist_lab.train(*words, run_dir=tmp_path / "run")
+    assert run.result.model["target"] == "torchvision.models.resnet18"
+    assert run.shape == (3, 32, 32)
+    assert run.predict(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("words", "shape"),
+    [
+        (["data.resize=[32,32]", "data.channels=3"], (3, 32, 32)),
+        (["data.resize=14"], (1, 14, 14)),
+        (["data.channels=3"], (3, 28, 28)),
+        (["data.channels=1"], (1, 28, 28)),
+        ([], (1, 28, 28)),
+    ],
+)
+def test_images_have_the_size_and_the_channels_asked_for(words: list[str], shape: tuple[int, ...]) -> None:
+    cfg = compose_config([*WORDS, *words])
+    assert tuple(cfg.model.input_shape) == tuple(cfg.data.shape) == shape, "a network of ours takes them"
+    data = build_data(run_config(cfg))
+    assert isinstance(data, ImageDataModule)
+    data.prepare_data()
+    data.setup()
+    assert data.images is not None
+    images = data.images.train_images
+    assert isinstance(images, torch.Tensor) and tuple(images.shape[1:]) == shape and images.dtype == torch.uint8
+    means = images.float().mean((0, 2, 3))
+    assert np.allclose(means, 33.3, atol=1.5), f"as bright as MNIST in each channel: {means}"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data.resize=[32]", r"data.resize=\[32\] is not allowed"),
+        ("data.resize=0", "data.resize=0 is not allowed"),
+        ("data.channels=2", r"data.channels=2 is not allowed: it must be 1 \(grey\) or 3 \(colour\)"),
+    ],
+)
+def test_other_sizes_are_refused(word: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        compose_config([word])
+
+
+@pytest.mark.parametrize(
+    ("words", "here"),
+    [
+        ("ckpt_path=logs/last.ckpt", "resume RUN"),
+        ("+ckpt_path=logs/last.ckpt", "resume RUN"),
+        ("hparams_search=mnist_optuna", "-m sweep=tpe"),
+        ("paths.data_dir=data", "data.root"),
+        ("task_name=mine", "name=NAME"),
+        ("optimized_metric=val/acc", "sweep.objective"),
+        ("debug=default", "trainer=debug"),
+        ("epochs=3", "trainer.max_epochs"),
+        ("train=false", "test run=RUN"),
+    ],
+)
+def test_words_of_other_frameworks_are_answered_with_ours(words: str, here: str) -> None:
+    with pytest.raises(UserError) as raised:
+        compose_config([words])
+    assert here in str(raised.value)
