@@ -155,8 +155,8 @@ def _metric(cfg: DictConfig, key: str, data: L.LightningDataModule) -> Any:
     if not OmegaConf.is_dict(described) or "_target_" not in described:
         return None
     if "num_classes" in parameters_of(_object(cfg, key, described)) and described.get("num_classes") is None:
-        described = OmegaConf.merge(described, {"num_classes": _num_classes(cfg, data)})
-    return build(OmegaConf.create({"metrics": described}), "metrics")
+        described = {**described, "num_classes": _num_classes(cfg, data)}
+    return build(OmegaConf.create({key.partition(".")[2]: described}), key.partition(".")[2])
 
 
 def groups_used(cfg: DictConfig) -> set[str]:

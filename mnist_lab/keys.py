@@ -20,7 +20,6 @@ WITHOUT_EFFECT = {
 }
 """Arguments of Lightning's Trainer that nothing here uses: the value that changes nothing, and why."""
 ELSEWHERE = {
-    "epochs": "trainer.max_epochs=N",
     "ckpt_path": "resume RUN goes on with a run, test run=RUN checkpoint=best tests one",
     "hparams_search": "-m sweep=tpe and ranges, such as 'optimizer.lr=tag(log,interval(1e-4,0.1))'",
     "optimized_metric": "monitor=val/acc, and of a sweep sweep.objective=val/acc",
@@ -60,6 +59,8 @@ def unknown_key_hint(key: str, cfg: DictConfig) -> str:
         hint = closest(name, beside).replace("mean ", f"mean {parent}.")
         return f"{hint}\n{parent} has: {', '.join(beside)}"
     hint = f" Did you mean {elsewhere[0]}?" if len(elsewhere) == 1 else closest(key, keys)
+    if key == "epochs":
+        hint = " Did you mean trainer.max_epochs?"
     if (here := ELSEWHERE.get(key.partition(".")[0])) is not None:
         hint = f" Here: {here}"
     return f"{hint}\nSee every option with --cfg job"

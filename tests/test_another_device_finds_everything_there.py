@@ -15,7 +15,7 @@ from torchmetrics import Metric
 
 from mnist_lab.composing import compose_config, run_config
 from mnist_lab.run import run
-from mnist_lab.training.metrics import Accuracy, MeanLoss
+from mnist_lab.training.metrics import Accuracy, Confusion, MeanLoss
 
 WORDS = ["data=mnist_5k", "data.val=random", "data.train_size=700", "trainer.max_epochs=2"]
 NOT_FUSED = "optimizer.fused=false"  # PyTorch has no fused steps for meta
@@ -46,6 +46,7 @@ def other_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SingleDeviceStrategy, "reduce", reduce)
     monkeypatch.setattr(MeanLoss, "compute", compute)
     monkeypatch.setattr(Accuracy, "compute", compute)
+    monkeypatch.setattr(Confusion, "compute", lambda metric: torch.eye(metric.num_classes))
     monkeypatch.setattr(CPUAccelerator, "setup_device", lambda *_: None)
     monkeypatch.setattr(L.Trainer, "_teardown", lambda trainer: None)  # brings everything back
 

@@ -40,6 +40,7 @@ def test_there_are_options_in_every_group() -> None:
     assert groups == {
         "model",
         "module",
+        "metrics",
         "data",
         "augment",
         "loss",

@@ -91,7 +91,7 @@ def test_a_dry_run_without_m_trains_nothing(lab: Command, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ("metrics: {f1: {_target_: torchmetrics.F1Score}}", "metrics: nothing reads this, nor the _target_ in it"),
+        ("measures: {f1: {_target_: torchmetrics.F1Score}}", "measures: nothing reads this, nor the _target_ in it"),
         ("mine: {optimizer: {lr: 0.5}}", "nor the optimizer in it"),
         ("mine: [{model: {hidden: 3}}]", "nor the model in it"),
         ("notes: {by: me, model: ours, loss: 0.3}", None),

@@ -166,7 +166,7 @@ def test_what_has_another_form_is_refused_in_a_line(mine: Path, lab: Command) ->
         "+callbacks.x._target_=lightning.pytorch.callbacks.EarlyStopping +callbacks.x.monitor=val_loss": "`val/loss`",
         "loss._target_=own.Scaled": "only those of the network are trained",
         "+loss.reduction=sum": "a loss is the mean over a batch's images",
-        "+logger.color=red": "logger: ",
+        "+logger.color=red": "error: logger",
         "+trainer.callbacks=[]": "trainer.callbacks is not allowed, it is callbacks.NAME here",
     }.items():
         done = lab(*words, *(more.split() if "callbacks.x" in more else [more]), PYTHONPATH=str(mine / "lib"))
