@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -46,7 +47,7 @@ def compose_config(overrides: list[str]) -> DictConfig:
     """
     with hydra_with() as hydra:
         cfg = compose_with(hydra, with_whole_groups(overrides))
-        settle(cfg)
+        settle(cfg, overrides)
         ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         cfg.merge_with(OmegaConf.to_container(ours, resolve=True))  # while it is known what ${hydra:...} means
         return cfg
@@ -81,13 +82,17 @@ def compose_with(hydra: Hydra, overrides: list[str], config_name: str = "config"
     return cfg
 
 
-def run_config(cfg: DictConfig) -> DictConfig:
+def run_config(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     """Return what makes a run's numbers: the config without Hydra's part, the sweep's and the report's, resolved.
 
     Classes that have moved have their new names.
+
+    Args:
+        cfg: the config, as Hydra or `compose_config` has composed it.
+        overrides: of which Hydra has composed it; `compose_config` has dealt with them.
     """
     cfg = cfg.copy()
-    settle(cfg)
+    settle(cfg, overrides)
     with open_dict(cfg):
         for key in ("hydra", "sweep", "report"):
             cfg.pop(key, None)
@@ -96,19 +101,19 @@ def run_config(cfg: DictConfig) -> DictConfig:
     return resolved
 
 
-def with_whole_groups(overrides: list[str]) -> list[str]:
+def with_whole_groups(overrides: Sequence[str]) -> list[str]:
     """Return overrides in which `GROUP={_target_: ...}` gives a group its class and arguments, by Hydra's `++`."""
     return [re.sub(rf"^({'|'.join(REPLACEABLE)})=\{{", r"++\1={", word) for word in overrides]
 
 
-def settle(cfg: DictConfig) -> None:
+def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Drop what a class named on the command line doesn't take; give images the shape that they are resized to.
 
     `loss._target_=torch.nn.NLLLoss` replaces the class of `loss=cross_entropy`. The arguments that this option has for
     its own class go with it, unless the new class takes them or they are typed, too.
     """
     typed: set[str] = set()
-    for override in OverridesParser.create().parse_overrides(OmegaConf.select(cfg, "hydra.overrides.task") or []):
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
         key, value = override.get_key_element().lstrip("+~"), override.value()
         typed |= {f"{key}.{name}" for name in value} if isinstance(value, dict) else {key}
     with open_dict(cfg):

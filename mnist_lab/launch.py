@@ -43,6 +43,7 @@ def launch(words: list[str], fresh: bool = True) -> None:
         UserError: what is asked for can't be done. Nothing new is left in the command's folder then.
     """
     command = read_command(words)
+    words = command.words
     if command.multirun:
         refuse_launcher("a multirun")
     folder, existing = Path.cwd(), None
@@ -110,7 +111,7 @@ class Job:
         lock = helping() if is_helper_process() else folder_lock(run_dir, str(run_dir))
         with lock, errors_in_one_line(cfg, run_dir):
             check(cfg)  # how its values fit together: alone they have been checked
-            run(run_config(cfg), run_dir, _overrides(), words, started, report=report)
+            run(run_config(cfg, _overrides()), run_dir, _overrides(), words, started, report=report)
 
     def _trial(self, cfg: DictConfig, run_dir: Path) -> None:
         """Run a trial of a sweep that is kept as a study."""
@@ -119,7 +120,7 @@ class Job:
 
         def trial(callbacks: list[Callback], remarks: list[str]) -> Result | None:
             check(cfg)
-            config = run_config(cfg)
+            config = run_config(cfg, _overrides())
             discard_stale_trial(run_dir, config)
             return run(config, run_dir, _overrides(), self._words(), callbacks=callbacks, remarks=remarks)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Command, result_in
 
 import mnist_lab
 from mnist_lab.build import build_data
@@ -51,6 +52,12 @@ def test_a_loss_of_pytorchs_is_trained_with(tmp_path: Path) -> None:
     assert result.config["loss"] == {"_target_": "torch.nn.MultiMarginLoss"}
     first = result.history[0]["train/loss"]
     assert first is not None and 0 < first < 1, "a margin loss of ten classes begins near 0.9"
+
+
+def test_a_command_may_give_a_whole_group(lab: Command, tmp_path: Path) -> None:
+    done = lab(*WORDS, "report=false", "loss={_target_: torch.nn.MultiMarginLoss, margin: 2.0}", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    assert result_in(tmp_path / "run").config["loss"] == {"_target_": "torch.nn.MultiMarginLoss", "margin": 2.0}
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def explore(words: list[str]) -> None:
     if options["dir"]:
         check_folder("dir", str(path_of(options["dir"])), fresh=False)
     with hydra_with(args.config_path, args.config_dir) as hydra:
-        cfg = run_config(compose_with(hydra, overrides, args.config_name or "config"))
+        cfg = run_config(compose_with(hydra, overrides, args.config_name or "config"), overrides)
 
     from mnist_lab.build import build
     from mnist_lab.show.style import png
