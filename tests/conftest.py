@@ -56,11 +56,11 @@ def lab(tmp_path: Path) -> Command:
     """Runs `python -m mnist_lab WORDS` in an empty folder, without a terminal.
 
     Forked from a Python that has imported everything, but for what a forked one does otherwise: an environment that
-    is read before that, and a launcher's processes.
+    is read before that, and processes of a launcher or of a loader, which wait 5 s for each other there.
     """
 
     def command(*words: str, **environment: str) -> warm.Done | subprocess.CompletedProcess[str]:
-        fresh = any("launcher" in word for word in words) or environment.keys() & {
+        fresh = any("launcher" in word or word == "data.loader=workers" for word in words) or environment.keys() & {
             "PYTHONIOENCODING",
             "OMP_DISPLAY_ENV",
         }

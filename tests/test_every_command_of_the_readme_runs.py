@@ -256,6 +256,8 @@ def test_the_readme_shows_the_groups_that_there_are() -> None:
         "loss",
         "optimizer",
         "schedule",
+        "module",
+        "metrics",
         "callbacks",
         "trainer",
         "logger",
