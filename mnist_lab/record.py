@@ -24,7 +24,7 @@ from mnist_lab.models import NeuronForwardPass
 from mnist_lab.result import SCHEMA_VERSION, Result
 from mnist_lab.show.tensorboard import CHARTS
 from mnist_lab.training import Classifier, ending
-from mnist_lab.training.loggers import log_config
+from mnist_lab.training.loggers import log_config, tensorboard_of
 from mnist_lab.training.metrics import precision_recall
 from mnist_lab.trust import seal
 
@@ -38,10 +38,10 @@ def begin(cfg: DictConfig, run_dir: Path, asked: dict[str, Any], trainer: L.Trai
     (run_dir / "result.json").unlink(missing_ok=True)
     write_whole(run_dir / "config.yaml", text)
     write_whole(run_dir / "run.json", json.dumps(asked | {"seal": seal(text)}) + "\n")
-    if isinstance(trainer.logger, TensorBoardLogger):
-        for row in Path(trainer.logger.log_dir).glob(f"*{HPARAMS}"):  # TensorBoard keeps the first that it reads
+    if (logger := tensorboard_of(trainer)) is not None:
+        for row in Path(logger.log_dir).glob(f"*{HPARAMS}"):  # TensorBoard keeps the first that it reads
             row.unlink()
-        trainer.logger.experiment.add_custom_scalars(CHARTS)
+        logger.experiment.add_custom_scalars(CHARTS)
 
 
 def result_of(
@@ -233,12 +233,15 @@ def extras(trainer: L.Trainer) -> dict[str, Any]:
 
 def log_hyperparameters(trainer: L.Trainer, result: Result) -> None:
     """Give TensorBoard the run's row in the HParams tab, and the config as text; other loggers the config."""
-    logger = trainer.logger
-    if logger is None:
-        return
-    if not isinstance(logger, TensorBoardLogger):
-        log_config(logger, result.config)
-        return
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            _log_row(logger, result)
+        else:
+            log_config(logger, result.config)
+
+
+def _log_row(logger: TensorBoardLogger, result: Result) -> None:
+    """Write a run's row in the HParams tab, and its config as text."""
     from torch.utils.tensorboard import FileWriter
     from torch.utils.tensorboard.summary import hparams
 

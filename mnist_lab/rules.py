@@ -14,6 +14,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from mnist_lab.errors import UserError, closest, one_line
 from mnist_lab.keys import keys_of
 from mnist_lab.metrics import metric_conflicts
+from mnist_lab.targets import logger_sections, writes_tensorboard
 
 SECTIONS = ("data", "model", "loss", "optimizer", "trainer")
 """Sections that are a class or a function and its arguments."""
@@ -302,9 +303,7 @@ def _check_sections(cfg: DictConfig) -> None:
             raise UserError(f"{what} is not allowed: {section} must be one of its options, see --help")
         if section in sections and not isinstance(node.get("_target_"), str):
             raise UserError(f"{section}: its config names no class or function, {section}._target_")
-    inner = [str(value.get("_target_")) for value in cfg.logger.values() if OmegaConf.is_dict(value)]
-    if cfg.logger and ("_target_" not in cfg.logger or any(name.endswith("Logger") for name in inner)):
-        raise UserError("logger: one is possible, logger._target_=CLASS and its arguments beside it, or logger=none")
+    logger_sections(cfg.logger)
     if "checkpoint" in cfg and not OmegaConf.is_dict(cfg.checkpoint):
         raise UserError(
             f"checkpoint={cfg.checkpoint} is not allowed: test_checkpoint=best says which is tested, and "
@@ -381,7 +380,7 @@ def _conflicts(cfg: DictConfig) -> Iterator[str]:
         yield "data.transform works image by image: add data.loader=workers"
     if get("data.eval_transform") is not None and get("data.transform") is None:
         yield "data.eval_transform without data.transform: training images would be on another scale"
-    if get("callbacks.dashboard") is not None and not str(get("logger._target_")).endswith("TensorBoardLogger"):
+    if get("callbacks.dashboard") is not None and not writes_tensorboard(cfg.logger):
         yield "callbacks=dashboard writes for TensorBoard: add logger=tensorboard"
     yield from metric_conflicts(cfg)
     for key, instead in INSTEAD.items():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
+
+from mnist_lab.errors import UserError
 
 MOVED = {
     "mnist_lab.training.SGD": "mnist_lab.fast.SGD",
@@ -45,3 +48,33 @@ def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
             break
     return found
+
+
+def logger_sections(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the loggers that the section `logger` of a config describes, by their keys: `logger.csv`, say.
+
+    Args:
+        described: a section for each logger, or a single logger's own, as earlier versions had it.
+
+    Raises:
+        UserError: one of them names no class.
+    """
+    if "_target_" not in described:
+        found = {f"logger.{name}": section for name, section in described.items()}
+    else:
+        found = {"logger": described}
+        inner = [(name, section) for name, section in described.items() if isinstance(section, Mapping)]
+        if named := next((name for name, section in inner if str(section.get("_target_")).endswith("Logger")), None):
+            raise UserError(
+                f"logger names a class, and {named} in it another: each of several loggers has a name of its own, "
+                "+logger.NAME._target_=CLASS"
+            )
+    for key, section in found.items():
+        if not (isinstance(section, Mapping) and isinstance(section.get("_target_"), str)):
+            raise UserError(f"{key} names no class of a logger: +{key}._target_=CLASS")
+    return found
+
+
+def writes_tensorboard(described: Mapping[str, Any]) -> bool:
+    """Return whether one of the loggers that the section `logger` of a config describes is TensorBoard's."""
+    return any(section["_target_"].endswith("TensorBoardLogger") for section in logger_sections(described).values())

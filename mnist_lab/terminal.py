@@ -20,6 +20,7 @@ from rich.table import Column, Table
 from mnist_lab.files import is_sweep
 from mnist_lab.metrics import of_stage, shown
 from mnist_lab.result import Result
+from mnist_lab.targets import writes_tensorboard
 
 log = logging.getLogger(__name__)
 
@@ -142,9 +143,8 @@ def show_where(result: Result, run_dir: Path, report: Path | None) -> None:
     """
     folder = relative(run_dir)
     page = f"report       {relative(report)}\n" if report is not None else ""
-    for_tensorboard = str(result.config["logger"].get("_target_")).endswith("TensorBoardLogger")
     command = f"python -m mnist_lab dashboard {quote(f'dir={folder.parent}')}"
-    curves = f"curves       {command}\n" if for_tensorboard else ""
+    curves = f"curves       {command}\n" if writes_tensorboard(result.config["logger"]) else ""
     log.info(
         "{start:.1f} s to start, {train:.1f} s to train, {test:.1f} s to test\n".format(**result.seconds)
         + f"all of it    {folder}\n{page}{curves}"

@@ -37,7 +37,7 @@ from mnist_lab.training import (
     WholeFiles,
 )
 from mnist_lab.training.ending import ValidatedEnd
-from mnist_lab.training.loggers import make_logger
+from mnist_lab.training.loggers import make_loggers
 
 
 def build_trainer(
@@ -63,12 +63,12 @@ def build_trainer(
     """
     # TensorBoard writes through TensorFlow where that is installed, and imports all of it first: 4 s and 0.7 GB.
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-    logger = make_logger(cfg.logger, run_dir, step, next(iter(versions), None))
+    loggers = make_loggers(cfg.logger, run_dir, step, versions)
     try:
         trainer: L.Trainer = instantiate(
             cfg.trainer,
             precision=precision_of(cfg),
-            logger=logger or False,
+            logger=loggers or False,
             callbacks=_all_callbacks(cfg, run_dir, callbacks, state or ResumeState()),
             default_root_dir=run_dir,
             enable_model_summary=False,  # LayerTable is ours

@@ -56,7 +56,7 @@ NETWORKS = re.compile(
 WEIGHTS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "_args_")
 LOGGERS = re.compile(r"lightning\.pytorch\.loggers\.(TensorBoardLogger|CSVLogger)")
 """Loggers, harmless where they write in the run's folder."""
-PLACES = ("name", "version", "sub_dir")
+PLACES = ("name", "version", "sub_dir", "save_dir")
 
 
 def seal(content: str) -> str | None:

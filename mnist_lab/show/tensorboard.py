@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Subset
@@ -21,6 +20,7 @@ from mnist_lab.data import Batches, ImageDataModule
 from mnist_lab.show import figures
 from mnist_lab.show.answers import Answers
 from mnist_lab.show.style import drawable
+from mnist_lab.training.loggers import tensorboard_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,10 +124,8 @@ class Dashboard(Callback):
 
 def _writer(trainer: L.Trainer) -> SummaryWriter | None:
     """TensorBoard's writer; None in all processes but the first, and if the run has no TensorBoard logger."""
-    if not (trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)):
-        return None
-    writer: SummaryWriter = trainer.logger.experiment
-    return writer
+    logger = tensorboard_of(trainer) if trainer.is_global_zero else None
+    return None if logger is None else logger.experiment
 
 
 def _draw(writer: SummaryWriter, tag: str, figure: Figure, epoch: int) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-import inspect
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +18,48 @@ from hydra.utils import get_class, instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 from omegaconf import DictConfig
 
-from mnist_lab.errors import UserError
+from mnist_lab.errors import UserError, brief
+from mnist_lab.targets import logger_sections, parameters_of
 
 
-def make_logger(described: DictConfig, run_dir: Path, step: int, version: str | int | None) -> Logger | None:
-    """Make the logger that a config describes.
+def make_loggers(
+    described: DictConfig, run_dir: Path, step: int, versions: Sequence[str | int | None] = ()
+) -> list[Logger]:
+    """Make the loggers that a config describes.
 
     Args:
-        described: its section of the config; empty: no logger.
-        run_dir: the run's folder, where it keeps its files.
+        described: its section `logger`.
+        run_dir: the run's folder, where they keep their files: a relative `save_dir` is a folder in it.
         step: of the optimiser, from which on the run trains: what TensorBoard has from there on is forgotten.
-        version: what the logger called the run before it was stopped, which it continues; None: a new run.
+        versions: what each logger called the run before it was stopped, which it continues; none: a new run.
 
     Raises:
-        UserError: the class isn't there, or doesn't take what the section gives it.
+        UserError: a class isn't there, is no logger, or doesn't take what its section gives it.
     """
-    if not described:
-        return None
+    known = zip(logger_sections(described).items(), chain(versions, repeat(None)), strict=False)
+    return [_make(name, section, run_dir, step, version) for (name, section), version in known]
+
+
+def _make(name: str, described: DictConfig, run_dir: Path, step: int, version: str | int | None) -> Logger:
     try:
-        taken = inspect.signature(get_class(described._target_)).parameters
-        again: dict[str, Any] = {}
+        kind = get_class(described._target_)
+        taken = parameters_of(kind)
+        added: dict[str, Any] = {}
+        if "save_dir" in taken:
+            added["save_dir"] = run_dir / (described.get("save_dir") or "")
         if version is not None and "run_id" in taken:  # MLflow's
-            again = {"run_id": version}
+            added["run_id"] = version
         elif version is not None and "version" in taken and described.get("version") is None:
-            again = {"version": version}
-        if issubclass(get_class(described._target_), TensorBoardLogger):
-            again["purge_step"] = step
-        logger: Logger = instantiate(described, save_dir=run_dir, **again)
-    except InstantiationException as error:
-        cause = " ".join(str(error.__cause__ or error).split())[:300]
-        raise UserError(f"logger: {cause}") from error
+            added["version"] = version
+        if issubclass(kind, TensorBoardLogger):
+            added["purge_step"] = step
+        if issubclass(kind, MLFlowLogger) and described.get("tracking_uri") is None:
+            added |= {"tracking_uri": f"sqlite:///{run_dir}/mlflow.db", "artifact_location": str(run_dir / "mlflow")}
+        logger = instantiate(described, **added, _convert_="all")
+    except (InstantiationException, ImportError) as error:
+        raise UserError(f"{name}: {brief(error.__cause__ or error)}") from error
+    if not isinstance(logger, Logger):
+        raise UserError(f"{name}: {described._target_} is no Lightning logger, nor a class made of it")
     return logger
 
 
@@ -74,25 +87,34 @@ def opened(trainer: L.Trainer, step: int) -> Iterator[list[str | int | None]]:
         What each logger calls the run: a version, or the id of a run on a server.
     """
     loggers = trainer.loggers if trainer.is_global_zero else []
-    for logger in loggers:
-        kept = _rows_before(Path(logger.log_dir) / "metrics.csv", step) if isinstance(logger, CSVLogger) else []
-        if isinstance(logger, TensorBoardLogger):
-            _wait_for_next_second(Path(logger.log_dir))
-        getattr(logger, "experiment", None)  # which some make when they are first asked for it, and some don't have
-        for row in kept:
-            logger.log_metrics(row, int(row["step"]))  # type: ignore[arg-type]
-        if kept:
-            logger.save()
-    succeeded = False
-    try:
-        yield [logger.version for logger in loggers]
-        succeeded = True
-    finally:
+    with ExitStack() as stack:
         for logger in loggers:
-            logger.finalize("success" if succeeded else "failed")
-            finish = getattr(getattr(logger, "experiment", None), "finish", None)
-            if callable(finish):
-                finish(exit_code=0 if succeeded else 1)
+            _open(logger, step)
+            stack.push(partial(_close, logger))
+        yield [logger.version for logger in loggers]
+
+
+def _open(logger: Logger, step: int) -> None:
+    kept = _rows_before(Path(logger.log_dir) / "metrics.csv", step) if isinstance(logger, CSVLogger) else []
+    if isinstance(logger, TensorBoardLogger):
+        _wait_for_next_second(Path(logger.log_dir))
+    getattr(logger, "experiment", None)  # which some make when they are first asked for it, and some don't have
+    for row in kept:
+        logger.log_metrics(row, int(row["step"]))  # type: ignore[arg-type]
+    if kept:
+        logger.save()
+
+
+def _close(logger: Logger, raised: type[BaseException] | None, *_: object) -> None:
+    logger.finalize("success" if raised is None else "failed")
+    finish = getattr(getattr(logger, "experiment", None), "finish", None)
+    if callable(finish):
+        finish(exit_code=0 if raised is None else 1)
+
+
+def tensorboard_of(trainer: L.Trainer) -> TensorBoardLogger | None:
+    """Return the run's TensorBoard logger, the first if it has several."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
 def log_config(logger: Logger, config: dict[str, Any]) -> None:
