@@ -59,16 +59,9 @@ def logger_sections(described: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: one of them names no class.
     """
-    if "_target_" not in described:
-        found = {f"logger.{name}": section for name, section in described.items()}
-    else:
-        found = {"logger": described}
-        inner = [(name, section) for name, section in described.items() if isinstance(section, Mapping)]
-        if named := next((name for name, section in inner if str(section.get("_target_")).endswith("Logger")), None):
-            raise UserError(
-                f"logger names a class, and {named} in it another: each of several loggers has a name of its own, "
-                "+logger.NAME._target_=CLASS"
-            )
+    if "_target_" in described:
+        return {"logger": described}
+    found = {f"logger.{name}": section for name, section in described.items()}
     for key, section in found.items():
         if not (isinstance(section, Mapping) and isinstance(section.get("_target_"), str)):
             raise UserError(f"{key} names no class of a logger: +{key}._target_=CLASS")

@@ -14,7 +14,7 @@ from test_callbacks_that_change_weights_are_resumed_exactly import OWN, WORDS
 from test_no_kill_loses_anything import found
 
 from mnist_lab import train
-from mnist_lab.training.loggers import log_config, make_logger, opened, versions_of
+from mnist_lab.training.loggers import log_config, make_loggers, opened, versions_of
 
 DRAWS = '''
 
@@ -78,8 +78,7 @@ def test_a_resumed_runs_points_count_though_it_began_in_the_same_second(
     config = OmegaConf.create({"_target_": "lightning.pytorch.loggers.TensorBoardLogger", "name": "", "version": ""})
     for process, step in ((9999, 0), (10001, 5)):  # the file's name holds both, and as text 10001 is before 9999
         monkeypatch.setattr("os.getpid", lambda process=process: process)
-        logger = make_logger(config, tmp_path, step, None)
-        assert logger is not None
+        (logger,) = make_loggers(config, tmp_path, step)
         with opened(L.Trainer(logger=logger, accelerator="cpu", enable_progress_bar=False), step):
             logger.log_metrics({"loss": float(process)}, step + 1)
     points = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")

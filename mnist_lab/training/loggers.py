@@ -36,6 +36,12 @@ def make_loggers(
     Raises:
         UserError: a class isn't there, is no logger, or doesn't take what its section gives it.
     """
+    single = described.items() if "_target_" in described else ()
+    for name, section in map(tuple, single):
+        if isinstance(section, DictConfig) and str(section.get("_target_")).endswith("Logger"):
+            raise UserError(
+                f"logger names a class beside {name}: of several, each has a section, +logger.NAME._target_="
+            )
     known = zip(logger_sections(described).items(), chain(versions, repeat(None)), strict=False)
     return [_make(name, section, run_dir, step, version) for (name, section), version in known]
 
