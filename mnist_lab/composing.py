@@ -102,8 +102,11 @@ def run_config(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def with_whole_groups(overrides: Sequence[str]) -> list[str]:
-    """Return overrides in which `GROUP={_target_: ...}` gives a group its class and arguments, by Hydra's `++`."""
-    return [re.sub(rf"^({'|'.join(REPLACEABLE)})=\{{", r"++\1={", word) for word in overrides]
+    """Return overrides in which `GROUP={_target_: ...}` gives a group its class and arguments, by Hydra's `++`.
+
+    So does `logger._target_=CLASS`, for a single logger in the place of those that have sections of their own.
+    """
+    return [re.sub(rf"^(?=({'|'.join(REPLACEABLE)})=\{{|logger\._target_=)", "++", word) for word in overrides]
 
 
 def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ import lightning as L
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mnist_lab.errors import UserError, brief
 from mnist_lab.targets import logger_sections, parameters_of
@@ -36,12 +36,11 @@ def make_loggers(
     Raises:
         UserError: a class isn't there, is no logger, or doesn't take what its section gives it.
     """
-    single = described.items() if "_target_" in described else ()
-    for name, section in map(tuple, single):
-        if isinstance(section, DictConfig) and str(section.get("_target_")).endswith("Logger"):
-            raise UserError(
-                f"logger names a class beside {name}: of several, each has a section, +logger.NAME._target_="
-            )
+    beside = [str(name) for name, section in described.items() if OmegaConf.is_dict(section) and "_target_" in section]
+    if "_target_" in described and any(str(described[name]._target_).endswith("Logger") for name in beside):
+        raise UserError(
+            f"logger names a class beside {beside[0]}: each of several has a section, +logger.NAME._target_="
+        )
     known = zip(logger_sections(described).items(), chain(versions, repeat(None)), strict=False)
     return [_make(name, section, run_dir, step, version) for (name, section), version in known]
 
