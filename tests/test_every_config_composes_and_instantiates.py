@@ -1,5 +1,6 @@
 """Configs are documentation: each one is composed, checked and made into what it describes."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hydra.utils import instantiate
 import mnist_lab
 from mnist_lab.composing import compose_config, run_config
 from mnist_lab.data import ImageDataModule
+from mnist_lab.errors import UserError
 from mnist_lab.files import CONF_DIR
 from mnist_lab.keys import keys_of
 from mnist_lab.models import layers
@@ -89,7 +91,11 @@ def test_an_option_makes_what_it_describes(group: str, option: str, tmp_path: Pa
         schedule, _ = make_schedule(instantiate(cfg.schedule), optimizer, total_steps=100, epochs=5)
         assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
     callbacks = list(instantiate(cfg.callbacks, _convert_="all").values())
-    assert isinstance(build_trainer(cfg, tmp_path, callbacks), lightning.Trainer)
+    if option in ("wandb", "mlflow") and find_spec(option) is None:  # which are installed by who wants them
+        with pytest.raises(UserError, match="pip install"):
+            build_trainer(cfg, tmp_path, callbacks)
+    else:
+        assert isinstance(build_trainer(cfg, tmp_path, callbacks), lightning.Trainer)
     loss = instantiate(cfg.loss)
     assert Classifier(net, loss, instantiate(cfg.optimizer)).loss(torch.zeros(1, 3), torch.tensor([0])) > 0
 
