@@ -15,7 +15,7 @@ WITHOUT_EFFECT = {
     "enable_checkpointing": (True, "a run always keeps checkpoints; checkpoint.every says how often"),
     "use_distributed_sampler": (False, "each process takes its share of every batch, without a sampler"),
     "reload_dataloaders_every_n_epochs": (0, "the data of a run is read once, and batches are made anew each epoch"),
-    "enable_autolog_hparams": (True, "loggers always get the config, at the end of a run; logger=none has none"),
+    "enable_autolog_hparams": (True, "loggers always get the config; logger=none has none"),
     "model_registry": (None, "checkpoints stay in the run's folder"),
 }
 """Arguments of Lightning's Trainer that nothing here uses: the value that changes nothing, and why."""

@@ -33,7 +33,7 @@ HPARAMS = ".hparams"
 
 
 def begin(cfg: DictConfig, run_dir: Path, asked: dict[str, Any], trainer: L.Trainer) -> None:
-    """Write what a run is and what it was asked for; forget the result of a shorter one that goes on."""
+    """Write what a run is and what it was asked for, for loggers, too; forget the result of a shorter one."""
     text = marked(OmegaConf.to_yaml(cfg))
     (run_dir / "result.json").unlink(missing_ok=True)
     write_whole(run_dir / "config.yaml", text)
@@ -42,6 +42,9 @@ def begin(cfg: DictConfig, run_dir: Path, asked: dict[str, Any], trainer: L.Trai
         for row in Path(logger.log_dir).glob(f"*{HPARAMS}"):  # TensorBoard keeps the first that it reads
             row.unlink()
         logger.experiment.add_custom_scalars(CHARTS)
+    for other in trainer.loggers:
+        if not isinstance(other, TensorBoardLogger):  # which gets it at the end, with what the run found
+            log_config(other, OmegaConf.to_container(cfg))  # type: ignore[arg-type]
 
 
 def result_of(
@@ -232,12 +235,10 @@ def extras(trainer: L.Trainer) -> dict[str, Any]:
 
 
 def log_hyperparameters(trainer: L.Trainer, result: Result) -> None:
-    """Give TensorBoard the run's row in the HParams tab, and the config as text; other loggers the config."""
+    """Give each TensorBoard logger the run's row in the HParams tab, and the config as text."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             _log_row(logger, result)
-        else:
-            log_config(logger, result.config)
 
 
 def _log_row(logger: TensorBoardLogger, result: Result) -> None:

@@ -36,13 +36,13 @@ from mnist_lab.training.checkpoint_files import read_checkpoint
 from mnist_lab.training.loggers import opened
 
 log = logging.getLogger(__name__)
-LIGHTNING_LOGS = ("lightning.pytorch", "lightning.fabric")
+LIGHTNING_LOGS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.loggers.mlflow")
 
 
 def quieten() -> None:
     """Silence what Lightning says that is not about anything done here."""
     for name in LIGHTNING_LOGS:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR if name.endswith("mlflow") else logging.WARNING)  # new databases
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # scalars are logged by epoch
