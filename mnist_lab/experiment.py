@@ -9,12 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    StochasticWeightAveraging,
-)
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_lab.build import build, build_data, build_module, load_weights
@@ -33,11 +28,8 @@ from mnist_lab.training.checkpoint_files import to_resume
 from mnist_lab.training.loggers import versions_of
 
 INSTEAD = {
-    StochasticWeightAveraging: "Its EMAWeightAveraging averages weights here: "
-    "_target_: lightning.pytorch.callbacks.EMAWeightAveraging",
-    LearningRateFinder: "A sweep finds the rate here: -m sweep=tpe 'optimizer.lr=tag(log,interval(1e-4,1))'",
-    BatchSizeFinder: "A sweep compares sizes here: -m data.batch_size=32,128,512",
-    GradientAccumulationScheduler: "The same number in all epochs is trainer.accumulate_grad_batches=N",
+    BatchSizeFinder: "The size that it finds depends on the memory that is free and is in no config, so the run "
+    "couldn't be resumed or repeated. A sweep compares sizes: -m data.batch_size=32,128,512",
 }
 """Callbacks that are refused, and what does their work."""
 
@@ -89,6 +81,8 @@ def build_experiment(
     use_absolute_root(cfg)  # what is recorded holds in any folder
     last, saved = to_resume(run_dir / "checkpoints", limits_of(cfg))
     pace, state, named = Pace(), ResumeState(), build_callbacks(cfg)
+    if last is not None:  # the rates that were found lie in the optimiser's state
+        named = {name: callback for name, callback in named.items() if not isinstance(callback, LearningRateFinder)}
     history, step = History(run_dir / "history.csv", pace), saved.get("global_step", 0)
     versions = versions_of(asked_of(run_dir).get("loggers"))
     trainer = build_trainer(cfg, run_dir, [pace, *named.values(), history, *callbacks], state, step, versions)
@@ -108,6 +102,10 @@ def build_experiment(
         if not isinstance(module, Classifier):
             raise UserError(f"compile compiles a Classifier's network: call torch.compile in {type(module).__name__}")
         module.net.compile(mode=cfg.compile)
+    if any(isinstance(callback, LearningRateFinder) for callback in named.values()) and isinstance(module, Classifier):
+        if module.make_schedule is not None:
+            raise UserError("callbacks: LearningRateFinder finds one rate for all steps: use schedule=none")
+        module.lr = torch.nan  # type: ignore[assignment]  # where Lightning writes the rate, too
     path = choose_step_path(trainer, data, module, named)
     return Experiment(data, module, trainer, history, state, path, last, step, doubts, own)
 

@@ -158,11 +158,7 @@ def test_what_has_another_form_is_refused_in_a_line(mine: Path, lab: Command) ->
         "augment=bare": "augment: a file of this group begins with the line `# @package data`",
         "optimizer=lbfgs": "LBFGS computes the loss several times a step",
         "schedule=mine": "as schedule=plateau does",
-        "+callbacks.x._target_=lightning.pytorch.callbacks.StochasticWeightAveraging +callbacks.x.swa_lrs=0.1": "EMAW",
         "+callbacks.x._target_=lightning.pytorch.callbacks.BatchSizeFinder": "-m data.batch_size=",
-        "+callbacks.x={_target_:lightning.pytorch.callbacks.GradientAccumulationScheduler,scheduling:{4:2}}": (
-            "trainer.accumulate_grad_batches"
-        ),
         "+callbacks.x._target_=lightning.pytorch.callbacks.EarlyStopping +callbacks.x.monitor=val_loss": "`val/loss`",
         "loss._target_=own.Scaled": "only those of the network are trained",
         "+loss.reduction=sum": "a loss is the mean over a batch's images",

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from torch.nn.modules.conv import _ConvNd
 
 from mnist_lab.data import ImageDataModule
@@ -21,7 +27,8 @@ HOOKS = (
     *("on_test_batch_start", "on_test_batch_end"),
 )
 """A callback with one of these follows single steps."""
-
+AUTOMATIC = (GradientAccumulationScheduler, LearningRateFinder, StochasticWeightAveraging)
+"""Callbacks that change the schedule or the number of batches of a step, which Lightning must make for that."""
 
 SEVERAL, SINGLE = "several at a time", "one at a time"
 
@@ -108,6 +115,8 @@ def follows_steps(callback: Callback) -> bool:
         return False
     if isinstance(callback, ModelCheckpoint) and callback._every_n_train_steps == 0:
         return False
+    if isinstance(callback, AUTOMATIC):
+        return True
     return any(getattr(type(callback), hook) is not getattr(Callback, hook) or hook in vars(callback) for hook in HOOKS)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, cast
 
 import lightning as L
+from lightning.pytorch.callbacks import BaseFinetuning
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -55,6 +56,11 @@ class Classifier(L.LightningModule):
         for name, metric in (metrics or {}).items():
             self.metrics[f"val/{name}"], self.metrics[f"test/{name}"] = metric.clone(), metric.clone()
         self.metrics["confusion"] = Confusion(num_classes)  # of the test; no number to log
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network's `backbone`, for callbacks that freeze it, as `BackboneFinetuning`."""
+        return self.net.backbone  # type: ignore[return-value]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (B, num_classes), of images, float32 (B, C, H, W)."""
@@ -134,7 +140,9 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its schedule."""
-        optimizer = self.make_optimizer(self.net.parameters())
+        # Those that a callback has frozen it gives to the optimiser itself, in a group of their own.
+        finetuned = any(isinstance(callback, BaseFinetuning) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        optimizer = self.make_optimizer(p for p in self.net.parameters() if p.requires_grad or not finetuned)
         if self.make_schedule is None:
             return optimizer
         scheduler = lr_scheduler_config(self.make_schedule, optimizer, self.trainer, self.steps_per_epoch())

@@ -69,7 +69,8 @@ class ResumeState(Checkpoint):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the state until the training begins; count steps and batches as this module does."""
-        self._saved = checkpoint
+        # That of LearningRateFinder is of before the training, where nothing is to be restored later.
+        self._saved = checkpoint if checkpoint["processes"] else {}
         self.processes = list(checkpoint["processes"])
         self.progress = tuple(checkpoint.get("progress", self.progress))
         if isinstance(pl_module, Classifier):
