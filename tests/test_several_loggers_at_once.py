@@ -20,6 +20,8 @@ from test_callbacks_that_change_weights_are_resumed_exactly import WORDS
 from mnist_lab import train
 from mnist_lab.composing import compose_config, run_config
 from mnist_lab.errors import UserError
+from mnist_lab.sweep.groups import changes, matters
+from mnist_lab.sweep.trial import discard_stale_trial
 from mnist_lab.training.loggers import make_loggers, opened, tensorboard_of
 
 SMALL = [*WORDS, "trainer.max_epochs=2"]
@@ -137,6 +139,19 @@ def test_what_is_no_logger_is_a_mistake(described: dict[str, Any], said: str, tm
     with pytest.raises(UserError, match=said) as told:
         make_loggers(OmegaConf.create(described), tmp_path, 0)
     assert "\n" not in str(told.value)
+
+
+def test_loggers_make_no_other_run(tmp_path: Path) -> None:
+    flat = {"_target_": f"{CLASSES}.TensorBoardLogger", "name": "", "version": "tensorboard"}
+    before = {"model": {"_target_": "own.Net"}, "logger": flat}
+    now: Any = before | {"logger": {"csv": {"_target_": f"{CLASSES}.CSVLogger"}}}
+    assert not any(map(matters, changes(before, now))), "runs are compared, and those of earlier versions, too"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(before))
+    (tmp_path / "history.csv").write_text("epoch\n1\n")
+    discard_stale_trial(tmp_path, OmegaConf.create(now))
+    assert (tmp_path / "history.csv").exists(), "a trial goes on"
+    discard_stale_trial(tmp_path, OmegaConf.create(now | {"seed": 2}))
+    assert not (tmp_path / "history.csv").exists()
 
 
 class Ends(CSVLogger):

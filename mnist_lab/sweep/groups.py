@@ -16,7 +16,7 @@ from mnist_lab.sweep.sections import data_names
 from mnist_lab.targets import with_current_names
 
 SEEDS = ("seed", "seeds", "data.split_seed", "data.order_seed", "data.augment_seed")
-WITHOUT = ("name", "data.root", "reported", "report", "sweep", "space", "hydra")
+WITHOUT = ("name", "data.root", "logger", "reported", "report", "sweep", "space", "hydra")
 EARLIER: dict[str, Any] = {"monitor": MONITOR, "module._target_": "mnist_lab.fast.FastClassifier"}
 """What configs of earlier versions don't say."""
 

@@ -26,7 +26,7 @@ from mnist_lab.environment import cores
 from mnist_lab.errors import UserError
 from mnist_lab.files import disk_fault, folder_lock
 from mnist_lab.result import Result
-from mnist_lab.sweep.groups import changes, matters
+from mnist_lab.sweep.groups import changes, is_seed, matters
 from mnist_lab.sweep.optuna_adapter import report_value, set_attr, set_state
 from mnist_lab.sweep.study import (
     load_asked,
@@ -127,7 +127,7 @@ def discard_stale_trial(run_dir: Path, cfg: DictConfig) -> None:
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError):
         before = {}
     now: Any = OmegaConf.to_container(cfg)
-    if not changes(before, now).keys() <= {"name", "data.root"}:  # which change no number
+    if any(matters(key) or is_seed(key) for key in changes(before, now)):
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         (run_dir / "history.csv").unlink(missing_ok=True)
 
