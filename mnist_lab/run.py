@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -99,7 +101,7 @@ def run(
             announce(cfg, made, run_dir, overrides)
         torch.manual_seed(seed_of("dropout", cfg.seeds.dropout, trainer.global_rank))
         seconds, before = {"start": time.perf_counter() - started}, time.perf_counter()
-        with processes(trainer, run_dir):
+        with processes(trainer, run_dir), ctrl_c():
             fit(made, run_dir)
             seconds["train"], before = time.perf_counter() - before, time.perf_counter()
             tested = load_tested(cfg, made, run_dir)
@@ -113,6 +115,19 @@ def run(
     show_result(result)
     show_where(result, run_dir, leave_report(run_dir, made.data) if report else None)
     return result
+
+
+@contextmanager
+def ctrl_c() -> Iterator[None]:
+    """Raise `KeyboardInterrupt` on Ctrl-C, where Lightning would end the program with status 1 and ignore a second."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stopped:
+        if stopped.code != 1:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from stopped
 
 
 def fit(made: Experiment, run_dir: Path) -> None:

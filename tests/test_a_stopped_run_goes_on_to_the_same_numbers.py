@@ -334,3 +334,13 @@ def test_checkpoints_are_never_there_in_part(lab: Command, tmp_path: Path) -> No
         process.join()
     assert read == 30
     torch.load(last, weights_only=True)
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_sanity_check_start", "on_test_start"])
+def test_ctrl_c_outside_of_the_training_ends_as_in_any_program(hook: str, lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        f"import lightning\nclass Stop(lightning.Callback):\n def {hook}(self, *_):\n  raise KeyboardInterrupt\n"
+    )
+    words = [*MLP, "data.train_size=200", "trainer.max_epochs=1", "trainer.num_sanity_val_steps=1", "report=false"]
+    done = lab(*words, "+callbacks.stop._target_=own.Stop", "hydra.run.dir=run", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 130 and "Traceback" not in done.stderr, done

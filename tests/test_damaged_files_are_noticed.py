@@ -68,7 +68,8 @@ def numbers(verb: str, folder: Path, done: Done) -> object:
     if verb == "rerun":
         return "reproduced: " in done.stdout
     if verb.startswith("sweep"):
-        return [outcome(folder / "sweep" / number) for number in "01"]
+        # Of what is finished the checkpoints are not read, and a damaged one is not noticed.
+        return [outcome(folder / "sweep" / number)[:2] for number in "01"]
     return [line for line in done.stdout.splitlines() if re.search(r"\d", line) and "damaged" not in line]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import time
@@ -85,6 +86,8 @@ def open_study(folder: Path) -> optuna.Study:
                 load_if_exists=True,
             )
         except Exception as error:  # each kind of database has its own errors
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             if again:
                 again = False
                 time.sleep(1)

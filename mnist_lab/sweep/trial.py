@@ -188,9 +188,10 @@ def _attempts(
             set_attr(study, trial, "pruned", str(pruned))
             set_state(study, trial, "PRUNED")
             return
-        except SystemExit as stopped:  # Lightning turns Ctrl-C into this, and our checkpoints SIGTERM
+        except (KeyboardInterrupt, SystemExit) as stopped:  # the latter of our checkpoints
             set_state(study, trial, "WAITING")  # to go on in its turn: one that is found running was killed
-            raise KeyboardInterrupt(143 if stopped.code == 143 else 130) from stopped
+            status = stopped.code if isinstance(stopped, SystemExit) else 130
+            raise KeyboardInterrupt(143 if status == 143 else 130) from stopped
         except Exception as error:
             if not isinstance(error, UserError) and disk_fault(error) is not None:
                 raise  # not the trial's fault: it can be resumed when the disk works
