@@ -26,7 +26,7 @@ from mnist_lab.network import fault_of_one_image, give_logits
 from mnist_lab.processes import started_together
 from mnist_lab.terminal import relative
 from mnist_lab.trainer import limits_of, precision_of
-from mnist_lab.training.schedules import Plateau, make_schedule
+from mnist_lab.training.schedules import Plateau, make_schedule, split_options
 
 
 def check_time_left(trainer: L.Trainer, states: dict[str, Any]) -> None:
@@ -189,8 +189,12 @@ def check_optimizer(net: nn.Module, optimizer: Any, schedule: Any) -> None:
             raise UserError(f"optimizer: {name} computes the loss several times a step, which training here doesn't")
         section = "schedule"
         trial = None if schedule is None else make_schedule(schedule, made, 100, 1)[0]
-        if isinstance(trial, ReduceLROnPlateau) and not isinstance(trial, Plateau):
-            raise UserError("schedule: ReduceLROnPlateau doesn't say by which metric, as schedule=plateau does")
+        options = {} if schedule is None else split_options(schedule)[1]
+        follows = isinstance(trial, ReduceLROnPlateau) and not isinstance(trial, Plateau)
+        if follows and "monitor" not in options:
+            raise UserError("schedule: ReduceLROnPlateau doesn't say by which metric: add +schedule.monitor=val/loss")
+        if "monitor" in options and not follows:
+            raise UserError(f"schedule.monitor has no effect: {type(trial).__name__} follows no metric")
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{section}: {brief(error)}") from error
 

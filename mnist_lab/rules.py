@@ -219,6 +219,8 @@ RULES: dict[str, Rule] = {
     "schedule.warmup": below_one,
     "schedule.initial": up_to_one,
     "schedule.final": zero_to_one,
+    "schedule.interval": one_of("step", "epoch"),
+    "schedule.frequency": _integer(1),
     "schedule.monitor": metric,
     "schedule.mode": one_of("min", "max").or_null(),
     "schedule.factor": inside_one,

@@ -157,7 +157,7 @@ def test_what_has_another_form_is_refused_in_a_line(mine: Path, lab: Command) ->
         "data.augment={_target_: torch.nn.Identity}": "data.augment: augment(images float32 (B, C, H, W), 0 to 255",
         "augment=bare": "augment: a file of this group begins with the line `# @package data`",
         "optimizer=lbfgs": "LBFGS computes the loss several times a step",
-        "schedule=mine": "as schedule=plateau does",
+        "schedule=mine": "add +schedule.monitor=val/loss",
         "+callbacks.x._target_=lightning.pytorch.callbacks.BatchSizeFinder": "-m data.batch_size=",
         "+callbacks.x._target_=lightning.pytorch.callbacks.EarlyStopping +callbacks.x.monitor=val_loss": "`val/loss`",
         "loss._target_=own.Scaled": "only those of the network are trained",

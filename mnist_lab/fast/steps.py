@@ -20,6 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from mnist_lab.data import ImageDataModule
 from mnist_lab.fast.chunks import Chunks
 from mnist_lab.fast.classifier import FastClassifier
+from mnist_lab.training.schedules import split_options
 
 HOOKS = (
     *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -102,6 +103,9 @@ def _why_single(
     }
     if asked := [f"trainer.{key}" for key, is_asked in options.items() if is_asked]:
         return f"{asked[0]} asks for it"
+    timing = {} if module.make_schedule is None else split_options(module.make_schedule)[1]
+    if timing.get("interval") == "step" and len(timing) > 1:  # frequency or monitor, which Lightning knows how to do
+        return "schedule.interval=step asks for it"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if follows_steps(callback):
             names = [f"callbacks.{name}" for name, other in named.items() if other is callback]

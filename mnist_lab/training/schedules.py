@@ -3,6 +3,9 @@
 Each is a function `schedule(optimizer, total_steps, epochs, ...) -> LRScheduler`, stepped after each step of the
 optimiser; a config names one under `schedule`. One of your own may take `total_steps` and `epochs` or not: one that
 doesn't take `total_steps`, as `Plateau` and most of `torch.optim.lr_scheduler`, is stepped after each epoch.
+
+Beside a schedule's own arguments its section may have Lightning's `interval` (step or epoch), `frequency` (so many of
+them) and, for PyTorch's `ReduceLROnPlateau`, `monitor`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, S
 
 from mnist_lab.errors import UserError
 from mnist_lab.metrics import mode_of
+
+OF_LIGHTNING = ("interval", "frequency", "monitor")
+"""Keys of the section `schedule` that say when it is stepped, unless its class takes them itself."""
 
 
 def lr_scheduler_config(
@@ -42,11 +48,23 @@ def lr_scheduler_config(
         raise UserError("schedule: it needs to know how many steps there will be: give trainer.max_epochs=N")
     made, by_epoch = make_schedule(schedule, optimizer, min(limits), min(limits) / steps_per_epoch)
     found: dict[str, Any] = {"scheduler": made, "interval": "epoch" if by_epoch else "step"}
-    if isinstance(made, Plateau):
+    _, options = split_options(schedule)
+    if isinstance(made, ReduceLROnPlateau):
+        monitor = made.monitor if isinstance(made, Plateau) else options["monitor"]
         every = trainer.check_val_every_n_epoch or 1
         # Between validations Lightning would take the value of the last one for a new one.
-        found |= {"monitor": made.monitor, "strict": False, "frequency": every if made.monitor[:4] == "val/" else 1}
-    return found
+        found |= {"monitor": monitor, "strict": False, "frequency": every if monitor[:4] == "val/" else 1}
+    return found | options
+
+
+def split_options(schedule: Callable[..., LRScheduler]) -> tuple[Callable[..., LRScheduler], dict[str, Any]]:
+    """Return a schedule without Lightning's options, and these."""
+    if not isinstance(schedule, partial):
+        return schedule, {}
+    taken = inspect.signature(schedule.func).parameters
+    options = {key: schedule.keywords[key] for key in OF_LIGHTNING if key in schedule.keywords and key not in taken}
+    rest = {key: value for key, value in schedule.keywords.items() if key not in options}
+    return partial(schedule.func, *schedule.args, **rest), options
 
 
 def make_schedule(
@@ -60,6 +78,7 @@ def make_schedule(
         total_steps: steps of the run, 1 or more.
         epochs: epochs that these are, above 0; not whole where trainer.max_steps ends the last.
     """
+    schedule, _ = split_options(schedule)
     taken = inspect.signature(schedule).parameters
     everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
     about = {"total_steps": total_steps, "epochs": epochs}
