@@ -80,7 +80,9 @@ def test_weights_from_the_net_need_trust(given: dict[str, Any], tmp_path: Path) 
         check({"model": {"_target_": "torchvision.models.resnet18", **given}}, tmp_path)
 
 
-@pytest.mark.parametrize("given", [{"name": "../../x"}, {"version": "/home/x"}, {"sub_dir": "a/../../b"}])
+@pytest.mark.parametrize(
+    "given", [{"name": "../x"}, {"version": "/home/x"}, {"sub_dir": "a/../../b"}, {"save_dir": "/x"}]
+)
 def test_a_logger_may_not_write_outside_the_runs_folder(given: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="elsewhere"):
         check({"logger": {"_target_": "lightning.pytorch.loggers.TensorBoardLogger", **given}}, tmp_path)
