@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -34,8 +34,6 @@ ELSEWHERE = {
 """Words of other frameworks' command lines, and what does their work here."""
 OF_LOADERS = ("use_distributed_sampler", "reload_dataloaders_every_n_epochs")
 """Those of them that Lightning uses for loaders of somebody's own."""
-LOG_BY_EPOCH = ("mnist_lab.", "lightning.pytorch.callbacks.EarlyStopping")
-"""Modules and callbacks that log no values by steps."""
 
 
 def keys_of(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -104,18 +102,11 @@ def check_read(cfg: DictConfig, overrides: Sequence[str], known: Sequence[str], 
 
 
 def _check_trainer(cfg: DictConfig) -> None:
-    trainer, callbacks = cfg.trainer, cfg.get("callbacks") or {}
+    trainer = cfg.trainer
     own_loaders = not str(cfg.data.get("_target_")).startswith("mnist_lab.")
     for key, (neutral, why) in WITHOUT_EFFECT.items():
         if key in trainer and trainer[key] != neutral and not (own_loaders and key in OF_LOADERS):
             raise UserError(f"trainer.{key}={trainer[key]} has no effect here: {why}")
-    parts = [cfg.get("model"), cfg.get("module"), *callbacks.values()]
-    targets = [str(each.get("_target_")) for each in parts if isinstance(each, Mapping | DictConfig)]
-    if trainer.get("log_every_n_steps") is not None and all(name.startswith(LOG_BY_EPOCH) for name in targets):
-        raise UserError(
-            "trainer.log_every_n_steps has no effect here: metrics are logged once an epoch. It counts for callbacks "
-            "that log by steps, such as +callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateMonitor"
-        )
 
 
 def _added(override: str) -> str:

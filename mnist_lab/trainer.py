@@ -38,6 +38,7 @@ from mnist_lab.training import (
 )
 from mnist_lab.training.ending import ValidatedEnd
 from mnist_lab.training.loggers import make_loggers
+from mnist_lab.training.pace import StepLoss
 
 
 def build_trainer(
@@ -106,9 +107,10 @@ def _all_callbacks(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], st
     shown = cfg.trainer.get("enable_progress_bar", True) and not any(isinstance(c, ProgressBar) for c in callbacks)
     bars = [EpochProgress()] if shown else []
     tables = [LayerTable()] if cfg.trainer.get("enable_model_summary", True) else []
+    steps = [StepLoss()] if cfg.trainer.get("log_every_n_steps") is not None else []
     first = [ValidatedWeights(checkpoints), divergence, SharedBuffers(), ValidatedEnd()]
     # Checkpoints come last: they hold what the others know of the epoch, its row in the history among it.
-    return [*first, *bars, *tables, *callbacks, state, checkpoints]
+    return [*first, *bars, *tables, *steps, *callbacks, state, checkpoints]
 
 
 def limits_of(cfg: DictConfig) -> dict[str, Any]:

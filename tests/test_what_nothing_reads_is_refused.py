@@ -10,8 +10,6 @@ from mnist_lab.command import check_kind
 from mnist_lab.composing import compose_config
 from mnist_lab.errors import UserError
 
-LR_MONITOR = "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateMonitor"
-
 
 @pytest.mark.parametrize(
     ("words", "said"),
@@ -24,8 +22,6 @@ LR_MONITOR = "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateMon
         ("+x.y.z=1", r"\+x.y.z: nothing reads this"),
         ("+own.b=1 +own.c=${own.b}", r"\+own.c: nothing reads this"),
         ("+checkpoint.a.b=1", "checkpoint.a: nothing reads this"),
-        ("+trainer.log_every_n_steps=1", "once an epoch"),
-        ("+trainer.log_every_n_steps=1 data.val=random callbacks=early_stopping", "once an epoch"),
         ("+trainer.limit_predict_batches=1", "doesn't predict"),
         ("+trainer.use_distributed_sampler=true", "without a sampler"),
         ("+trainer.enable_checkpointing=false", "always keeps checkpoints"),
@@ -55,7 +51,7 @@ def test_a_word_without_effect_is_refused(words: str, said: str) -> None:
     [
         ["+width=8", "model.hidden=[${width}]"],
         ["+my.width=8", "model.hidden=${my.width}"],
-        ["+trainer.log_every_n_steps=1", LR_MONITOR],
+        ["+trainer.log_every_n_steps=1"],
         ["+trainer.use_distributed_sampler=false", "+trainer.enable_checkpointing=true"],
     ],
 )

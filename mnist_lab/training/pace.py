@@ -68,6 +68,24 @@ class Pace(Callback):
         self._start = self._end - state_dict["elapsed"]
 
 
+class StepLoss(Callback):
+    """Gives the loss of every trainer.log_every_n_steps-th step's last mini-batch to the loggers: train/loss_step."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin after the steps that are made."""
+        self._before = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log it, once a step of the optimiser: gradients of several mini-batches may make one."""
+        step, before, self._before = trainer.global_step, self._before, trainer.global_step
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step != before and every > 0 and step % every == 0 and isinstance(outputs, Mapping) and "loss" in outputs:
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/loss_step": float(outputs["loss"])}, step - 1)
+
+
 def _size(batch: Any) -> int:
     """Return the number of examples in a batch; 0 where it can't be told."""
     if hasattr(batch, "labels"):
