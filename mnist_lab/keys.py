@@ -16,6 +16,7 @@ WITHOUT_EFFECT = {
     "use_distributed_sampler": (False, "each process takes its share of every batch, without a sampler"),
     "reload_dataloaders_every_n_epochs": (0, "the data of a run is read once, and batches are made anew each epoch"),
     "enable_autolog_hparams": (True, "loggers always get the config; logger=none has none"),
+    "barebones": (False, "a run always keeps checkpoints and its history"),
     "model_registry": (None, "checkpoints stay in the run's folder"),
 }
 """Arguments of Lightning's Trainer that nothing here uses: the value that changes nothing, and why."""

@@ -81,6 +81,12 @@ RECIPES = {
     "noise": ["+callbacks.own._target_=own.Noise"],
     "pruning": [f"+callbacks.own={{{PRUNING}, use_lottery_ticket_hypothesis: false}}", "checkpoint.every=4 steps"],
     "lottery ticket": [f"+callbacks.own={{{PRUNING}}}"],
+    "swa": ["callbacks=swa", "callbacks.swa.swa_epoch_start=2"],
+    "rate finder": ["callbacks=lr_finder", "checkpoint.every=4 steps"],
+    "accumulation": [
+        "+callbacks.own={_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {1: 2}}",
+        "checkpoint.every=4 steps",
+    ],
     "pruning after validation": [
         f"+callbacks.own={{{PRUNING}, use_lottery_ticket_hypothesis: false, prune_on_train_epoch_end: false}}",
         "test_checkpoint=best",
@@ -95,6 +101,9 @@ ONCE = {  # without `-m slow`; the others of these recipes' moments are slow one
     "average of the epochs": "on_train_end 3",
     "pruning": "on_train_batch_end 1",
     "lottery ticket": "on_train_epoch_end 1",
+    "swa": "on_train_epoch_end 2",
+    "rate finder": "on_train_batch_end 1",
+    "accumulation": "on_train_batch_end 1",
 }
 
 
