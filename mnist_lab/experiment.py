@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_lab.build import build, build_data, build_module, load_weights
@@ -106,6 +106,11 @@ def build_experiment(
         if module.make_schedule is not None:
             raise UserError("callbacks: LearningRateFinder finds one rate for all steps: use schedule=none")
         module.lr = torch.nan  # type: ignore[assignment]  # where Lightning writes the rate, too
+    for callback in named.values():
+        if isinstance(callback, StochasticWeightAveraging) and callback.pl_module_contains_batch_norm(module):
+            raise UserError(
+                "callbacks: StochasticWeightAveraging adds an epoch for BatchNorm layers: use callbacks=ema"
+            )
     path = choose_step_path(trainer, data, module, named)
     return Experiment(data, module, trainer, history, state, path, last, step, doubts, own)
 

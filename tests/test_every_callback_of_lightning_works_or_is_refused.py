@@ -51,6 +51,19 @@ def test_a_finder_of_batch_sizes_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+class Normed(nn.Sequential):
+    """A network with a BatchNorm layer."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(784, 10), nn.BatchNorm1d(10))
+
+
+def test_swa_of_batch_norm_is_refused(tmp_path: Path) -> None:
+    words = [f"model._target_={__name__}.Normed", *(f"~model.{key}" for key in UNUSED), "callbacks=swa"]
+    with pytest.raises(UserError, match="adds an epoch for BatchNorm"):
+        train(*WORDS, *words, run_dir=tmp_path / "run")
+
+
 class Headed(nn.Module):
     """A network with a backbone and a head."""
 
@@ -76,7 +89,7 @@ CHANGING = {
     "accumulation": [
         "+callbacks.it={_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {1: 3}}"
     ],
-    "swa": ["callbacks=swa", "callbacks.swa.swa_epoch_start=1"],
+    "swa": ["callbacks=swa", "callbacks.swa.swa_epoch_start=1", "callbacks.swa.swa_lrs=0.1"],
     "lr_finder": ["callbacks=lr_finder"],
     "several": ["callbacks=[ema,lr_monitor,model_checkpoint]"],
 }
