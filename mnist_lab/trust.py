@@ -40,7 +40,7 @@ HARMLESS = re.compile(
     r"|mnist_lab\.training\.schedules\.(step|cosine|one_cycle|Plateau)"
     r"|lightning\.(pytorch\.)?Trainer"
     r"|lightning\.pytorch\.callbacks\.(BackboneFinetuning|DeviceStatsMonitor|EarlyStopping|EMAWeightAveraging"
-    r"|GradientAccumulationScheduler|LearningRateMonitor|ModelPruning|ModelSummary|RichModelSummary|RichProgressBar"
+    r"|GradientAccumulationScheduler|LearningRateFinder|LearningRateMonitor|ModelPruning|ModelSummary|RichModelSummary|RichProgressBar"
     r"|StochasticWeightAveraging|Timer|TQDMProgressBar|WeightAveraging)"
 )
 """Classes and functions that only build networks, data and their training.
