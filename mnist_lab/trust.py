@@ -40,8 +40,8 @@ HARMLESS = re.compile(
     r"|mnist_lab\.training\.schedules\.(step|cosine|one_cycle|Plateau)"
     r"|lightning\.(pytorch\.)?Trainer"
     r"|lightning\.pytorch\.callbacks\.(BackboneFinetuning|DeviceStatsMonitor|EarlyStopping|EMAWeightAveraging"
-    r"|GradientAccumulationScheduler|LearningRateFinder|LearningRateMonitor|ModelPruning|ModelSummary|RichModelSummary|RichProgressBar"
-    r"|StochasticWeightAveraging|Timer|TQDMProgressBar|WeightAveraging)"
+    r"|GradientAccumulationScheduler|LearningRateFinder|LearningRateMonitor|ModelPruning|ModelSummary"
+    r"|RichModelSummary|RichProgressBar|StochasticWeightAveraging|Timer|TQDMProgressBar|WeightAveraging)"
 )
 """Classes and functions that only build networks, data and their training.
 
