@@ -106,7 +106,8 @@ def with_whole_groups(overrides: Sequence[str]) -> list[str]:
 
     So does `logger._target_=CLASS`, for a single logger in the place of those that have sections of their own.
     """
-    return [re.sub(rf"^(?=({'|'.join(REPLACEABLE)})=\{{|logger\._target_=)", "++", word) for word in overrides]
+    replaced = rf"^(?=({'|'.join(REPLACEABLE)})=\{{.*\b_target_\b|logger\._target_=)"
+    return [re.sub(replaced, "++", word) for word in overrides]
 
 
 def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:

@@ -64,7 +64,10 @@ def logger_sections(described: Mapping[str, Any]) -> dict[str, Any]:
     found = {f"logger.{name}": section for name, section in described.items()}
     for key, section in found.items():
         if not (isinstance(section, Mapping) and isinstance(section.get("_target_"), str)):
-            raise UserError(f"{key} names no class of a logger: +{key}._target_=CLASS")
+            raise UserError(
+                f"{key} names no class of a logger: +{key}._target_=CLASS. An option of one is in its section: "
+                f"+logger.tensorboard.{key.partition('.')[2]}=VALUE"
+            )
     return found
 
 

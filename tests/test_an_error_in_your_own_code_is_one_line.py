@@ -252,7 +252,7 @@ def test_one_image_in_the_last_batch_is_refused_where_the_network_cannot_train_o
 
 
 def test_a_trained_graph_can_be_logged(tmp_path: Path, lab: Command) -> None:
-    done = lab(*MLP, *SMALL, "logger=tensorboard", "+logger.log_graph=true")
+    done = lab(*MLP, *SMALL, "logger=tensorboard", "+logger.tensorboard.log_graph=true")
     assert done.returncode == 0 and result_in(tmp_path).test["n"] == 1000, done.stderr
 
 

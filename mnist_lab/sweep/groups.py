@@ -16,8 +16,13 @@ from mnist_lab.sweep.sections import data_names
 from mnist_lab.targets import with_current_names
 
 SEEDS = ("seed", "seeds", "data.split_seed", "data.order_seed", "data.augment_seed")
-WITHOUT = ("name", "data.root", "logger", "reported", "report", "sweep", "space", "hydra")
-EARLIER: dict[str, Any] = {"monitor": MONITOR, "module._target_": "mnist_lab.fast.FastClassifier"}
+WITHOUT = ("name", "data.root", "logger", "metrics", "reported", "report", "sweep", "space", "hydra")
+EARLIER: dict[str, Any] = {
+    "monitor": MONITOR,
+    "module._target_": "mnist_lab.fast.FastClassifier",
+    "data.resize": None,
+    "data.channels": None,
+}
 """What configs of earlier versions don't say."""
 
 

@@ -55,6 +55,7 @@ class ResumeState(Checkpoint):
             "processes": self.processes,
             "progress": list(self.progress),
             "within_epoch": within,
+            "accumulated": trainer.accumulate_grad_batches,
             "frozen": [name for name, weight in pl_module.named_parameters() if not weight.requires_grad],
             "resume_from": None if same(own, checkpoint["state_dict"]) else own,
             "random": _of_each_process(trainer, random_numbers.collect(pl_module.device)),
@@ -96,6 +97,8 @@ class ResumeState(Checkpoint):
             trainer.lr_scheduler_configs[number].scheduler.step(value)
         if saved.get("within_epoch"):
             _restore_metrics(pl_module, saved["metrics"][trainer.global_rank])
+            # GradientAccumulationScheduler sets it when an epoch begins, which Lightning doesn't say within one.
+            trainer.accumulate_grad_batches = saved.get("accumulated", trainer.accumulate_grad_batches)
             batches = trainer.train_dataloader
             if isinstance(batches, Batches):
                 # Lightning does this too, but not where a schedule has asked it for the number of steps before.
