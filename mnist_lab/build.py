@@ -150,7 +150,7 @@ def build_metrics(cfg: DictConfig, data: L.LightningDataModule) -> dict[str, Met
 
 
 def _metric(cfg: DictConfig, key: str, data: L.LightningDataModule) -> Any:
-    """Make one metric. The data says the number of classes, where its class takes one and the config doesn't say it."""
+    """Make one metric; fill in `num_classes` from the data where its class takes it and the config doesn't set it."""
     described = OmegaConf.select(cfg, key)
     if not OmegaConf.is_dict(described) or "_target_" not in described:
         return None

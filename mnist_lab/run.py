@@ -119,7 +119,7 @@ def run(
 
 @contextmanager
 def ctrl_c() -> Iterator[None]:
-    """Raise `KeyboardInterrupt` on Ctrl-C, where Lightning would end the program with status 1 and ignore a second."""
+    """Raise `KeyboardInterrupt` on Ctrl-C. Lightning would exit with status 1 and ignore further signals."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield

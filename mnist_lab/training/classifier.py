@@ -59,7 +59,7 @@ class Classifier(L.LightningModule):
 
     @property
     def backbone(self) -> nn.Module:
-        """The network's `backbone`, for callbacks that freeze it, as `BackboneFinetuning`."""
+        """Return the network's `backbone`, which `BackboneFinetuning` freezes and unfreezes."""
         return self.net.backbone  # type: ignore[return-value]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -100,7 +100,15 @@ class Classifier(L.LightningModule):
     def update_metrics(
         self, stage: Stage, logits: Tensor, labels: Tensor, losses: Tensor, weights: Tensor | float
     ) -> None:
-        """Add to a stage's metrics: logits and labels of images, losses of mini-batches and what each divides by."""
+        """Update a stage's metrics.
+
+        Args:
+            stage: "train", "val" or "test".
+            logits: float (B, num_classes).
+            labels: int64 (B,).
+            losses: float, () of one mini-batch or (steps,) of several.
+            weights: what the mean of each loss was divided by, one number or (steps,).
+        """
         logits, shares = logits.detach(), None
         for name, metric in self.metrics_of(stage):
             if name == "loss":
@@ -128,11 +136,11 @@ class Classifier(L.LightningModule):
         return cast(Confusion, self.metrics["confusion"])
 
     def on_test_start(self) -> None:
-        """Count the classes anew."""
+        """Reset the confusion matrix."""
         self.confusion.reset()
 
     def on_test_epoch_end(self) -> None:
-        """Add up what all processes have counted; the metric keeps it."""
+        """Sum the confusion matrix over all processes; the metric caches the result."""
         self.confusion.compute()
 
     def on_validation_model_zero_grad(self) -> None:
@@ -140,7 +148,7 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its schedule."""
-        # Those that a callback has frozen it gives to the optimiser itself, in a group of their own.
+        # A finetuning callback adds the parameters that it unfreezes to the optimiser itself.
         finetuned = any(isinstance(callback, BaseFinetuning) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         optimizer = self.make_optimizer(p for p in self.net.parameters() if p.requires_grad or not finetuned)
         if self.make_schedule is None:
