@@ -28,6 +28,8 @@ from mnist_lab.result import Result
 
 ROOT = Path(__file__).parent.parent
 Command = Callable[..., warm.Done | subprocess.CompletedProcess[str]]
+# An address of this machine where nothing listens: every download fails, whatever network there is.
+OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
 needs_mnist = pytest.mark.skipif(
     not (Path(os.environ.get("MNIST_LAB_DATA", "/nowhere")) / "MNIST/raw").is_dir(),
     reason="the full MNIST is not in MNIST_LAB_DATA",

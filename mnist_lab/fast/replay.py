@@ -3,7 +3,7 @@
 Calling modules, building the autograd graph and walking it back takes a sixth of a small network's step. Besides, a
 recorded step computes ReLU within the matrix product before it, calls PyTorch's functions without looking them up by
 name (2 % of a step of A3 or D), and writes over values that are no longer needed (1.5 % of A3's and C's).
-`tests/test_a_repeated_step_is_the_ordinary_step.py` compares it with the ordinary step, bit for bit.
+`tests/fast/test_replay.py` compares it with the ordinary step, bit for bit.
 """
 
 from __future__ import annotations

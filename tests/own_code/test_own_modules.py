@@ -13,7 +13,7 @@ import lightning as L
 import pytest
 import torch
 import warm
-from conftest import Command, outcome
+from conftest import ROOT, Command, outcome
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,7 +24,7 @@ from mnist_lab.errors import UserError
 from mnist_lab.metrics import mode_of
 from mnist_lab.result import Result
 
-EXAMPLES = Path(__file__).parent / "examples"
+EXAMPLES = ROOT / "tests/examples"
 DIGITS = ["data=mnist_5k", "data.train_size=200", "data.val_size=200", "data.batch_size=50"]
 KILLED = """
 import os

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 import warm
-from conftest import Command, in_memory
+from conftest import OFFLINE, Command, in_memory
 from PIL import Image
 from rich.text import Text
-from test_without_a_network_the_main_job_goes_on import OFFLINE
 
 from mnist_lab.data import ImageDataModule, ImageSet, mnist_5k
 from mnist_lab.show.explore import SHADES, Parts, _one, explore

@@ -1,6 +1,5 @@
 """Runs and sweeps killed at random moments, from the first import to the last line, end as if nothing had happened."""
 
-import csv
 import os
 import random
 import shutil
@@ -10,13 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import Tally
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
+from recorded import finds, same
 from warm import lab, start, told
-
-from mnist_lab.result import Result
 
 QUICK = ["data=mnist_5k", "data.train_size=3500", "data.val=random", "trainer.accelerator=cpu", "report=false"]
 MLP = [*QUICK, "model=mlp", "model.hidden=[32]", "trainer.max_epochs=4"]
@@ -53,37 +48,6 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 def line(recipe: str, name: str) -> list[str]:
     words = RECIPES[recipe]
     return [*words, f"hydra.{'sweep' if words[0] == '-m' else 'run'}.dir={name}"]
-
-
-def timeless(value: Any) -> Any:
-    """What a checkpoint holds, but for clocks and for the paths of Lightning's own."""
-    if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key not in ("seconds", "elapsed", "time")}
-    if isinstance(value, list | tuple):
-        return [timeless(item) for item in value]
-    return value.tolist() if isinstance(value, Tensor) else value
-
-
-def found(run: Path) -> dict[str, Any]:
-    """All that a finished run leaves, bit by bit, but for times."""
-    result = Result.load(run)
-    curves = EventAccumulator(str(run / "tensorboard")).Reload()
-    points = {
-        tag: [(point.step, "second" in tag or point.value) for point in curves.Scalars(tag)]
-        for tag in curves.Tags()["scalars"]
-    }
-    saved = {name: torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("last", "best")}
-    with (run / "history.csv").open() as file:
-        rows = timeless(list(csv.DictReader(file)))
-    parts = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "progress")
-    return {
-        "test": result.test, "history": timeless(result.history), "rows": rows, "points": points, "data": result.data,
-        **{f"{name} {part}": timeless(ckpt.get(part)) for name, ckpt in saved.items() for part in parts},
-    }  # fmt: skip
-
-
-def finds(folder: Path) -> dict[str, dict[str, Any]]:
-    return {str(path.parent.relative_to(folder)): found(path.parent) for path in sorted(folder.rglob("result.json"))}
 
 
 def killed(words: list[str], cwd: Path, wait: float, how: int) -> str | None:
@@ -134,13 +98,6 @@ def undisturbed(recipe: str, cwd: Path) -> tuple[dict[str, dict[str, Any]], floa
     done = lab(line(recipe, "whole"), cwd)
     assert done.returncode == 0, done.stderr
     return finds(cwd / "whole"), time.monotonic() - before
-
-
-def same(first: dict[str, Any], second: dict[str, Any]) -> None:
-    assert first.keys() == second.keys()
-    for name, parts in first.items():
-        for part, value in parts.items():
-            assert second[name][part] == value, f"{name}: {part}"
 
 
 @pytest.mark.parametrize("recipe", ["adam", "best", "sweep"])

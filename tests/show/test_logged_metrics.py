@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from results import result
 from rich.console import Console
-from test_a_sweep_survives_and_ends_in_an_answer import result
 
 from mnist_lab.errors import UserError
 from mnist_lab.metrics import of_stage

@@ -7,11 +7,11 @@ from typing import Any
 import lightning as L
 import pytest
 import warm
+from killing import OWN, WORDS
 from lightning.pytorch.loggers import MLFlowLogger
 from omegaconf import OmegaConf
+from recorded import found
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_callbacks_that_change_weights_are_resumed_exactly import OWN, WORDS
-from test_no_kill_loses_anything import found
 
 from mnist_lab import train
 from mnist_lab.training.loggers import log_config, make_loggers, opened, versions_of

@@ -6,31 +6,15 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Command, result_in
-from test_a_sweep_survives_and_ends_in_an_answer import ROW, compared, result
+from results import FASHION, FIVE_THOUSAND, ROW, compared, run
 
 from mnist_lab.result import Result
 from mnist_lab.sweep.groups import Peer, grouped
 from mnist_lab.sweep.report import page
-from mnist_lab.sweep.sections import COUNTS, sections
-
-MNIST, FIVE_THOUSAND, FASHION = COUNTS
-DIGITS = [str(n) for n in range(10)]
-PARTS = {"train": 2000, "val": 5000, "test": 10_000, "val_from": "random"}
-
-
-def run(accuracy: float, seed: int = 0, data: dict[str, Any] | None = None, n: int = 10_000, **options: Any) -> Result:
-    """A result of MNIST's ten classes; `options` are of the config: `trainer__limit_train_batches=10`."""
-    found = result(seed, 0.1, accuracy)
-    for key, value in options.items():
-        group, _, name = key.partition("__")
-        found.config.setdefault(group, {})[name] = value
-    facts = {"name": "mnist", "digest": MNIST, "classes": DIGITS, **PARTS, **(data or {})}
-    return replace(found, data=facts, test={**found.test, "n": n})
-
+from mnist_lab.sweep.sections import sections
 
 UNLIKE = {
     "five against the rest": run(0.9089, data={"classes": ["not 5", "5"]}, data__one_vs_rest=5),

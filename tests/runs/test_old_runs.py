@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Command, result_in
+from conftest import ROOT, Command, result_in
 from hydra.utils import get_object
 from omegaconf import OmegaConf
-from test_only_like_runs_are_ranked_together import run
+from results import run
 
 from mnist_lab import compose, load_run
 from mnist_lab.files import CONF_DIR
@@ -74,13 +74,13 @@ def test_runs_with_an_earlier_name_and_with_the_new_one_are_one_group() -> None:
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
     """A copy of the folders that commit f9043fd left, where commands are run."""
-    shutil.copytree(Path(__file__).parent / "old_runs", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "tests/old_runs", tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
 def assert_same_numbers(run_dir: Path, epochs: int = 3) -> None:
     """Compare with the finished run; another processor rounds otherwise."""
-    (expected, found) = (Result.load(folder) for folder in (Path(__file__).parent / "old_runs/finished", run_dir))
+    (expected, found) = (Result.load(folder) for folder in (ROOT / "tests/old_runs/finished", run_dir))
     assert len(found.history) == epochs
     for before, now in zip(expected.history, found.history, strict=False):
         for key in before.keys() - {"seconds"}:

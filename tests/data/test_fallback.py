@@ -4,13 +4,10 @@ import json
 import os
 from pathlib import Path
 
-from conftest import Command, needs_mnist, result_in
+from conftest import OFFLINE, Command, needs_mnist, result_in
 
 from mnist_lab.data import ImageDataModule, mnist_5k
 from mnist_lab.result import Result
-
-# An address of this machine where nothing listens: every download fails, whatever network there is.
-OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
 
 
 def test_mnist_5k_stands_in_and_says_so_at_the_start_and_beside_the_result(lab: Command, tmp_path: Path) -> None:

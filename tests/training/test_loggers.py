@@ -12,10 +12,10 @@ from typing import Any
 import lightning as L
 import pytest
 import yaml
+from killing import WORDS
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_callbacks_that_change_weights_are_resumed_exactly import WORDS
 
 from mnist_lab import train
 from mnist_lab.composing import compose_config, run_config

@@ -23,6 +23,7 @@ from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from results import ROW, compared, result
 
 from mnist_lab.errors import UserError
 from mnist_lab.result import Result
@@ -630,18 +631,6 @@ def test_a_grid_is_the_product_of_its_axes(sizes: list[int]) -> None:
     assert len(found) == len(set(found)) == int(torch.tensor(sizes).prod()) and found == sorted(found)
 
 
-ROW = {"epoch": 1, "train/loss": 0.2, "train/acc": 0.9, "val/loss": None, "val/acc": None, "lr": 0.1, "seconds": 0.9}
-
-
-def result(seed: int, lr: float, accuracy: float) -> Result:
-    config = {"seed": seed, "optimizer": {"lr": lr}, "data": {"order_seed": seed}}
-    return Result(
-        1, "n", "", [f"optimizer.lr={lr}", f"seed={seed}"], config, seed, "", {}, {}, {},
-        {"name": "mnist", "digest": "0" * 64}, {"parameters": 7}, [ROW],
-        {"acc": accuracy, "loss": 0.1, "n": 100, "checkpoint": "last"}, {"train": 1.0}, [], {},
-    )  # fmt: skip
-
-
 def test_groups_are_all_but_the_seed_and_a_difference_has_its_p_value() -> None:
     from scipy import stats
 
@@ -666,16 +655,6 @@ def test_a_learning_curve_is_the_mean_of_a_groups_runs() -> None:
     runs = [replace(result(n, 0.1, 0.9), history=[{**ROW, "train/loss": loss}]) for n, loss in enumerate((0.2, 0.4))]
     (curve,) = _curves(grouped(runs, "test/acc"), "train").axes[0].lines
     assert curve.get_ydata() == pytest.approx([0.3])
-
-
-def compared(lab: Command, folder: Path, runs: dict[str, Result], *words: str) -> tuple[list[dict[str, str]], str]:
-    """Leaves these results, and compares: the rows of the table, best first, and what was shown."""
-    for name, found in runs.items():
-        (folder / name).mkdir(parents=True)
-        found.save(folder / name)
-    done = lab("compare", *words, "dir=.")
-    assert done.returncode == 0, done.stderr
-    return list(csv.DictReader((folder / "compare.csv").open())), done.stdout
 
 
 def test_what_repeats_a_run_is_no_second_measurement(lab: Command, tmp_path: Path) -> None:

@@ -451,7 +451,7 @@ def test_of_a_zip_only_what_is_expected_is_unpacked_and_nothing_leaves_the_folde
 def test_of_a_tar_only_regular_files_that_are_expected_are_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_every_data_set_is_read_as_it_is import write_cifar
+    from data_files import write_cifar
     from torchvision import datasets
 
     write_cifar(tmp_path / "real", monkeypatch)
