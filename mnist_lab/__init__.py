@@ -65,6 +65,8 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
 
     check_kind(overrides, multirun=False)
     composed = compose_config(list(overrides))
+    if composed.trainer.get("enable_checkpointing") is False:
+        raise UserError("trainer.enable_checkpointing=false: train() returns the network of the run's checkpoint")
     folder = path_of(run_dir or composed.hydra.run.dir).absolute()
     environment = dict(os.environ)
     levels = {log: log.level for log in map(logging.getLogger, LIGHTNING_LOGS)}

@@ -12,12 +12,9 @@ from mnist_lab.errors import UserError, closest
 
 WITHOUT_EFFECT = {
     "limit_predict_batches": (None, "a run trains, validates and tests, and doesn't predict"),
-    "enable_checkpointing": (True, "a run always keeps checkpoints; checkpoint.every says how often"),
     "use_distributed_sampler": (False, "each process takes its share of every batch, without a sampler"),
-    "reload_dataloaders_every_n_epochs": (0, "the data of a run is read once, and batches are made anew each epoch"),
-    "enable_autolog_hparams": (True, "loggers always get the config; logger=none has none"),
-    "barebones": (False, "a run always keeps checkpoints and its history"),
-    "model_registry": (None, "checkpoints stay in the run's folder"),
+    "barebones": (False, "Lightning would log no metric, so the run would have no result"),
+    "model_registry": (None, "it uploads checkpoints to Lightning's service, and a run's stay in its folder"),
 }
 """Arguments of Lightning's Trainer that nothing here uses: the value that changes nothing, and why."""
 ELSEWHERE = {
@@ -33,7 +30,7 @@ ELSEWHERE = {
     "test": "every run tests when it has trained; test run=RUN tests it again",
 }
 """Words of other frameworks' command lines, and what does their work here."""
-OF_LOADERS = ("use_distributed_sampler", "reload_dataloaders_every_n_epochs")
+OF_LOADERS = ("use_distributed_sampler",)
 """Those of them that Lightning uses for loaders of somebody's own."""
 
 

@@ -42,7 +42,7 @@ def begin(cfg: DictConfig, run_dir: Path, asked: dict[str, Any], trainer: L.Trai
         for row in Path(logger.log_dir).glob(f"*{HPARAMS}"):  # TensorBoard keeps the first that it reads
             row.unlink()
         logger.experiment.add_custom_scalars(CHARTS)
-    for other in trainer.loggers:
+    for other in trainer.loggers if _logs_config(cfg) else []:
         if not isinstance(other, TensorBoardLogger):  # which gets it at the end, with what the run found
             log_config(other, OmegaConf.to_container(cfg))  # type: ignore[arg-type]
 
@@ -234,9 +234,13 @@ def extras(trainer: L.Trainer) -> dict[str, Any]:
     return {"forward_pass": passes[0].output} if passes else {}
 
 
+def _logs_config(cfg: Mapping[str, Any]) -> bool:
+    return bool(cfg["trainer"].get("enable_autolog_hparams", True))
+
+
 def log_hyperparameters(trainer: L.Trainer, result: Result) -> None:
     """Give each TensorBoard logger the run's row in the HParams tab, and the config as text."""
-    for logger in trainer.loggers:
+    for logger in trainer.loggers if _logs_config(result.config) else []:
         if isinstance(logger, TensorBoardLogger):
             _log_row(logger, result)
 

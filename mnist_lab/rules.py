@@ -208,8 +208,7 @@ RULES: dict[str, Rule] = {
     "model.digit": _integer(0),
     "optimizer.lr": positive,
     "optimizer.eps": positive,
-    "optimizer.alpha": below_one,
-    "optimizer.momentum": below_one,
+    **{f"optimizer.{key}": below_one for key in ("alpha", "momentum")},
     "optimizer.betas": betas,
     "optimizer.weight_decay": not_negative,
     "optimizer.nesterov": boolean,
@@ -225,8 +224,7 @@ RULES: dict[str, Rule] = {
     "schedule.mode": one_of("min", "max").or_null(),
     "schedule.factor": inside_one,
     "schedule.patience": _integer(0),
-    "schedule.min_delta": not_negative,
-    "schedule.min_lr": not_negative,
+    **{f"schedule.{key}": not_negative for key in ("min_delta", "min_lr")},
     "trainer.max_epochs": Rule(
         "a whole number, 1 or more, or -1 where trainer.max_steps or trainer.max_time ends the training",
         lambda v: _is_integer(v) and (v == -1 or v >= 1),
@@ -244,7 +242,8 @@ RULES: dict[str, Rule] = {
     "trainer.limit_test_batches": batches,
     "trainer.deterministic": Rule("true, false or warn", lambda v: isinstance(v, bool) or v == "warn"),
     "trainer.log_every_n_steps": _integer(1).or_null(),
-    "trainer.detect_anomaly": boolean,
+    **{f"trainer.{key}": boolean for key in ("detect_anomaly", "enable_checkpointing", "enable_autolog_hparams")},
+    "trainer.reload_dataloaders_every_n_epochs": _integer(0),
     "trainer.num_sanity_val_steps": _integer(-1),
     "trainer.max_steps": Rule("a whole number, 1 or more, or -1", lambda v: _is_integer(v) and (v == -1 or v >= 1)),
     "sweep.sampler": one_of("grid", "random", "tpe", "cmaes", "qmc", "nsga2"),
@@ -259,8 +258,7 @@ RULES: dict[str, Rule] = {
     "sweep.at_a_time": _integer(1).or_null(),
     "sweep.space": Rule("a section of keys and what each sweeps over", lambda v: isinstance(v, dict)),
     "sweep.storage": text.or_null(),
-    "sweep.dry_run": boolean,
-    "sweep.accept_changes": boolean,
+    **{f"sweep.{key}": boolean for key in ("dry_run", "accept_changes")},
     "callbacks.early_stopping.monitor": metric,
     "callbacks.early_stopping.mode": one_of("min", "max").or_null(),
     "callbacks.early_stopping.patience": _integer(1),
@@ -370,6 +368,8 @@ def _conflicts(cfg: DictConfig) -> Iterator[str]:
     every, epochs = get("trainer.check_val_every_n_epoch"), get("trainer.max_epochs")
     if epochs == -1 and get("trainer.max_steps") in (None, -1) and get("trainer.max_time") is None:
         yield "trainer.max_epochs=-1 never ends: add trainer.max_steps=N, or '+trainer.max_time={minutes: 10}'"
+    if cfg.test_checkpoint == "best" and get("trainer.enable_checkpointing") is False:
+        yield "test_checkpoint=best needs checkpoints: leave out trainer.enable_checkpointing=false"
     if cfg.test_checkpoint == "best" and _is_integer(every) and _is_integer(epochs) and every > epochs > 0:
         yield f"test_checkpoint=best needs validation: trainer.check_val_every_n_epoch={every} is past the last"
     ours = all(str(get(f"{section}._target_")).startswith("mnist_lab.") for section in ("model", "module"))

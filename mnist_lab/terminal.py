@@ -145,10 +145,12 @@ def show_where(result: Result, run_dir: Path, report: Path | None) -> None:
     page = f"report       {relative(report)}\n" if report is not None else ""
     command = f"python -m mnist_lab dashboard {quote(f'dir={folder.parent}')}"
     curves = f"curves       {command}\n" if writes_tensorboard(result.config["logger"]) else ""
+    kept = (run_dir / "checkpoints").exists()  # trainer.enable_checkpointing=false
+    again = f"\ntest again   python -m mnist_lab test {quote(f'run={folder}')}" if kept else ""
     log.info(
         "{start:.1f} s to start, {train:.1f} s to train, {test:.1f} s to test\n".format(**result.seconds)
-        + f"all of it    {folder}\n{page}{curves}"
-        f"test again   python -m mnist_lab test {quote(f'run={folder}')}"
+        + f"all of it    {folder}\n{page}{curves}".rstrip()
+        + again
     )
 
 

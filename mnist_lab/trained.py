@@ -137,6 +137,8 @@ def no_probabilities(cfg: DictConfig) -> str | None:
             return f"{section} is {cfg[section]._target_}, which is no {kind.__name__}"
     if _is_class(cfg.model._target_, L.LightningModule):
         return f"model is {cfg.model._target_}, a LightningModule of one's own"
+    if cfg.trainer.get("enable_checkpointing") is False:
+        return "trainer.enable_checkpointing=false kept no weights"
     return None
 
 

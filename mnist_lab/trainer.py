@@ -73,6 +73,7 @@ def build_trainer(
             callbacks=_all_callbacks(cfg, run_dir, callbacks, state or ResumeState()),
             default_root_dir=run_dir,
             enable_model_summary=False,  # LayerTable is ours
+            enable_checkpointing=True,  # Checkpoints is ours
             **distributed_arguments(cfg),
             _convert_="all",
         )
@@ -101,7 +102,13 @@ def _all_callbacks(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], st
     divergence = Divergence()
     judged = (monitor := cfg.get("monitor", MONITOR)), mode_of(monitor, cfg.get("mode"))
     checkpoints = Checkpoints(
-        run_dir / "checkpoints", int(number), unit.rstrip("s"), *judged, limits_of(cfg), divergence
+        run_dir / "checkpoints",
+        int(number),
+        unit.rstrip("s"),
+        *judged,
+        limits_of(cfg),
+        divergence,
+        writes=cfg.trainer.get("enable_checkpointing") is not False,
     )
     # Progress is shown once: by a bar of the user's own, or by none.
     shown = cfg.trainer.get("enable_progress_bar", True) and not any(isinstance(c, ProgressBar) for c in callbacks)

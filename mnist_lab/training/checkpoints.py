@@ -49,6 +49,7 @@ class Checkpoints(Checkpoint):
         limits: values of trainer.max_epochs, max_steps and max_time: with the same ones a training that is over
             stays so.
         divergence: looks for values that are not finite, before a checkpoint within an epoch is written.
+        writes: whether files are written. Without them a run that is stopped begins again.
     """
 
     takes_chunks = True
@@ -62,9 +63,10 @@ class Checkpoints(Checkpoint):
         mode: str,
         limits: dict[str, Any],
         divergence: Divergence,
+        writes: bool = True,
     ) -> None:
         self.folder, self.number, self.unit, self.monitor, self.mode = folder, number, unit, monitor, mode
-        self.limits, self.divergence = limits, divergence
+        self.limits, self.divergence, self.writes = limits, divergence, writes
         self.best: float | None = None
         self.over: dict[str, Any] | int | None = None
         self.signals = StopSignals(folder.parent)
@@ -120,7 +122,7 @@ class Checkpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where that is due, unless the epoch's end or a validation is about to come."""
-        received = self.signals.received(trainer)
+        received = self._leave_without_files(trainer)
         cut = is_over(trainer, trainer.current_epoch)
         if not (received or cut or (self.unit != "epoch" and self._due(trainer))):
             return
@@ -144,7 +146,8 @@ class Checkpoints(Checkpoint):
 
     def keep_validated(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Copy the weights that a validation has judged, if they are the best so far: callbacks may change them."""
-        self._validated = weights.usable(module) if self._better(trainer) is not None else None
+        better = self.writes and self._better(trainer) is not None
+        self._validated = weights.usable(module) if better else None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the best so far, of several validations within an epoch."""
@@ -160,7 +163,7 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save where that is due, where the epoch is the best or the last, or where a signal was received."""
         _part_from_pruning(trainer, pl_module)
-        received, over = self.signals.received(trainer), is_over(trainer, trainer.current_epoch + 1)
+        received, over = self._leave_without_files(trainer), is_over(trainer, trainer.current_epoch + 1)
         due = (trainer.current_epoch + 1) % self.number == 0 if self.unit == "epoch" else self._due(trainer)
         self.over = self.limits if over else None
         improved = self._improved(trainer)
@@ -191,6 +194,8 @@ class Checkpoints(Checkpoint):
         Raises:
             SystemExit: a signal was received in the last epoch.
         """
+        if not self.writes:
+            return
         if not self._trained:
             module.load_state_dict(read(self._last)["state_dict"])
             return
@@ -246,6 +251,8 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: L.Trainer, improved: bool = False, last: bool = True) -> None:
         """Write the last checkpoint, the best where it has improved, or both; `_name` gives them their names."""
+        if not self.writes:
+            return
         self._name(trainer)
         if last:
             self._step, self._time = trainer.global_step, time.monotonic()
@@ -271,6 +278,8 @@ class Checkpoints(Checkpoint):
 
     def _save_cut(self, trainer: L.Trainer) -> None:
         """Write the state in which a limit ends the training within an epoch."""
+        if not self.writes:
+            return
         trainer.save_checkpoint(self._part)
         if trainer.is_global_zero:
             self._part.replace(self.folder / "cut.ckpt")
@@ -295,6 +304,13 @@ class Checkpoints(Checkpoint):
         trainer.strategy.barrier()
         if self._leave_with:
             self._leave(trainer, self._leave_with, f"in epoch {self._epoch}, nothing is lost")
+
+    def _leave_without_files(self, trainer: L.Trainer) -> int:
+        """Return the signal that was received, 0 for none; leave at once where no checkpoint is to be written."""
+        received = self.signals.received(trainer)
+        if received and not self.writes:
+            self._leave(trainer, received, "without checkpoints: the run will begin again")
+        return received
 
     def _leave(self, trainer: L.Trainer, received: int, where: str) -> NoReturn:
         self.signals.restore_handlers()

@@ -2,45 +2,131 @@
 
 import csv
 import inspect
+import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import lightning as L
 import pytest
+from conftest import Command
 
-from mnist_lab import UserError, train
+from mnist_lab import UserError, compose, train
 from mnist_lab.keys import WITHOUT_EFFECT
+from mnist_lab.result import Result
 from mnist_lab.rules import INSTEAD
+from mnist_lab.trained import TrainedRun
 
 WORDS = ["model=mlp", "model.hidden=[8]", "data=mnist_5k", "data.train_size=100", "data.batch_size=20"]
 WORDS += ["data.val=random", "data.val_size=100", "report=false", "trainer=cpu", "trainer.max_epochs=2"]
 NOTHING = ["logger=none"]
-TAKEN = {
-    **{"accelerator": "cpu", "strategy": "auto", "devices": "1", "num_nodes": "1", "precision": "32-true"},
-    **{"fast_dev_run": "true", "max_epochs": "2", "min_epochs": "1", "max_steps": "7", "min_steps": "3"},
-    **{"max_time": "{hours: 1}", "limit_train_batches": "3", "limit_val_batches": "1", "limit_test_batches": "2"},
-    **{"overfit_batches": "1", "val_check_interval": "2", "check_val_every_n_epoch": "2", "num_sanity_val_steps": "1"},
-    **{"log_every_n_steps": "2", "enable_progress_bar": "false", "enable_model_summary": "false"},
-    **{"accumulate_grad_batches": "2", "gradient_clip_val": "1", "gradient_clip_algorithm": "value"},
-    **{"deterministic": "warn", "benchmark": "true", "inference_mode": "false", "profiler": "simple"},
-    **{"detect_anomaly": "true", "sync_batchnorm": "true"},
-    "plugins": "[{_target_: lightning.pytorch.plugins.environments.LightningEnvironment}]",
+
+
+def steps(count: int) -> Callable[[TrainedRun], bool]:
+    """Five steps an epoch are ten in all, where nothing else is asked for."""
+    return lambda run: run.result.ended["steps"] == count
+
+
+def validated(*epochs: int) -> Callable[[TrainedRun], bool]:
+    return lambda run: [row["epoch"] for row in run.result.history if row["val/loss"] is not None] == list(epochs)
+
+
+@cache
+def tested_plainly() -> dict[str, Any]:
+    with TemporaryDirectory() as folder:
+        return train(*WORDS, *NOTHING, run_dir=Path(folder) / "run").result.test
+
+
+def same_numbers(run: TrainedRun) -> bool:
+    return run.result.test == tested_plainly()
+
+
+def other_numbers(run: TrainedRun) -> bool:
+    return not same_numbers(run) and steps(10)(run)
+
+
+TAKEN: dict[str, tuple[str, Callable[[TrainedRun], bool]]] = {
+    "accelerator": ("cpu", lambda run: run.result.machine["accelerator"] == "cpu"),
+    "strategy": ("auto", same_numbers),
+    "devices": ("1", lambda run: run.result.machine["processes"] == 1),
+    "num_nodes": ("1", same_numbers),
+    "precision": ("64-true", lambda run: run.result.machine["precision"] == "64-true"),
+    "fast_dev_run": ("true", steps(1)),
+    "max_epochs": ("3", steps(15)),
+    "min_epochs": ("2", steps(10)),
+    "max_steps": ("7", steps(7)),
+    "min_steps": ("3", steps(10)),
+    "max_time": ("{hours: 1}", same_numbers),
+    "limit_train_batches": ("3", steps(6)),
+    "limit_val_batches": ("1", validated(1, 2)),
+    "limit_test_batches": ("1", lambda run: run.result.test["n"] < 1000),
+    "overfit_batches": ("1", steps(2)),
+    "val_check_interval": ("2", validated(1, 2)),
+    "check_val_every_n_epoch": ("2", validated(2)),
+    "num_sanity_val_steps": ("1", same_numbers),
+    "log_every_n_steps": ("2", same_numbers),
+    "enable_checkpointing": ("true", lambda run: (run.run_dir / "checkpoints/last.ckpt").exists()),
+    "enable_progress_bar": ("false", same_numbers),
+    "enable_model_summary": ("false", same_numbers),
+    "accumulate_grad_batches": ("2", steps(6)),
+    "gradient_clip_val": ("0.001", other_numbers),
+    "gradient_clip_algorithm": ("value", same_numbers),
+    "deterministic": ("warn", same_numbers),
+    "benchmark": ("true", same_numbers),
+    "inference_mode": ("false", same_numbers),
+    "profiler": (
+        "simple",
+        lambda run: any("run_training_epoch" in p.read_text() for p in run.run_dir.glob("*profile*")),
+    ),
+    "detect_anomaly": ("true", same_numbers),
+    "sync_batchnorm": ("true", same_numbers),
+    "reload_dataloaders_every_n_epochs": ("1", same_numbers),
+    "enable_autolog_hparams": ("false", same_numbers),
+    "plugins": ("[{_target_: lightning.pytorch.plugins.environments.LightningEnvironment}]", same_numbers),
 }
 REFUSED = {*WITHOUT_EFFECT, *INSTEAD}
 
 
-def test_each_is_known() -> None:
+def test_each_argument_is_either_taken_or_refused() -> None:
     assert set(inspect.signature(L.Trainer.__init__).parameters) - {"self"} == {*TAKEN, *REFUSED}
 
 
-@pytest.mark.parametrize(("name", "value"), TAKEN.items())
-def test_it_is_taken(name: str, value: str, tmp_path: Path) -> None:
-    run = train(*WORDS, *NOTHING, f"++trainer.{name}={value}", run_dir=tmp_path / "run")
-    assert run.result.history
+@pytest.mark.parametrize("name", TAKEN)
+def test_an_argument_has_lightnings_meaning(name: str, tmp_path: Path) -> None:
+    value, holds = TAKEN[name]
+    assert holds(train(*WORDS, *NOTHING, f"++trainer.{name}={value}", run_dir=tmp_path / "run"))
 
 
-def test_a_bare_trainer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="always keeps checkpoints"):
-        train(*WORDS, *NOTHING, "+trainer.barebones=true", run_dir=tmp_path / "run")
+@pytest.mark.parametrize("name", WITHOUT_EFFECT)
+def test_an_argument_without_effect_is_refused_with_the_reason(name: str) -> None:
+    value = {"use_distributed_sampler": "true", "barebones": "true"}.get(name, "1")
+    with pytest.raises(UserError, match=f"trainer.{name}=.* has no effect here"):
+        compose(*WORDS, f"+trainer.{name}={value}")
+
+
+def test_without_checkpointing_a_run_has_its_result_and_report_and_no_weights(lab: Command, tmp_path: Path) -> None:
+    done = lab(*WORDS, "report=true", "+trainer.enable_checkpointing=false", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    assert Result.load(tmp_path / "run").ended["epochs"] == 2
+    assert "kept no weights" in (tmp_path / "run/report.html").read_text()
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert "there is no such checkpoint" in lab("test", "run=run").stderr
+    with pytest.raises(UserError, match="best needs checkpoints"):
+        compose(*WORDS, "+trainer.enable_checkpointing=false", "test_checkpoint=best")
+    with pytest.raises(UserError, match="returns the network"):
+        train(*WORDS, "+trainer.enable_checkpointing=false", run_dir=tmp_path / "other")
+
+
+def test_loggers_get_no_config_without_autolog_hparams(tmp_path: Path) -> None:
+    for asked in ("true", "false"):
+        train(*WORDS, "logger=[tensorboard,csv]", f"+trainer.enable_autolog_hparams={asked}", run_dir=tmp_path / asked)
+    assert list((tmp_path / "true").rglob("*.hparams"))
+    assert not list((tmp_path / "false").rglob("*.hparams"))
+    hparams = [path.read_text() for path in (tmp_path / "false").rglob("hparams.yaml")]
+    assert not any("batch_size" in text for text in hparams)
+    assert json.loads((tmp_path / "false/run.json").read_text())["loggers"]
 
 
 @pytest.mark.parametrize("module", ["classifier", "textbook"])
@@ -50,5 +136,5 @@ def test_curves_by_step_are_drawn_on_request(module: str, tmp_path: Path) -> Non
         logger = f"logger={{_target_: lightning.pytorch.loggers.CSVLogger, {parts}}}"
         train(*WORDS, logger, f"module={module}", *words, run_dir=tmp_path / f"run{number}")
         rows = list(csv.DictReader((tmp_path / f"c/v{number}/metrics.csv").open()))
-        steps = [int(row["step"]) for row in rows if row.get("train/loss_step")]
-        assert steps == ([1, 3, 5, 7, 9] if words else [])
+        found = [int(row["step"]) for row in rows if row.get("train/loss_step")]
+        assert found == ([1, 3, 5, 7, 9] if words else [])
