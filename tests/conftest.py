@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
@@ -10,21 +11,22 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import warm
+from filelock import FileLock
+
+if TYPE_CHECKING:  # torch takes seconds to import: only the tests that need it do
+    from torch import Tensor
+
+    from mnist_lab.data import DatasetImages
+    from mnist_lab.result import Result
 
 # Tests that run side by side share the cores: more threads than cores wait for each other most of the time. Set before
 # torch is imported, which reads it once; the commands that tests run inherit it.
 if (SIDE_BY_SIDE := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // SIDE_BY_SIDE)))
-
-import torch
-import warm
-from torch import Tensor
-
-from mnist_lab.data import DatasetImages
-from mnist_lab.result import Result
 
 ROOT = Path(__file__).parent.parent
 Command = Callable[..., warm.Done | subprocess.CompletedProcess[str]]
@@ -36,21 +38,43 @@ needs_mnist = pytest.mark.skipif(
 )
 
 
+gc.disable()  # until the tests are imported, which leaves next to nothing to collect: looking for it takes a second
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_trace_in_the_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Digests and the default data folder go to a folder of the tests' own."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that the first worker process to ask for it has made. No test writes to it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            made = folder.with_name(f"{name} {os.getpid()}")
+            made.mkdir()
+            make(made)
+            made.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def cnn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a network that has learned from 4,000 digits for three epochs. Not to be written to."""
-    folder = tmp_path_factory.mktemp("cnn") / "run"
-    words = ["model=cnn", "data=mnist_5k", "data.val=none", "trainer.max_epochs=3", "trainer.accelerator=cpu"]
-    words += ["optimizer.lr=0.003", "logger=none", f"hydra.run.dir={folder}"]
-    done = warm.lab(words, folder.parent)
-    assert done.returncode == 0, done.stderr
-    return folder
+    """The folder of a network that has learned from 4,000 digits for three epochs."""
+
+    def train(folder: Path) -> None:
+        words = ["model=cnn", "data=mnist_5k", "data.val=none", "trainer.max_epochs=3", "trainer.accelerator=cpu"]
+        done = warm.lab([*words, "optimizer.lr=0.003", "logger=none", "hydra.run.dir=run"], folder)
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "cnn", train) / "run"
 
 
 @pytest.fixture
@@ -79,14 +103,6 @@ def lab(tmp_path: Path) -> Command:
         )
 
     return command
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The fault suite takes as long as it is told to: it runs when it is asked for, `-m faults`."""
-    if "faults" not in config.option.markexpr:
-        left_out = [item for item in items if "faults" in item.keywords]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
 
 
 class Tally:
@@ -127,12 +143,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def result_in(folder: Path) -> Result:
     """The one result below `folder`."""
+    from mnist_lab.result import Result
+
     (path,) = folder.rglob("result.json")
     return Result.load(path.parent)
 
 
 def outcome(folder: Path) -> tuple[Any, ...]:
     """What a run found, without the time it took."""
+    import torch
+
+    from mnist_lab.result import Result
+
     result = Result.load(folder)
     rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result.history]
     weights = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
@@ -147,5 +169,7 @@ def last_steps(result: Result) -> list[int]:
 
 def in_memory(images: Tensor | DatasetImages) -> Tensor:
     """The images of a data set that is held in memory."""
+    from torch import Tensor
+
     assert isinstance(images, Tensor)
     return images
