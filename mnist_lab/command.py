@@ -16,7 +16,7 @@ from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 
-from mnist_lab.composing import compose_with, not_understood, with_whole_groups
+from mnist_lab.composing import compose_with, not_understood, with_plus_signs
 from mnist_lab.errors import UserError
 from mnist_lab.folders import check_folder
 from mnist_lab.hydra_adapter import Hydra, hydra_with, parse_arguments
@@ -69,7 +69,7 @@ def read_command(words: list[str]) -> Command:
     Raises:
         UserError: a flag is unknown or lacks its value.
     """
-    words = with_whole_groups(words)
+    words = with_plus_signs(words)
     return Command(words, parse_arguments(words))
 
 

@@ -18,13 +18,15 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from mnist_lab.errors import UserError, closest, one_line
 from mnist_lab.hydra_adapter import Hydra, hydra_with
 from mnist_lab.image_folders import class_folders
-from mnist_lab.keys import check_read, keys_of, unknown_key_hint
+from mnist_lab.keys import IN_BASE, INSTEAD, OF_TRAINER, WITHOUT_EFFECT, check_read, keys_of, unknown_key_hint
 from mnist_lab.metrics import known_mode, steady
 from mnist_lab.rules import EMNIST_CLASSES, MAY_BE_EMPTY, NEEDED, PACKAGES, RULES, SECTIONS, check
 from mnist_lab.targets import parameters_of, with_current_names
 
 REPLACEABLE = ("model", "module", "loss", "optimizer", "schedule", "metrics", "callbacks", "logger")
 """Sections whose class may be replaced by another with other arguments."""
+SINGLE = ("model", "module", "data", "loss", "optimizer", "schedule", "augment", "trainer", "sweep", "space")
+"""Groups of which a run has one option."""
 OmegaConf.register_new_resolver("class_folders", lambda folder: len(class_folders(folder)), replace=True)
 OmegaConf.register_new_resolver("emnist_classes", lambda split: EMNIST_CLASSES.get(split, 0), replace=True)
 OmegaConf.register_new_resolver("steady", steady, replace=True)
@@ -46,7 +48,7 @@ def compose_config(overrides: list[str]) -> DictConfig:
         UserError: something in it is unknown, malformed or not allowed.
     """
     with hydra_with() as hydra:
-        cfg = compose_with(hydra, with_whole_groups(overrides))
+        cfg = compose_with(hydra, with_plus_signs(overrides))
         settle(cfg, overrides)
         ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         cfg.merge_with(OmegaConf.to_container(ours, resolve=True))  # while it is known what ${hydra:...} means
@@ -62,12 +64,14 @@ def compose_with(hydra: Hydra, overrides: list[str], config_name: str = "config"
     try:
         cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.RUN)
     except MissingConfigException as error:
-        raise UserError(_unknown_option(error)) from error
+        raise UserError(_unknown_option(error, hydra)) from error
     except ConfigCompositionException as error:
         raise UserError(_unknown_key(error, overrides, config_name, hydra)) from error
     except OverrideParseException as error:
         raise UserError(not_understood(error)) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if "group override must be" in str(error) and (empty := [w for w in overrides if w.endswith("=null")]):
+            raise UserError(f"{empty[0]} is not allowed: a group takes one of its options, such as none") from error
         raise UserError(one_line(error)) from error
     except yaml.YAMLError as error:
         raise UserError("a config file is not valid YAML: " + one_line(error)) from error
@@ -75,6 +79,9 @@ def compose_with(hydra: Hydra, overrides: list[str], config_name: str = "config"
         words = [word for word in overrides if re.search(r"[\[{$]", word)] or overrides
         raise UserError(f"{' '.join(words)}: not understood, {one_line(error)}") from error
     HydraConfig.instance().set_config(cfg)
+    for group, _, options in (word.rstrip("]").partition("=[") for word in overrides):
+        if group in SINGLE and options:
+            raise UserError(f"{group}=[{options}]: a run has one {group}. For a run of each: -m {group}={options}")
     _check_hydra(cfg)
     check(cfg)
     known = (*RULES, *NEEDED, *PACKAGES, "experiment", "reported")
@@ -101,13 +108,18 @@ def run_config(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     return resolved
 
 
-def with_whole_groups(overrides: Sequence[str]) -> list[str]:
-    """Return overrides in which `GROUP={_target_: ...}` gives a group its class and arguments, by Hydra's `++`.
+def with_plus_signs(overrides: Sequence[str]) -> list[str]:
+    """Return overrides with the `+` or `++` that Hydra needs for what the config doesn't have.
 
-    So does `logger._target_=CLASS`, for a single logger in the place of those that have sections of their own.
+    - `GROUP={_target_: ...}` gives a group its class and arguments; `logger._target_=CLASS` is a single logger, in the
+      place of those that have sections of their own.
+    - `trainer.NAME=VALUE` sets any argument of Lightning's Trainer, with or without a `+`.
     """
-    replaced = rf"^(?=({'|'.join(REPLACEABLE)})=\{{.*\b_target_\b|logger\._target_=)"
-    return [re.sub(replaced, "++", word) for word in overrides]
+    replaced = rf"(?=({'|'.join(REPLACEABLE)})=\{{.*\b_target_\b|logger\._target_=)"
+    added, there = (
+        rf"\+?(?=trainer\.({'|'.join(names)})=)" for names in ((*OF_TRAINER, *INSTEAD, *WITHOUT_EFFECT), IN_BASE)
+    )
+    return [re.sub(f"^{there}", "", re.sub(f"^({replaced}|{added})", "++", word)) for word in overrides]
 
 
 def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -182,14 +194,15 @@ def not_understood(error: OverrideParseException) -> str:
     return f"{error.override}: not understood, {one_line(error)}{hint}"
 
 
-def _unknown_option(error: MissingConfigException) -> str:
+def _unknown_option(error: MissingConfigException, hydra: Hydra) -> str:
     wanted = error.missing_cfg_file or ""
     group, _, option = wanted.rpartition("/")
-    if not error.options:
+    options = error.options or hydra.config_loader.get_group_options(group)  # which Hydra doesn't give for a list
+    if not options:
         return f"{wanted}: there is no such config"
     return (
-        f"{group}={option}: there is no such {group}.{closest(option, error.options)}\n"
-        f"The options of {group} are: {', '.join(sorted(error.options))}"
+        f"{group}={option}: there is no such {group}.{closest(option, options)}\n"
+        f"The options of {group} are: {', '.join(sorted(options))}"
     )
 
 
@@ -202,11 +215,14 @@ def _unknown_key(error: ConfigCompositionException, overrides: list[str], config
     if found is None or not (deleted or isinstance(cause, ConfigKeyError | AttributeError)):
         return one_line(error)
     key = found.group(1)
+    section, *names = key.split(".")
+    if names and names[0] in hydra.config_loader.get_group_options(section):
+        return f"{key}: the run has no {section}.{names[0]}. Add {section}={names[0]}"
     rest = [o for o in overrides if re.split(r"[=@]", o.lstrip("+~"), maxsplit=1)[0] != key]
     try:
         cfg = hydra.compose_config(config_name, rest, run_mode=RunMode.RUN)
-    except (HydraException, OmegaConfBaseException):
-        return f"{key}: there is no such option"
+    except (HydraException, OmegaConfBaseException):  # there is a second mistake
+        cfg = hydra.compose_config(config_name, [], run_mode=RunMode.RUN)
     if key in keys_of(cfg):
         return f"{key}: can't be replaced by other keys than it has. To add one: +{key}.NAME=VALUE"
     return f"{key}: there is no such option.{unknown_key_hint(key, cfg)}"

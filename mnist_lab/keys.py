@@ -17,6 +17,21 @@ WITHOUT_EFFECT = {
     "model_registry": (None, "it uploads checkpoints to Lightning's service, and a run's stay in its folder"),
 }
 """Arguments of Lightning's Trainer that nothing here uses: the value that changes nothing, and why."""
+INSTEAD = {"callbacks": "callbacks.NAME", "logger": "logger", "default_root_dir": "hydra.run.dir"}
+"""Those that are options of their own here."""
+OF_TRAINER = (
+    *("min_epochs", "min_steps", "max_time", "fast_dev_run", "overfit_batches", "val_check_interval"),
+    *("log_every_n_steps", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "inference_mode"),
+    *("gradient_clip_algorithm", "benchmark", "profiler", "sync_batchnorm", "plugins", "enable_autolog_hparams"),
+    "reload_dataloaders_every_n_epochs",
+)
+"""Arguments of Lightning's Trainer that conf/base.yaml doesn't have: trainer.NAME=VALUE adds one."""
+IN_BASE = (
+    *("max_epochs", "max_steps", "accelerator", "devices", "num_nodes", "strategy", "precision", "deterministic"),
+    *("gradient_clip_val", "accumulate_grad_batches", "check_val_every_n_epoch", "limit_train_batches"),
+    *("limit_val_batches", "limit_test_batches", "detect_anomaly", "num_sanity_val_steps"),
+)
+"""Those that it has."""
 ELSEWHERE = {
     "ckpt_path": "resume RUN goes on with a run, test run=RUN checkpoint=best tests one",
     "hparams_search": "-m sweep=tpe and ranges, such as 'optimizer.lr=tag(log,interval(1e-4,0.1))'",
@@ -24,10 +39,16 @@ ELSEWHERE = {
     "task_name": "name=NAME",
     "tags": "name=NAME",
     "paths": "data.root=DIR has the data, hydra.run.dir=DIR is the run's folder",
-    "debug": "trainer=debug",
+    "debug": "trainer=debug, or trainer.fast_dev_run=true, trainer.overfit_batches=3, trainer.profiler=simple",
     "extras": "--cfg job prints the config",
     "train": "every run trains; test run=RUN only tests",
     "test": "every run tests when it has trained; test run=RUN tests it again",
+    "data.data_dir": "data.root=DIR",
+    "data.num_workers": "images are held in memory; with data.loader=workers, data.workers=N",
+    "data.train_val_test_split": "data.val_size=N, and data.train_size=N for fewer of the rest",
+    "model.compile": "compile=default",
+    "model.scheduler": "schedule=NAME, and schedule.OPTION=VALUE",
+    "model.net": "model=NAME, and model.OPTION=VALUE",
 }
 """Words of other frameworks' command lines, and what does their work here."""
 OF_LOADERS = ("use_distributed_sampler",)
@@ -49,7 +70,10 @@ def unknown_key_hint(key: str, cfg: DictConfig) -> str:
     """Return what the user may have meant by a key that `cfg` doesn't have, and what there is beside it."""
     keys = [k for k in keys_of(cfg) if not k.rpartition(".")[2].startswith("_")]
     parent, _, name = key.rpartition(".")
+    if (here := next((ELSEWHERE[start] for start in _starts(key) if start in ELSEWHERE), None)) is not None:
+        return f" Here: {here}\nSee every option with --cfg job"
     beside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
+    beside += OF_TRAINER if parent == "trainer" else ()
     elsewhere = [k for k in keys if k.rpartition(".")[2] == name]
     if parent and beside:
         hint = closest(name, beside).replace("mean ", f"mean {parent}.")
@@ -57,9 +81,14 @@ def unknown_key_hint(key: str, cfg: DictConfig) -> str:
     hint = f" Did you mean {elsewhere[0]}?" if len(elsewhere) == 1 else closest(key, keys)
     if key == "epochs":
         hint = " Did you mean trainer.max_epochs?"
-    if (here := ELSEWHERE.get(key.partition(".")[0])) is not None:
-        hint = f" Here: {here}"
     return f"{hint}\nSee every option with --cfg job"
+
+
+def _starts(key: str) -> Iterator[str]:
+    """Yield a key and the sections that it is in, the innermost first: "a.b", then "a"."""
+    while key:
+        yield key
+        key = key.rpartition(".")[0]
 
 
 def check_read(cfg: DictConfig, overrides: Sequence[str], known: Sequence[str], free: Iterable[str]) -> None:
@@ -101,6 +130,12 @@ def check_read(cfg: DictConfig, overrides: Sequence[str], known: Sequence[str], 
 
 def _check_trainer(cfg: DictConfig) -> None:
     trainer = cfg.trainer
+    if trainer._target_ in ("lightning.Trainer", "lightning.pytorch.Trainer"):
+        for key in trainer:
+            if key not in (known := (*OF_TRAINER, *IN_BASE, *INSTEAD, *WITHOUT_EFFECT)) and not str(key).startswith(
+                "_"
+            ):
+                raise UserError(f"trainer.{key}: Lightning's Trainer has no such argument.{closest(str(key), known)}")
     own_loaders = not str(cfg.data.get("_target_")).startswith("mnist_lab.")
     for key, (neutral, why) in WITHOUT_EFFECT.items():
         if key in trainer and trainer[key] != neutral and not (own_loaders and key in OF_LOADERS):

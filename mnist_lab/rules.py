@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from mnist_lab.errors import UserError, closest, one_line
-from mnist_lab.keys import keys_of
+from mnist_lab.keys import INSTEAD, keys_of
 from mnist_lab.metrics import metric_conflicts
 from mnist_lab.targets import logger_sections, writes_tensorboard
 
@@ -21,8 +21,6 @@ SECTIONS = ("data", "model", "loss", "optimizer", "trainer")
 MAY_BE_EMPTY = ("schedule", "callbacks", "logger")
 PACKAGES = {"augment": "data", "experiment": "_global_", "space": "sweep.space"}
 """Groups whose options are not a section of their own, with the package that each of their files must name."""
-INSTEAD = {"callbacks": "callbacks.NAME", "logger": "logger", "default_root_dir": "hydra.run.dir"}
-"""Arguments of Lightning's Trainer that are options of their own."""
 NEEDED = (
     *("name", "seed", "seeds.weights", "seeds.dropout", "test_checkpoint", "compile"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.precision"),
@@ -206,8 +204,7 @@ RULES: dict[str, Rule] = {
     "model.pool": _integer(1),
     "model.layers": stack,
     "model.digit": _integer(0),
-    "optimizer.lr": positive,
-    "optimizer.eps": positive,
+    **{f"optimizer.{key}": positive for key in ("lr", "eps")},
     **{f"optimizer.{key}": below_one for key in ("alpha", "momentum")},
     "optimizer.betas": betas,
     "optimizer.weight_decay": not_negative,
@@ -301,7 +298,8 @@ def _check_sections(cfg: DictConfig) -> None:
             raise UserError(f"{section}: " + one_line(error)) from error
         if not isinstance(node, DictConfig):
             what = f"{section}={node}" if section in cfg else f"without {section}"
-            raise UserError(f"{what} is not allowed: {section} must be one of its options, see --help")
+            hint = "see --help" if section in sections else f"such as {section}=none"
+            raise UserError(f"{what} is not allowed: {section} must be one of its options, {hint}")
         if section in sections and not isinstance(node.get("_target_"), str):
             raise UserError(f"{section}: its config names no class or function, {section}._target_")
     logger_sections(cfg.logger)

@@ -16,7 +16,7 @@ from mnist_lab.composing import compose_config, run_config
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
 from mnist_lab.files import CONF_DIR
-from mnist_lab.keys import keys_of
+from mnist_lab.keys import OF_TRAINER, keys_of
 from mnist_lab.models import layers
 from mnist_lab.rules import ACTIVATIONS, EMNIST_CLASSES, RULES
 from mnist_lab.sweep.space import axis
@@ -106,7 +106,7 @@ def test_each_rule_is_about_an_option_that_exists() -> None:
         extra = ["data.root=/"] if option == "image_folder" else []
         extra += ["data.val=random"] if option == "early_stopping" else []
         known |= set(keys_of(compose_config([f"{group}={option}", *extra])))
-    added = {"schedule.interval", "schedule.frequency", "trainer.log_every_n_steps"}  # Lightning's, by +KEY=VALUE
+    added = {"schedule.interval", "schedule.frequency", *(f"trainer.{name}" for name in OF_TRAINER)}  # Lightning's
     assert set(RULES) - added <= known
 
 

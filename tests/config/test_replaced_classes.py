@@ -112,6 +112,15 @@ def test_other_sizes_are_refused(word: str, said: str) -> None:
         ("ckpt_path=logs/last.ckpt", "resume RUN"),
         ("+ckpt_path=logs/last.ckpt", "resume RUN"),
         ("hparams_search=mnist_optuna", "-m sweep=tpe"),
+        ("data.num_workers=4 data.pin_memory=true", "data.workers=N"),
+        ("data.data_dir=x", "data.root=DIR"),
+        ("model.optimizer.lr=0.1", "Did you mean optimizer.lr"),
+        ("model.scheduler.factor=0.1", "schedule.OPTION"),
+        ("callbacks.early_stopping.patience=3", "Add callbacks=early_stopping"),
+        ("logger=null", "such as none"),
+        ("logger=[]", "such as logger=none"),
+        ("logger=[tensorboard,cvs]", "Did you mean csv"),
+        ("model=[mlp,cnn]", "-m model=mlp,cnn"),
         ("paths.data_dir=data", "data.root"),
         ("task_name=mine", "name=NAME"),
         ("optimized_metric=val/acc", "sweep.objective"),
@@ -122,5 +131,5 @@ def test_other_sizes_are_refused(word: str, said: str) -> None:
 )
 def test_words_of_other_frameworks_are_answered_with_ours(words: str, here: str) -> None:
     with pytest.raises(UserError) as raised:
-        compose_config([words])
+        compose_config(words.split())
     assert here in str(raised.value)

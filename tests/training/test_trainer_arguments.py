@@ -14,9 +14,8 @@ import pytest
 from conftest import Command
 
 from mnist_lab import UserError, compose, train
-from mnist_lab.keys import WITHOUT_EFFECT
+from mnist_lab.keys import IN_BASE, INSTEAD, OF_TRAINER, WITHOUT_EFFECT
 from mnist_lab.result import Result
-from mnist_lab.rules import INSTEAD
 from mnist_lab.trained import TrainedRun
 
 WORDS = ["model=mlp", "model.hidden=[8]", "data=mnist_5k", "data.train_size=100", "data.batch_size=20"]
@@ -91,12 +90,26 @@ REFUSED = {*WITHOUT_EFFECT, *INSTEAD}
 
 def test_each_argument_is_either_taken_or_refused() -> None:
     assert set(inspect.signature(L.Trainer.__init__).parameters) - {"self"} == {*TAKEN, *REFUSED}
+    assert {*TAKEN} == {*OF_TRAINER, *IN_BASE}
+    assert {*compose("model=mlp").trainer} == {*IN_BASE, "_target_"}
+
+
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_an_argument_is_set_with_or_without_a_plus_sign(sign: str) -> None:
+    cfg = compose("model=mlp", f"{sign}trainer.min_epochs=2", f"{sign}trainer.max_epochs=3")
+    assert (cfg.trainer.min_epochs, cfg.trainer.max_epochs) == (2, 3)
+
+
+@pytest.mark.parametrize("word", ["trainer.min_epoch=2", "+trainer.min_epoch=2", "+trainer.track_grad_norm=2"])
+def test_an_argument_that_lightning_lacks_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match=r"mean (trainer\.)?min_epochs|has no such argument"):
+        compose("model=mlp", word)
 
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_an_argument_has_lightnings_meaning(name: str, tmp_path: Path) -> None:
     value, holds = TAKEN[name]
-    assert holds(train(*WORDS, *NOTHING, f"++trainer.{name}={value}", run_dir=tmp_path / "run"))
+    assert holds(train(*WORDS, *NOTHING, f"trainer.{name}={value}", run_dir=tmp_path / "run"))
 
 
 @pytest.mark.parametrize("name", WITHOUT_EFFECT)
