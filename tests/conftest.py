@@ -30,6 +30,8 @@ if (SIDE_BY_SIDE := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
 
 ROOT = Path(__file__).parent.parent
 Command = Callable[..., warm.Done | subprocess.CompletedProcess[str]]
+QUICK = ["model=mlp_784_32", "data=mnist_5k", "data.train_size=300", "data.val=random", "data.val_size=100"]
+QUICK += ["trainer=cpu", "logger=none", "report=false"]
 # An address of this machine where nothing listens: every download fails, whatever network there is.
 OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
 needs_mnist = pytest.mark.skipif(

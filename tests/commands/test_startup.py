@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 BEGIN = """
 import sys
@@ -20,6 +23,7 @@ def python(code: str, folder: Path) -> str:
     return done.stdout.split("\n", 1)[0]
 
 
+@pytest.mark.slow
 def test_a_training_is_imported_without_scipy_and_whoever_wants_it_has_it(tmp_path: Path) -> None:
     code = """
 import mnist_lab.run, torchmetrics
@@ -42,11 +46,13 @@ def test_where_torchmetrics_does_not_do_without_it_the_import_is_the_usual_one(t
     assert found == "1 scipy"
 
 
+@pytest.mark.slow
 def test_scipy_that_is_there_already_stays(tmp_path: Path) -> None:
     found = python("import scipy\nimport torchmetrics\nprint(sys.modules['scipy'] is scipy)", tmp_path)
     assert found == "True"
 
 
+@pytest.mark.slow
 def test_garbage_is_not_collected_until_everything_is_imported(tmp_path: Path) -> None:
     code = """
 import gc, sys
@@ -59,3 +65,11 @@ sys.argv = ["mnist_lab", "data=mnist_5k", "hydra.run.dir=run"]
 main()
 """
     assert python(code, tmp_path) == "True"
+
+
+@pytest.mark.parametrize(("told", "expected"), [({}, "6000"), ({"GOMP_SPINCOUNT": "77"}, "77")])
+def test_threads_give_up_their_cores_soon_and_the_user_may_say_when(told: dict[str, str], expected: str) -> None:
+    code = "from mnist_lab.startup import prepare_process; prepare_process(); import torch"
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "verbose", **told}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr or "GOMP" not in done.stderr  # which not every system has

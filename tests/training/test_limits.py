@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from conftest import Command, outcome
+import torch
+from conftest import QUICK, Command, outcome
 
 from mnist_lab import UserError, compose, load_run, train
 from mnist_lab.result import Result
@@ -91,3 +92,41 @@ def test_a_limit_that_did_not_end_a_run_can_be_raised_without_harm(lab: Command,
     after = Result.load(tmp_path / "run")
     assert (after.test, after.ended, after.history) == (before.test, before.ended, before.history)
     assert load_run(tmp_path / "run").cfg.trainer.max_steps == 200
+
+
+def test_a_limit_of_1_is_one_mini_batch_and_1_0_is_all_of_them(tmp_path: Path) -> None:
+    found = {}
+    for limit in ("1", "1.0"):
+        limits = [f"trainer.limit_{part}_batches={limit}" for part in ("train", "test")]
+        words = ["data.batch_size=30", "data.eval_batch_size=400", "trainer.max_epochs=1", *limits]
+        result = train(*QUICK, *words, run_dir=tmp_path / limit).result
+        found[limit] = (result.ended["steps"], result.test["n"])
+    assert found == {"1": (1, 400), "1.0": (10, 1000)}
+
+
+def test_an_epoch_that_max_steps_cuts_short_is_kept_validated_and_noted(tmp_path: Path) -> None:
+    words = ["data.batch_size=30", "trainer.max_epochs=9", "trainer.max_steps=15", "checkpoint.every=9 epochs"]
+    result = train(*QUICK, *words, "optimizer.lr=0.1", run_dir=tmp_path / "run").result
+    first, second = result.history
+    assert 0 < second["val/loss"] < first["val/loss"]
+    assert any(note.startswith("Epoch 2 was cut short after 5 of 10 mini-batches") for note in result.notes)
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 15
+
+
+def test_a_run_that_is_tested_later_says_as_well_that_its_epoch_was_cut_short(lab: Command, tmp_path: Path) -> None:
+    before = train(*QUICK, "data.batch_size=30", "trainer.max_steps=15", run_dir=tmp_path / "run").result
+    (tmp_path / "run/result.json").unlink()  # as if it had been stopped in its test
+    assert lab("resume", "run").returncode == 0
+    assert any("was cut short after 5 of 10" in note for note in before.notes), before.notes
+    assert Result.load(tmp_path / "run").notes == before.notes
+
+
+def test_a_training_without_a_step_is_no_result(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="training was stopped before its first step"):
+        train(*QUICK, "+trainer.max_time=00:00:00:00", run_dir=tmp_path / "run")
+    assert not (tmp_path / "run/result.json").exists()
+
+
+def test_val_check_interval_may_be_a_time(tmp_path: Path) -> None:
+    words = ["trainer.max_epochs=2", "+trainer.val_check_interval=00:01:00:00"]
+    assert len(train(*QUICK, *words, run_dir=tmp_path / "run").result.history) == 2
