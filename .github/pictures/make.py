@@ -35,8 +35,8 @@ SHARP = 2
 """Pixels of a picture for each of the page's."""
 FIRST = "model=mlp trainer.max_epochs=4"
 SWEEP = "-m model=mlp,cnn 'seed=range(0,3)' data.val=random trainer.max_epochs=3"
-SEVEN = ((0.22, 0.2), (0.78, 0.2), (0.6, 0.5), (0.42, 0.86)), ((0.36, 0.52), (0.7, 0.5))
-"""Strokes of a 7, as fractions of the paper's sides."""
+FOUR = ((0.38, 0.16), (0.26, 0.56), (0.76, 0.56)), ((0.62, 0.22), (0.6, 0.86))
+"""Strokes of a 4, as fractions of the paper's sides."""
 
 
 def main() -> None:
@@ -99,9 +99,9 @@ def terminal(runs: Path) -> None:
 def report(runs: Path) -> None:
     """Photograph the upper part of a run's report."""
     folder = a_run(runs, FIRST, "mlp")
-    with browser(width=680, height=1180) as page:
+    with browser(width=680, height=900) as page:
         page.goto((folder / "report.html").as_uri())
-        save(page.screenshot(), "report")
+        save(page.screenshot(full_page=True, clip=down_to(page, "img[alt^='test images']")), "report")
 
 
 def mistakes(runs: Path) -> None:
@@ -115,17 +115,18 @@ def mistakes(runs: Path) -> None:
 def comparison(runs: Path) -> None:
     """Photograph the upper part of the comparison of a sweep."""
     folder = a_run(runs, SWEEP, "sweep")
-    with browser(width=760, height=900) as page:
+    with browser(width=840, height=900) as page:
         page.goto((folder / "compare.html").as_uri())
-        save(page.screenshot(), "comparison")
+        save(page.screenshot(full_page=True, clip=down_to(page, "img[alt^='Learning curves']")), "comparison")
 
 
 def tensorboard(runs: Path) -> None:
-    """Photograph TensorBoard's charts of training and validation of a sweep's runs."""
-    folder = a_run(runs, SWEEP, "sweep")
-    with serving(f"dashboard dir={folder} port=0 open=false", runs) as address, browser(900, 760) as page:
-        page.goto(f"{address}#custom_scalars")
-        page.wait_for_timeout(8000)  # until the curves are drawn
+    """Photograph TensorBoard's charts of the validation of a sweep's runs."""
+    a_run(runs, SWEEP, "sweep")
+    with serving("dashboard dir=sweep port=0 open=false", runs) as address, browser(900, 612) as page:
+        page.goto(f"{address}?smoothing=0&tagFilter=val#timeseries")
+        page.get_by_role("button", name="Settings").first.click()  # they cover the charts
+        page.wait_for_timeout(9000)  # until the curves are drawn
         save(page.screenshot(), "tensorboard")
 
 
@@ -136,7 +137,7 @@ def draw(runs: Path) -> None:
         page.goto(address)
         box = page.locator("canvas").bounding_box()
         assert box is not None
-        for stroke in SEVEN:
+        for stroke in FOUR:
             places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
             page.mouse.move(*places[0])
             page.mouse.down()
@@ -144,7 +145,7 @@ def draw(runs: Path) -> None:
                 page.mouse.move(*place, steps=12)
             page.mouse.up()
         page.wait_for_timeout(1500)  # the bars move
-        save(page.locator("main").screenshot(), "draw")
+        save(page.screenshot(full_page=True, clip=down_to(page, "main")), "draw")
 
 
 def cost(_: Path) -> None:
@@ -233,6 +234,13 @@ def serving(words: str, runs: Path) -> Iterator[str]:
             yield found[0]
         finally:
             server.terminate()
+
+
+def down_to(page: Page, element: str) -> Any:
+    """Return the part of a page from its top to the end of an element."""
+    box = page.locator(element).bounding_box()
+    assert box is not None and page.viewport_size is not None
+    return {"x": 0, "y": 0, "width": page.viewport_size["width"], "height": box["y"] + box["height"] + 16}
 
 
 def save(png: bytes, name: str) -> None:
