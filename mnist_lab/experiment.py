@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint, StochasticWeightAveraging
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_lab.build import build, build_data, build_module, load_weights
@@ -80,7 +80,7 @@ def build_experiment(
     data = build_data(cfg)
     use_absolute_root(cfg)  # what is recorded holds in any folder
     last, saved = to_resume(run_dir / "checkpoints", limits_of(cfg))
-    pace, state, named = Pace(), ResumeState(), build_callbacks(cfg)
+    pace, state, named = Pace(), ResumeState(), build_callbacks(cfg, run_dir)
     if last is not None:  # the rates that were found lie in the optimiser's state
         named = {name: callback for name, callback in named.items() if not isinstance(callback, LearningRateFinder)}
     history, step = History(run_dir / "history.csv", pace), saved.get("global_step", 0)
@@ -134,8 +134,10 @@ def check_module(
     return doubts
 
 
-def build_callbacks(cfg: DictConfig) -> dict[str, L.Callback]:
+def build_callbacks(cfg: DictConfig, run_dir: Path) -> dict[str, L.Callback]:
     """Make the callbacks that a config describes, by their names there.
+
+    A `ModelCheckpoint` without a `dirpath` keeps its files in the run's folder, in checkpoints/NAME.
 
     Raises:
         UserError: one is no callback, or is refused.
@@ -148,6 +150,8 @@ def build_callbacks(cfg: DictConfig) -> dict[str, L.Callback]:
         for kind, instead in INSTEAD.items():
             if isinstance(callback, kind):
                 raise UserError(f"callbacks.{key}: Lightning's {kind.__name__} is not supported. {instead}")
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(run_dir / "checkpoints" / str(key))
         found[key] = callback
     return found
 

@@ -143,6 +143,10 @@ def fit(made: Experiment, run_dir: Path) -> None:
         trainer.fit(module, datamodule=made.data, ckpt_path=made.last, weights_only=True)
     except MisconfigurationException as error:  # what Lightning sees only when it looks at the batches
         raise UserError(f"trainer: {brief(error)}") from error
+    except ModuleNotFoundError as error:
+        if error.name is not None:  # an import of somebody's that failed
+            raise
+        raise UserError(f"callbacks: {brief(error)}") from error
     except RuntimeError as error:
         if not str(error).startswith("Early stopping conditioned on metric"):  # which is not there
             raise

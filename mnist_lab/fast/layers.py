@@ -1,7 +1,7 @@
 """Layers that compute what `torch.nn`'s compute, in less time on a CPU.
 
-What they save together with `fast.Replay` and `fast.optimizers` is in bench/README.md's table of seconds an epoch, which
-`python -m mnist_lab bench` measures. `tests/fast/test_layers.py` compares values and gradients.
+What they save together with `fast.Replay` and `fast.optimizers` is in bench/README.md's table of seconds an epoch,
+which `python -m mnist_lab bench` measures. `tests/fast/test_layers.py` compares values and gradients.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class WholeFiles(TorchCheckpointIO):
         """
         file = Path(path)
         if not file.parent.exists():
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             sync_folder(file.parent.parent)
         file.unlink(missing_ok=True)  # it may be another checkpoint's second name
         with file.open("wb") as stream:

@@ -1,48 +1,108 @@
 """Each callback that Lightning exports works with either classifier, or is refused in one line that says why."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import lightning.pytorch.callbacks
 import pytest
+import torch
+from conftest import Command, outcome
 from torch import Tensor, nn
 
 from mnist_lab import UserError, train
 from mnist_lab.result import Result
+from mnist_lab.trained import TrainedRun
 
 WORDS = ["model=mlp", "model.hidden=[16]", "data=mnist_5k", "data.train_size=300", "data.batch_size=20"]
 WORDS += ["data.val=random", "data.val_size=100", "report=false", "trainer.max_epochs=2", "trainer=cpu"]
-PARTS: dict[str, str] = {
-    "DeviceStatsMonitor": "cpu_stats: false",
-    "EarlyStopping": "monitor: val/loss",
-    "GradientAccumulationScheduler": "scheduling: {1: 3}",
-    "LambdaCallback": "on_train_batch_end: {_target_: hydra.utils.get_method, path: builtins.print}",
-    "LearningRateFinder": "num_training_steps: 20",
-    "LearningRateMonitor": "logging_interval: step",
-    "ModelCheckpoint": "every_n_train_steps: 7, monitor: val/loss",
-    "ModelPruning": "pruning_fn: l1_unstructured, amount: 0.3",
-    "OnExceptionCheckpoint": "dirpath: kept",
-    "StochasticWeightAveraging": "swa_lrs: 0.01, swa_epoch_start: 1",
-    "ThroughputMonitor": "batch_size_fn: {_target_: hydra.utils.get_method, path: builtins.len}, window_size: 5",
-    "Timer": "duration: {hours: 1}",
+STEPS = 2 * 15
+CALLBACKS = "lightning.pytorch.callbacks"
+Holds = Callable[[TrainedRun], bool]
+
+
+def columns(run: TrainedRun) -> set[str]:
+    """The names of all values that the run's CSV logger has."""
+    (path,) = run.run_dir.rglob("metrics.csv")
+    return set(path.read_text().partition("\n")[0].split(","))
+
+
+@cache
+def plain_result() -> dict[str, Any]:
+    with TemporaryDirectory() as folder:
+        return train(*WORDS, run_dir=Path(folder) / "run").result.test
+
+
+def same_numbers(run: TrainedRun) -> bool:
+    return run.result.test == plain_result()
+
+
+def other_numbers(run: TrainedRun) -> bool:
+    return not same_numbers(run)
+
+
+def steps(count: int) -> Holds:
+    return lambda run: run.result.ended["steps"] == count
+
+
+def share_of_zeros(run: TrainedRun) -> float:
+    weights = torch.cat([p.flatten() for name, p in run.net.named_parameters() if name.endswith("weight")])
+    return float((weights == 0).float().mean())
+
+
+DOES: dict[str, tuple[str, Holds]] = {
+    "DeviceStatsMonitor": ("cpu_stats: true", lambda run: any("cpu_percent" in name for name in columns(run))),
+    "EMAWeightAveraging": ("decay: 0.9", other_numbers),
+    "EarlyStopping": ("monitor: val/loss, stopping_threshold: 100", steps(15)),
+    "GradientAccumulationScheduler": ("scheduling: {1: 3}", steps(15 + 5)),
+    "LambdaCallback": (
+        "on_train_batch_end: {_target_: hydra.utils.get_method, path: builtins.print}",
+        lambda run: run.result.module["steps"] == "one at a time",
+    ),
+    "LearningRateFinder": ("num_training_steps: 20", lambda run: run.result.history[0]["lr"] != 0.001),
+    "LearningRateMonitor": ("logging_interval: step", lambda run: "lr-RMSprop" in columns(run)),
+    "ModelCheckpoint": (
+        "every_n_train_steps: 7, save_top_k: -1",
+        lambda run: len(list((run.run_dir / "checkpoints/it").glob("*.ckpt"))) == STEPS // 7,
+    ),
+    "ModelPruning": ("pruning_fn: l1_unstructured, amount: 0.3", lambda run: share_of_zeros(run) > 0.29),
+    "ModelSummary": ("max_depth: 2", same_numbers),
+    "OnExceptionCheckpoint": ("dirpath: kept", same_numbers),
+    "RichModelSummary": ("max_depth: 2", same_numbers),
+    "RichProgressBar": ("refresh_rate: 2", same_numbers),
+    "SpikeDetection": ("warmup: 2", same_numbers),
+    "StochasticWeightAveraging": ("swa_lrs: 0.01, swa_epoch_start: 1", other_numbers),
+    "TQDMProgressBar": ("refresh_rate: 2", same_numbers),
+    "ThroughputMonitor": (
+        "batch_size_fn: {_target_: hydra.utils.get_method, path: builtins.len}, window_size: 5",
+        lambda run: any("batches_per_sec" in name for name in columns(run)),
+    ),
+    "Timer": ("duration: {microseconds: 1}, interval: epoch", steps(15)),
+    "WeightAveraging": ("use_buffers: true", other_numbers),
 }
-BASES = ("BaseFinetuning", "BasePredictionWriter", "Callback", "Checkpoint", "ProgressBar")
-ALL = sorted(set(lightning.pytorch.callbacks.__all__) - {*BASES, "BackboneFinetuning", "BatchSizeFinder"})
+ABSTRACT = {"BaseFinetuning", "BasePredictionWriter", "Callback", "Checkpoint", "ProgressBar"}
+ELSEWHERE = {"BackboneFinetuning", "BatchSizeFinder"}  # below
 
 
-def kind(name: str) -> str:
-    found = getattr(lightning.pytorch.callbacks, name)
-    return f"{found.__module__}.{name}"
+def test_each_callback_that_lightning_exports_is_tried() -> None:
+    assert {*DOES, *ABSTRACT, *ELSEWHERE} == set(lightning.pytorch.callbacks.__all__)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_it_works(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", DOES)
+def test_a_callback_does_its_work(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    parts = [f"_target_: {kind(name)}", *filter(None, [PARTS.get(name)])]
-    words = [f"+callbacks.it={{{', '.join(parts)}}}"]
-    if name in ("LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor"):
-        words += ["+trainer.log_every_n_steps=5"]
-    run = train(*WORDS, *words, run_dir=tmp_path / "run")
-    assert [row["epoch"] for row in run.result.history] == [1, 2]
+    arguments, holds = DOES[name]
+    words = [f"+callbacks.it={{_target_: {CALLBACKS}.{name}, {arguments}}}"]
+    words += ["trainer.log_every_n_steps=5"] if "Monitor" in name else []
+    assert holds(train(*WORDS, "logger=csv", *words, run_dir=tmp_path / "run"))
+
+
+def test_device_stats_without_psutil_say_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{CALLBACKS}.device_stats_monitor._PSUTIL_AVAILABLE", False)
+    with pytest.raises(UserError, match="`psutil` is not installed"):
+        train(*WORDS, f"+callbacks.it={{_target_: {CALLBACKS}.DeviceStatsMonitor}}", run_dir=tmp_path / "run")
 
 
 def test_a_finder_of_batch_sizes_is_refused(tmp_path: Path) -> None:
@@ -114,3 +174,26 @@ def test_a_search_for_the_rate_leaves_all_else_as_it_was(tmp_path: Path) -> None
         ["model.dropout=0.5", "callbacks=lr_finder", "+callbacks.lr_finder.update_attr=false"], tmp_path / "searched"
     )
     assert plain == searched
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        CHANGING["backbone"][:-1],
+        ["callbacks=model_checkpoint", "callbacks.model_checkpoint.save_top_k=2"],
+        ["callbacks=lr_monitor", "schedule=step", "schedule.every=1", "trainer.log_every_n_steps=5", "logger=csv"],
+        CHANGING["accumulation"],
+    ],
+    ids=["backbone", "checkpoint", "rates", "accumulation"],
+)
+def test_a_longer_training_ends_as_one_that_was_never_stopped(words: list[str], lab: Command, tmp_path: Path) -> None:
+    words = [*WORDS, *words]
+    whole = lab(*words, "trainer.max_epochs=3", "hydra.run.dir=whole")
+    assert whole.returncode == 0, whole.stderr
+    for command in ([*words, "hydra.run.dir=run"], ["resume", "run", "trainer.max_epochs=3"]):
+        done = lab(*command)
+        assert done.returncode == 0, done.stderr
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    kept = [sorted(p.name for p in tmp_path.glob(f"{name}/checkpoints/*/*.ckpt")) for name in ("run", "whole")]
+    assert kept[0] == kept[1]

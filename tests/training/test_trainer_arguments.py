@@ -33,13 +33,13 @@ def validated(*epochs: int) -> Callable[[TrainedRun], bool]:
 
 
 @cache
-def tested_plainly() -> dict[str, Any]:
+def plain_result() -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         return train(*WORDS, *NOTHING, run_dir=Path(folder) / "run").result.test
 
 
 def same_numbers(run: TrainedRun) -> bool:
-    return run.result.test == tested_plainly()
+    return run.result.test == plain_result()
 
 
 def other_numbers(run: TrainedRun) -> bool:
