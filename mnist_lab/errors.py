@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from traceback import extract_tb
 
+CONTROLS = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+"""Pattern of characters that a terminal obeys, other than line ends and tabs, that turn text round, or are none."""
+
 
 class UserError(Exception):
     """A mistake that the user can mend: shown as its message alone, with exit status 2 and no traceback."""
@@ -35,6 +38,11 @@ def closest(word: str, candidates: Iterable[str]) -> str:
     matches += [name for name in candidates if sorted(name) == sorted(word)]
     matches += difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     return f" Did you mean {matches[0]}?" if matches else ""
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters as Python writes them, `\\x1b`: a terminal would obey them."""
+    return re.sub(CONTROLS, lambda found: repr(found[0])[1:-1], text)
 
 
 def one_line(error: Exception) -> str:

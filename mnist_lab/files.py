@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import site
 import socket
@@ -14,8 +15,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
+from typing import Any
 
-from mnist_lab.errors import UserError
+from mnist_lab.errors import UserError, printable
 
 FAULTS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM),
@@ -26,6 +29,8 @@ too long."""
 _HERE = Path(__file__).resolve().parent
 CONF_DIR = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 """The configs: inside the installed package (a wheel carries them there), beside it in a checkout."""
+DEEPEST = 50
+"""Most lists and sections in one another in a file."""
 ASKED = "sweep.json"
 """File in a sweep's folder with the command, the config and the code digests of its trials."""
 
@@ -97,6 +102,82 @@ def digests(paths: Sequence[Path]) -> list[str]:
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_whole(cache, json.dumps(known, indent=0))
     return found
+
+
+def check_contents(folder: Path) -> None:
+    """Make sure that a folder, which somebody else may have made, holds nothing but files and folders.
+
+    Writing through a link changes files elsewhere; reading a pipe or a device may never end. Links to what is in the
+    folder may stay: loggers make them. The folder itself may be a link.
+
+    Raises:
+        UserError: a link leads out of the folder, or something is neither a file nor a folder.
+    """
+    inside, folders = folder.resolve(), [str(folder)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    if not Path(os.path.realpath(entry.path)).is_relative_to(inside):
+                        where = Path(entry.path).readlink()
+                        raise UserError(
+                            f"{entry.path} is a link to {where}, and a run's files lie in its folder: move them there"
+                        )
+                elif entry.is_dir():
+                    folders.append(entry.path)
+                elif not entry.is_file():
+                    raise UserError(f"{entry.path} is neither a file nor a folder: remove it")
+
+
+def read_text(path: Path, largest: int = 64 * 2**20) -> str:
+    """Read a text file that somebody else may have written.
+
+    Args:
+        path: the file.
+        largest: most bytes that it may have. The result of 10,000 epochs has 3 MB.
+
+    Raises:
+        UserError: it is a link, a pipe or a device, or has more bytes.
+        OSError: it can't be read.
+        ValueError: it is not UTF-8.
+    """
+    found = path.lstat()
+    if not S_ISREG(found.st_mode):
+        raise UserError(f"{path} is no file, but a link, a pipe or a device: it is not read")
+    if found.st_size > largest:
+        raise UserError(f"{path} has {found.st_size:,} bytes: no more than {largest:,} are read")
+    return path.read_text(encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that somebody else may have written, as `read_text` does. Return its values as `plain` does.
+
+    Raises:
+        ValueError: it is no JSON, or too deep.
+    """
+    try:
+        return plain(json.loads(read_text(path)))
+    except RecursionError:
+        raise ValueError(f"it has more than {DEEPEST} lists in one another") from None
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """Return the value of a JSON file, with None for NaN and infinities, and without a terminal's control characters.
+
+    Raises:
+        ValueError: lists and sections lie too deep in one another, or a number is too large.
+    """
+    if isinstance(value, dict | list) and depth > DEEPEST:
+        raise ValueError(f"it has more than {DEEPEST} lists in one another")
+    if isinstance(value, dict):
+        return {printable(str(key)): plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item, depth + 1) for item in value]
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, int) and abs(value) >= 2**64:
+        raise ValueError("it has a number of more than 64 bits")
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 MARK = "# the SHA-256 of the lines above: "

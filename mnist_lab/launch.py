@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mnist_lab import startup
@@ -116,11 +116,15 @@ class Job:
     def _trial(self, cfg: DictConfig, run_dir: Path) -> None:
         """Run a trial of a sweep that is kept as a study."""
         from mnist_lab.run import run
+        from mnist_lab.sweep.study import is_own, load_asked
         from mnist_lab.sweep.trial import discard_stale_trial, run_trial
+        from mnist_lab.trust import check_harmless
 
         def trial(callbacks: list[Callback], remarks: list[str]) -> Result | None:
             check(cfg)
             config = run_config(cfg, _overrides())
+            if not is_own(load_asked(run_dir.parent)):
+                check_harmless(run_dir, OmegaConf.to_container(config))
             discard_stale_trial(run_dir, config)
             return run(config, run_dir, _overrides(), self._words(), callbacks=callbacks, remarks=remarks)
 

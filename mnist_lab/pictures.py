@@ -22,27 +22,29 @@ BITS_PER_SAMPLE, PHOTOMETRIC_INTERPRETATION, WHITE_IS_ZERO = 258, 262, 0
 _large = threading.Lock()
 
 
-def read_image(file: Path | IO[bytes], draft: int | None = None) -> Image.Image:
+def read_image(file: Path | IO[bytes], draft: int | None = None, largest: float = math.inf) -> Image.Image:
     """Reads a picture in any format that Pillow knows; if it has several frames, the first.
 
     Args:
         file: the file, or an open one.
         draft: pixels that both sides of a JPEG must keep when it is decoded smaller, which is faster; None: full size.
+        largest: most pixels that it may have, beside `Image.MAX_IMAGE_PIXELS`.
 
     Returns:
         The picture in the file's own mode, but grey of more than 8 bits as `eight_bits` gives it; if a side is longer
         than LONGEST, reduced by an integer factor, in a mode that allows that.
 
     Raises:
-        UserError: there is no such file, it is no image, it has more pixels than `Image.MAX_IMAGE_PIXELS`, or
+        UserError: there is no such file, it is no image, it has more pixels than are read, or
             values that `eight_bits` refuses.
     """
     if isinstance(file, Path) and not file.is_file():
         raise UserError("that is no file" if file.exists() else "there is no such file")
+    largest = min(largest, Image.MAX_IMAGE_PIXELS or math.inf)
     try:
         with Image.open(file, formats=_formats()) as image:
             # Up to twice its limit Pillow only warns, and a file of a few kB becomes a GB in memory.
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            if image.width * image.height > largest:
                 raise Image.DecompressionBombError
             if draft is not None:
                 image.draft("RGB", (draft, draft))
@@ -54,7 +56,7 @@ def read_image(file: Path | IO[bytes], draft: int | None = None) -> Image.Image:
     except UserError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"larger than the {Image.MAX_IMAGE_PIXELS:,} pixels that are read") from None
+        raise UserError(f"larger than the {largest:,} pixels that are read") from None
     except UnidentifiedImageError:
         raise UserError("no image in a format that Pillow reads") from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields
+import shlex
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from mnist_lab.errors import UserError
-from mnist_lab.files import write_whole
+from mnist_lab.files import plain, read_json, write_whole
 from mnist_lab.metrics import COSTS, NO_METRICS, shown
+from mnist_lab.schema import RESULT, mismatch
 
 SCHEMA_VERSION = 1
 
@@ -92,7 +94,7 @@ class Result:
     def identity(self) -> str:
         """Return what tells this run from all others: SHA-256 of its config, seed, start, history and test."""
         parts = ("config", "seed", "started_at", "history", "test")
-        return _digest(_finite({part: getattr(self, part) for part in parts}))
+        return _digest(plain({part: getattr(self, part) for part in parts}))
 
     @property
     def tested(self) -> dict[str, Any]:
@@ -141,7 +143,7 @@ class Result:
         Raises:
             OSError: the disk is full, or the folder isn't there.
         """
-        values = json.loads(json.dumps(_finite(asdict(self))))  # as readers of the file will get them
+        values = json.loads(json.dumps(plain(asdict(self))))  # as readers of the file will get them
         text = json.dumps(values | {"sha256": _digest(values)}, indent=2, ensure_ascii=False)
         write_whole(run_dir / "result.json", text + "\n")
 
@@ -154,17 +156,16 @@ class Result:
         """
         path = run_dir / "result.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             if values["schema_version"] != SCHEMA_VERSION:
                 raise UserError(
                     f"{path} has schema version {values['schema_version']}; this program reads {SCHEMA_VERSION}"
                 )
-            if not {"loss", "acc", "n", "checkpoint"} <= values["test"].keys():
-                raise KeyError("test")
             if values.pop("sha256", None) not in (None, _digest(values)):
                 raise UserError(f"{path} is damaged: its values are not those that its sha256 was made of")
-            needed = {f.name for f in fields(Result) if f.default is f.default_factory is MISSING}
-            return Result(**{f.name: values[f.name] for f in fields(Result) if f.name in needed | values.keys()})
+            if (wrong := mismatch(values, RESULT) or _conflict(values)) is not None:
+                raise UserError(f"{path} is damaged: {wrong}")
+            return Result(**{f.name: values[f.name] for f in fields(Result) if f.name in values})
         except FileNotFoundError:
             raise UserError(f"{run_dir} is no finished run: it has no result.json") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -175,10 +176,15 @@ def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _finite(value: Any) -> Any:
-    """Return the value, with None in place of NaN and infinities, which JSON doesn't have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _conflict(values: dict[str, Any]) -> str | None:
+    """Return which values of a result contradict each other; None: none do."""
+    test, epochs = values["test"], len(values["history"])
+    if not 1 <= test.get("epoch", epochs) <= epochs:
+        return f"it has {epochs} epochs, and none of them was tested"
+    if test["n"] == 0 or (test.get("correct") or 0) > (test["n"] or 0):
+        return f"test.correct is {test.get('correct')}, of {test['n']} images"
+    try:
+        shlex.split(values["command"])
+    except ValueError:
+        return "command is no command line"
+    return None

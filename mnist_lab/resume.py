@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_lab.command import quoted, read_command
 from mnist_lab.errors import UserError
-from mnist_lab.files import is_sweep
+from mnist_lab.files import check_contents, is_sweep
 from mnist_lab.folders import run_folder
 from mnist_lab.launch import launch
 from mnist_lab.processes import is_helper_process, refuse_launcher
@@ -67,6 +67,7 @@ def resume(words: list[str]) -> None:
 
 
 def _sweep(folder: Path, words: list[str]) -> None:
+    check_contents(folder)
     asked = load_asked(folder)
     if not is_own(asked):
         for word in (str(word) for word in asked["argv"] if word not in ("-m", "--multirun")):

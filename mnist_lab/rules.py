@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from mnist_lab.errors import UserError, closest, one_line
+from mnist_lab.errors import CONTROLS, UserError, closest, one_line
 from mnist_lab.keys import INSTEAD, keys_of
 from mnist_lab.metrics import metric_conflicts
 from mnist_lab.targets import logger_sections, writes_tensorboard
@@ -150,8 +149,8 @@ device_count = Rule(
 SEED = _integer(0, 2**32 - 1)
 RULES: dict[str, Rule] = {
     "name": Rule(
-        "a text of 1 to 200 characters, the name of a folder below outputs/",
-        lambda v: isinstance(v, str) and 0 < len(v) <= 200 and not Path(v).is_absolute() and ".." not in Path(v).parts,
+        "a text of 1 to 200 characters in one line, the name of a folder below outputs/",
+        lambda v: isinstance(v, str) and re.fullmatch(rf"(?!/|(.*/)?\.\.(/|$)|.*{CONTROLS}).{{1,200}}", v) is not None,
     ),
     "seed": SEED,
     **{f"seeds.{of}": SEED for of in ("weights", "split", "order", "dropout", "augment")},

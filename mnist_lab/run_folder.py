@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mnist_lab.composing import use_absolute_root
 from mnist_lab.errors import UserError
-from mnist_lab.files import unchanged
+from mnist_lab.files import DEEPEST, check_contents, read_json, read_text, unchanged
 from mnist_lab.keys import unknown_key_hint
 from mnist_lab.rules import check, one_of
 from mnist_lab.targets import with_current_names
-from mnist_lab.trust import check_origin
+from mnist_lab.trust import check_harmless, is_sealed
+
+LARGEST = 2**20
+"""Most bytes of a config."""
 
 
 def checkpoint_of(run_dir: Path, name: str) -> Path:
@@ -36,10 +38,25 @@ def checkpoint_of(run_dir: Path, name: str) -> Path:
 def asked_of(run_dir: Path) -> dict[str, Any]:
     """Return a run's `command`, `overrides`, `report`, and the `seal` of its config. Empty where that is lost."""
     try:
-        asked = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        asked = read_json(run_dir / "run.json")
     except (OSError, ValueError):
         return {}
     return asked if isinstance(asked, dict) else {}
+
+
+def parse_config(text: str) -> Any:
+    """Return the content of a config file that somebody else may have written, as dictionaries and lists.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or repeats what stands elsewhere in it, which could fill the memory.
+        ValueError: lists and dictionaries lie too deep in one another.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+            raise ValueError(f"it has an alias, or more than {DEEPEST} lists in one another")
+    return OmegaConf.to_container(OmegaConf.create(text))
 
 
 def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:
@@ -51,13 +68,16 @@ def load_config(run_dir: Path, overrides: list[str]) -> DictConfig:
     """
     if not run_dir.is_dir():
         raise UserError(f"run={run_dir}: there is no such folder")
+    check_contents(run_dir)
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise UserError(f"run={run_dir} is not the folder of a run: it has no config.yaml")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-        check_origin(path, content, asked_of(run_dir).get("seal"))
-        if not unchanged(path.read_text(encoding="utf-8")):
+        text = read_text(path, LARGEST)
+        content = parse_config(text)
+        if not is_sealed(text, asked_of(run_dir).get("seal")):
+            check_harmless(path, content)
+        if not unchanged(text):
             raise UserError(f"{path} is not as the run wrote it. To use it as it is, delete its last line")
         cfg = OmegaConf.create(with_current_names(content))
         assert isinstance(cfg, DictConfig)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mnist_lab.errors import UserError
+from mnist_lab.errors import UserError, printable
 from mnist_lab.files import cache_dir, sync_folder
 from mnist_lab.targets import with_current_names
 
@@ -95,20 +95,17 @@ def trusts(name: str) -> bool:
     return name in os.environ.get("MNIST_LAB_TRUST", "").split(",")
 
 
-def check_origin(path: Path, config: Any, sealed: Any) -> None:
-    """Make sure that a config from somebody else can't run code of their choice.
+def check_harmless(path: Path, config: Any) -> None:
+    """Make sure that a config that this user has not written runs no code of others' choice, and writes nowhere else.
 
     Args:
-        path: the file.
+        path: its file, or the folder of the trial that it is of.
         config: its content, as dictionaries and lists.
-        sealed: the seal that came with it, if any.
 
     Raises:
-        UserError: the file is not as this user wrote it, and contains an interpolation or names code that is neither
-            harmless nor from a package in MNIST_LAB_TRUST.
+        UserError: it contains an interpolation or control characters, or names code that is neither harmless nor from a
+            package in MNIST_LAB_TRUST.
     """
-    if is_sealed(path.read_text(encoding="utf-8"), sealed):
-        return
     for value in interpolations(config):
         raise UserError(
             f"{path} was not written here and has {value[:100]}, which could become the name of code. "
@@ -119,6 +116,8 @@ def check_origin(path: Path, config: Any, sealed: Any) -> None:
             raise UserError(
                 f"{path} was not written here and has a {type(value).__name__}, {value}: write it as a text"
             )
+        if isinstance(value, str) and printable(value) != value:
+            raise UserError(f"{path} was not written here and has control characters: {printable(value)[:100]}")
     doubts: dict[str, str] = {}
     for described in _described(config):
         package = str(described["_target_"]).partition(".")[0]
@@ -141,7 +140,9 @@ def _objection(described: dict[str, Any]) -> str | None:
         return f"{target} with {given[0]}, which would be downloaded" if given else None
     if LOGGERS.fullmatch(target):
         places = {key: str(described[key]) for key in PLACES if described.get(key)}
-        outside = [key for key, place in places.items() if Path(place).is_absolute() or ".." in Path(place).parts]
+        # TensorBoard's replaces $NAME.
+        inside = re.compile(r"(?!(.*/)?\.\.(/|$))[\w .-]+(/[\w .-]+)*")
+        outside = [key for key, place in places.items() if not inside.fullmatch(place)]
         return f"{target} with {outside[0]}={places[outside[0]]}, which is elsewhere" if outside else None
     return None if HARMLESS.fullmatch(target) else f"{target}, which would be run"
 

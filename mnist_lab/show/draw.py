@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-import ipaddress
 import json
 import socket
 import sys
+import threading
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mnist_lab.errors import UserError
 from mnist_lab.rules import one_of, whole_number
 from mnist_lab.run_folder import checkpoint_of, load_config
+from mnist_lab.show.guard import objection
 from mnist_lab.words import parse_options, path_of
 
 if TYPE_CHECKING:
@@ -27,6 +29,12 @@ USAGE = (
 )
 LARGEST_BODY = 1_000_000
 """Most bytes of a request: the page's own pictures have a hundredth of that."""
+LARGEST_PICTURE = 4_000_000
+"""Most pixels of a picture."""
+CONNECTIONS = 32
+"""Most connections at a time; a browser makes six."""
+AT_ONCE = 2
+"""Most pictures that are decoded at a time; the others wait."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 
@@ -69,9 +77,11 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = CONNECTIONS
 
     def __init__(self, host: str, port: int) -> None:
         self.host = host
+        self.seats, self._connections = threading.Semaphore(AT_ONCE), threading.Semaphore(CONNECTIONS)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), Handler)
@@ -119,7 +129,7 @@ class Server(ThreadingHTTPServer):
         from mnist_lab.show.prepare import DRAFT, prepare
 
         draft = DRAFT if self.preparation.kind == "digit" else None
-        pixels, inverted = prepare(read_image(io.BytesIO(picture), draft), self.preparation)
+        pixels, inverted = prepare(read_image(io.BytesIO(picture), draft, LARGEST_PICTURE), self.preparation)
         file = io.BytesIO()
         Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(file, "PNG")
         return {
@@ -127,6 +137,20 @@ class Server(ThreadingHTTPServer):
             "image": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
             "inverted": inverted,
         }
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Handle a connection in a thread of its own, or close it where there are too many."""
+        if self._connections.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Handle a connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignores connections that the browser closes before it has the answer."""
@@ -165,24 +189,37 @@ class Handler(BaseHTTPRequestHandler):
         elif len(length) > 9 or int(length) > LARGEST_BODY:
             self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"larger than {LARGEST_BODY:,} bytes")
         else:
-            body = self.rfile.read(int(length))
+            body = self._body(int(length))
             try:
-                self._answer(HTTPStatus.OK, json.dumps(self.server.see(body)).encode(), "application/json")
+                with self.server.seats:
+                    seen = self.server.see(body)
+                self._answer(HTTPStatus.OK, json.dumps(seen).encode(), "application/json")
             except UserError as error:
                 reason = json.dumps({"error": str(error)}).encode()
                 self._answer(HTTPStatus.UNPROCESSABLE_ENTITY, reason, "application/json")
 
+    def _body(self, length: int) -> bytes:
+        """Read a request's body, in no more than `timeout` seconds.
+
+        Raises:
+            TimeoutError: it takes longer.
+        """
+        body, end = b"", time.monotonic() + self.timeout
+        while len(body) < length:
+            self.connection.settimeout(max(0.001, end - time.monotonic()))
+            part = self.rfile.read1(length - len(body))
+            if not part:
+                raise TimeoutError
+            body += part
+        self.connection.settimeout(self.timeout)
+        return body
+
     def _is_meant(self) -> bool:
-        """Refuses requests for another host name, which an attacker can make point here (DNS rebinding)."""
-        name = self.headers.get("Host", "")
-        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            if name.lower() not in ("localhost", self.server.host.lower()):
-                self.send_error(HTTPStatus.FORBIDDEN, f"this is {self.server.host}, not {name or 'nothing'}")
-                return False
-        return True
+        """Refuse requests of other sites' pages."""
+        why = objection(self.command, self.headers, self.server.host)  # type: ignore[arg-type]
+        if why is not None:
+            self.send_error(HTTPStatus.FORBIDDEN, why)
+        return why is None
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuses a request, without reading the rest of it."""

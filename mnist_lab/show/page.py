@@ -9,7 +9,7 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from mnist_lab.metrics import is_accuracy, shown
 from mnist_lab.result import Result
@@ -60,7 +60,7 @@ def page(result: Result, images: dict[str, str], notes: list[str], predicted: Pr
         parts.append(f"<p class=note>Nothing is shown of single images: {escape(why or 'the run has no network')}.</p>")
     else:
         parts += _predictions(result, images, predicted)
-    config = OmegaConf.to_yaml(OmegaConf.create(result.config))
+    config = yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True)
     parts += [
         _section("Time, memory, and what it ran on", _facts(result)),
         f"<details><summary>Every value of the config</summary><pre>{escape(config)}</pre></details>",
@@ -162,7 +162,9 @@ def _mistakes(result: Result, answers: Answers, images: dict[str, str]) -> list[
     else:
         parts = ["<p>None.</p>"]
     if wrong != counted:
-        precision = result.machine.get("precision", result.config["trainer"]["precision"])
+        precision = result.machine.get("precision") or result.config.get("trainer", {}).get(
+            "precision", "its precision"
+        )
         how = f"{precision} on {result.machine['accelerator']}"
         parts.append(
             f"<p class=note>The test counted {counted:,} mistakes, in {escape(how)}; predicted again for this page, in "

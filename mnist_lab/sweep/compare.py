@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mnist_lab.bench.contenders import MEASURED, PEERS
-from mnist_lab.errors import UserError, closest, no_such
-from mnist_lab.files import write_whole
+from mnist_lab.errors import UserError, closest, no_such, printable
+from mnist_lab.files import read_text, write_whole
 from mnist_lab.folders import check_folder
 from mnist_lab.metrics import ALL, MONITOR, Mode, known_mode, mode_of
 from mnist_lab.result import Result
@@ -36,11 +37,10 @@ def compare(words: list[str]) -> None:
     """
     options, folders = _parse(words)
     target = path_of(options["dir"]) if options["dir"] else folders[0] if len(folders) == 1 else None
-    runs = [path.parent for path in _below(folders, "result.json")]
-    results = [Result.load(run) for run in runs]
+    runs, results = finished_below(folders)
     metric = _metric(results, options["metric"])
     if not results:
-        raise UserError(f"no finished run in {', '.join(map(str, folders))}: none has a result.json")
+        raise UserError(f"no finished run in {', '.join(map(str, folders))}: none has a result.json that can be read")
     mode = _mode(results, metric, options["mode"])
     ranked = [(section, grouped(section.results, metric, mode)) for section in sections(results, metric)]
     peers = peers_below(folders)
@@ -59,6 +59,18 @@ def compare(words: list[str]) -> None:
         write_whole(target / "compare.csv", table(ranked, metric))
         write_whole(target / "compare.html", page(ranked, metric, title, peers, mode))
         print("files    " + "  ".join(str(target / f"compare.{kind}") for kind in ("html", "md", "csv")))
+
+
+def finished_below(folders: Sequence[Path]) -> tuple[list[Path], list[Result]]:
+    """Return the folders of the finished runs below some folders, and their results. Name each that is damaged."""
+    runs, results = [], []
+    for path in _below(folders, "result.json"):
+        try:
+            results.append(Result.load(path.parent))
+            runs.append(path.parent)
+        except UserError as error:
+            print(printable(f"left out: {error}"), file=sys.stderr)
+    return runs, results
 
 
 def _parse(words: Sequence[str]) -> tuple[dict[str, str], list[Path]]:
@@ -108,7 +120,8 @@ def _mode(results: Sequence[Result], metric: str, asked: str) -> Mode:
 
 def _below(folders: Sequence[Path], name: str) -> list[Path]:
     """Return all files of this name, each once even if one folder is below another."""
-    return list(dict.fromkeys(path.resolve() for folder in folders for path in sorted(folder.rglob(name))))
+    paths = (path for folder in folders for path in sorted(folder.rglob(name)))
+    return list(dict.fromkeys(path.parent.resolve() / name for path in paths))
 
 
 def peers_below(folders: Sequence[Path]) -> list[Peer]:
@@ -119,13 +132,12 @@ def peers_below(folders: Sequence[Path]) -> list[Peer]:
     """
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for path in (path for name in MEASURED for path in _below(folders, name)):
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+        try:
+            for row in csv.DictReader(read_text(path).splitlines()):
                 if row.get("contender") not in PEERS or "acc" not in row:  # ours, or a file of another kind
                     continue
-                try:
-                    key, round_ = (PEERS[row["contender"]], row["network"]), (float(row["train_s"]), float(row["acc"]))
-                except (KeyError, TypeError, ValueError) as error:
-                    raise UserError(f"{path} is not as the benchmark leaves it: {row}") from error
+                key, round_ = (PEERS[row["contender"]], row["network"]), (float(row["train_s"]), float(row["acc"]))
                 found.setdefault(key, []).append(round_)
+        except (csv.Error, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is not as the benchmark leaves it: {error!r}") from error
     return [Peer(*key, *zip(*rounds, strict=True)) for key, rounds in found.items()]

@@ -114,7 +114,8 @@ def limits_of(result: Result) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for part, size in (("train", data.get("batch_size", 1)), ("val", data.get("eval_batch_size", 1))):
         limit, images = trainer.get(f"limit_{part}_batches"), result.data.get(part, 0)
-        some = limit < 1 if isinstance(limit, float) else limit is not None and limit < ceil(images / size)
+        batches = ceil((images or 0) / size) if isinstance(size, int) and size > 0 else 0
+        some = limit < 1 if isinstance(limit, float) else limit is not None and limit < batches
         if images and some:
             found[f"limit_{part}_batches"] = "" if part == "train" else limit
     if _cut_test(result):
@@ -160,11 +161,11 @@ def _most_frequent(results: Sequence[Result]) -> tuple[str | None, float | None]
     for result in results:
         data, chosen = result.data, _one_vs_rest(result)
         counts = data.get("test_counts")
-        if counts is None and (counts := COUNTS.get(data["digest"])) is not None and chosen is not None:
+        if counts is None and (counts := COUNTS.get(data["digest"])) and chosen is not None and chosen < len(counts):
             counts = (sum(counts) - counts[chosen], counts[chosen])
         if counts is not None and sum(counts) == result.test["n"]:
             names = data.get("classes") or range(len(counts))
-            most = [str(name) for name, count in zip(names, counts, strict=True) if count == max(counts)]
+            most = [str(name) for name, count in zip(names, counts, strict=False) if count == max(counts)]
             return most[0] if len(most) == 1 else None, max(counts) / sum(counts)
     return None, None
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_lab.environment import own_modules
 from mnist_lab.errors import UserError
-from mnist_lab.files import ASKED, sync_folder, write_whole
+from mnist_lab.files import ASKED, read_json, sync_folder, write_whole
+from mnist_lab.schema import SWEEP, mismatch
 from mnist_lab.targets import with_current_names
 from mnist_lab.trust import is_sealed, seal, trusts
 
@@ -37,12 +38,12 @@ def load_asked(folder: Path) -> dict[str, Any]:
         UserError: it is no sweep's folder, or the file is damaged.
     """
     try:
-        asked = json.loads((folder / ASKED).read_text(encoding="utf-8"))
-        if not {"argv", "storage", "study", "directions", "objectives", "config", "code"} <= asked.keys():
-            raise ValueError("fields are missing")
+        asked = read_json(folder / ASKED)
+        if (wrong := mismatch(asked, SWEEP)) is not None:
+            raise ValueError(wrong)
     except FileNotFoundError:
         raise UserError(f"{folder} is no sweep: it has no {ASKED}") from None
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise UserError(f"{folder / ASKED} is damaged: {error}") from error
     found: dict[str, Any] = with_current_names(asked)
     return found

@@ -24,8 +24,9 @@ from rich import get_console
 
 from mnist_lab.environment import cores
 from mnist_lab.errors import UserError
-from mnist_lab.files import disk_fault, folder_lock
+from mnist_lab.files import disk_fault, folder_lock, read_text
 from mnist_lab.result import Result
+from mnist_lab.run_folder import parse_config
 from mnist_lab.sweep.groups import changes, is_seed, matters
 from mnist_lab.sweep.optuna_adapter import report_value, set_attr, set_state
 from mnist_lab.sweep.study import (
@@ -123,8 +124,8 @@ def discard_stale_trial(run_dir: Path, cfg: DictConfig) -> None:
     if not path.exists():
         return
     try:
-        before: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError):
+        before = parse_config(read_text(path))
+    except (yaml.YAMLError, OmegaConfBaseException, UserError, ValueError, OSError):
         before = {}
     now: Any = OmegaConf.to_container(cfg)
     if any(matters(key) or is_seed(key) for key in changes(before, now)):

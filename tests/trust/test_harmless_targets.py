@@ -12,7 +12,7 @@ import pytest
 from conftest import Command
 
 from mnist_lab.errors import UserError
-from mnist_lab.trust import HARMLESS, LOGGERS, NETWORKS, check_origin, is_harmless
+from mnist_lab.trust import HARMLESS, LOGGERS, NETWORKS, check_harmless, is_harmless
 
 CALLBACKS = "lightning.pytorch.callbacks."
 SCHEDULES = "torch.optim.lr_scheduler."
@@ -22,7 +22,7 @@ def check(config: Any, tmp_path: Path) -> None:
     """Checks a config that this user has not sealed."""
     path = tmp_path / "config.yaml"
     path.write_text("name: x\n")
-    check_origin(path, config, sealed=None)
+    check_harmless(path, config)
 
 
 @pytest.mark.parametrize(

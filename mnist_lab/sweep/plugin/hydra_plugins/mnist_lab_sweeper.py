@@ -319,11 +319,13 @@ class StudySweeper(Sweeper):
         if is_sweep(folder):
             before = load_asked(folder)
             own = is_own(before)
-            if self.options["sampler"] == "cmaes" and not own:  # Optuna keeps a pickle of it in the study
-                raise UserError(
-                    f"{folder} was not started here, and its study could run code of whoever did: with sweep=cmaes it "
-                    "is unpickled. If you trust it: MNIST_LAB_TRUST=sweep"
-                )
+            danger = None
+            if self.options["sampler"] == "cmaes":
+                danger = "its study could run code of whoever did: with sweep=cmaes it is unpickled"
+            elif self.options["storage"] is not None:
+                danger = f"its study lies elsewhere, sweep.storage={self.options['storage']}"
+            if danger and not own:
+                raise UserError(f"{folder} was not started here, and {danger}. If you trust it: MNIST_LAB_TRUST=sweep")
             changed = [
                 line
                 for part in ("config", "others", "code", "objectives", "directions", "axes", "storage")
