@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from conftest import ROOT, in_memory
+from conftest import ROOT
 
 FOLDERS = ("conf", "mnist_lab", "tests")
 DOCUMENTS = [ROOT / "README.md", *(path for name in FOLDERS for path in sorted((ROOT / name).rglob("README.md")))]
@@ -38,28 +38,23 @@ def words_of(line: str) -> list[str]:
 def write_examples(folder: Path) -> None:
     """Write what the documents have their reader make before the commands that need it."""
     import numpy as np
-    from PIL import Image
-
-    from mnist_lab.data import mnist_5k
+    from PIL import Image, ImageDraw
 
     (python,) = (code for code in blocks("python", CONF) if "class Net" in code)
-    photos = (
-        "class Photos(torch.utils.data.Dataset):\n    pass\n"  # which mnist_lab/data/README.md leaves to its reader
-    )
+    photos = "class Photos(torch.utils.data.Dataset):\n    pass\n"  # which mnist_lab/data/README.md leaves to its reader
     (folder / "own.py").write_text(f"{python}\n\n{photos}")
     for config in blocks("yaml"):
         if (named := re.search(r"^# (my_conf/.*)$", config, flags=re.MULTILINE)) is not None:
             (folder / named[1]).parent.mkdir(parents=True, exist_ok=True)
             (folder / named[1]).write_text(config)
-    found = mnist_5k()
-    images, labels = in_memory(found.test_images)[found.test_labels < 3], found.test_labels[found.test_labels < 3]
-    parts = {"images": images.numpy(), "labels": labels.numpy()}
-    np.savez(folder / "letters.npz", **{f"{part}_{key}": parts[key] for part in ("train", "test") for key in parts})  # type: ignore[arg-type]
+    images, labels = np.random.default_rng(0).integers(0, 256, (300, 1, 28, 28), np.uint8), np.arange(300) % 3
+    np.savez(folder / "letters", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     for name in ("cat", "dog"):
         (folder / "photos" / name).mkdir(parents=True)
         for n in range(10):
             Image.new("RGB", (50, 40), (n, 0, 0)).save(folder / "photos" / name / f"{n}.jpg")
-    digit = Image.fromarray(in_memory(found.test_images)[0, 0].numpy()).resize((200, 200))
+    digit = Image.new("L", (200, 200), 255)
+    ImageDraw.Draw(digit).line([(60, 40), (140, 40), (90, 170)], fill=0, width=16)  # a seven
     digit.save(folder / "digit.png")
     (folder / "scans").mkdir()
     digit.save(folder / "scans/first.png")
