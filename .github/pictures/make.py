@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -244,8 +244,9 @@ def down_to(page: Page, element: str) -> Any:
 
 
 def save(png: bytes, name: str) -> None:
-    """Write a photograph as WebP."""
-    Image.open(io.BytesIO(png)).convert("RGB").save(HERE / f"{name}.webp", quality=82, method=6)
+    """Write a photograph as WebP, with a border that sets it off from a white page."""
+    framed = ImageOps.expand(Image.open(io.BytesIO(png)).convert("RGB"), border=SHARP, fill="#d0d7de")
+    framed.save(HERE / f"{name}.webp", quality=82, method=6)
 
 
 PICTURES: dict[str, Callable[[Path], None]] = {
