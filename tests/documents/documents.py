@@ -41,9 +41,7 @@ def write_examples(folder: Path) -> None:
     from PIL import Image, ImageDraw
 
     (python,) = (code for code in blocks("python", CONF) if "class Net" in code)
-    photos = (
-        "class Photos(torch.utils.data.Dataset):\n    pass\n"  # left to the reader of mnist_lab/data
-    )
+    photos = "class Photos(torch.utils.data.Dataset):\n    pass\n"  # left to the reader of mnist_lab/data
     (folder / "own.py").write_text(f"{python}\n\n{photos}")
     for config in blocks("yaml"):
         if (named := re.search(r"^# (my_conf/.*)$", config, flags=re.MULTILINE)) is not None:

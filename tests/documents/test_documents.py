@@ -55,6 +55,8 @@ def test_files_and_names_in_the_text_exist(name: str) -> None:
         if re.fullmatch(r"[\w./-]+\.(py|ya?ml|md|toml|svg|webp)", span) and not YOURS.search(span):
             places = [(ROOT / name).parent, ROOT, ROOT / "mnist_lab", CONF_DIR, ROOT / "tests"]
             assert any((place / span).exists() for place in places), span
+        if re.match(r"(conf|mnist_lab|tests)/", span) and "*" not in span:
+            assert (ROOT / span).exists(), span
         if re.fullmatch(r"mnist_lab(\.\w+)+", span):
             module, _, attribute = span.replace(".", "/").rpartition("/")
             there = any((ROOT / f"{span.replace('.', '/')}{end}").exists() for end in (".py", "/__init__.py"))
