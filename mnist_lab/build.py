@@ -53,17 +53,23 @@ def build(cfg: DictConfig, section: str) -> Any:
 def build_data(cfg: DictConfig) -> L.LightningDataModule:
     """Make the LightningDataModule that `data` describes.
 
-    Keys that `conf/` gives every data set, such as `root`, are passed to a class of one's own only if it takes them.
+    Keys that `conf/` gives every data set, such as `root`, are passed to a class of one's own only if it takes them; to
+    one made of `ImageDataModule` all but those that are null.
 
     Raises:
         UserError: it can't be made, or is something else.
     """
     target = _object(cfg, "data")
     section = cfg
-    if not (isinstance(target, type) and issubclass(target, ImageDataModule)):
+    if target is not ImageDataModule:
         taken, ours = parameters_of(target), inspect.signature(ImageDataModule).parameters
+        made_of_ours = isinstance(target, type) and issubclass(target, ImageDataModule)
         section = cfg.copy()
-        section.data = {key: value for key, value in cfg.data.items() if key in taken or key not in ours}
+        section.data = {
+            key: value
+            for key, value in cfg.data.items()
+            if key in taken or key not in ours or (made_of_ours and value is not None)
+        }
     built = build(section, "data")
     if not isinstance(built, L.LightningDataModule):
         raise UserError(f"data: {cfg.data._target_} is no LightningDataModule, nor a class made of it")

@@ -1,17 +1,21 @@
 """A class of PyTorch's, torchvision's or one's own takes the place of a config's by one word, and works as it is."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import Command, result_in
+from PIL import Image
 
 import mnist_lab
 from mnist_lab.build import build_data
 from mnist_lab.composing import compose_config, run_config
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
+from mnist_lab.show.export import export
+from mnist_lab.show.predict import predict
 
 WORDS = ["data=mnist_5k", "data.train_size=200", "data.val_size=100", "trainer.max_epochs=1", "logger=none"]
 RESNET = ["model._target_=torchvision.models.resnet18", "data.resize=[32,32]", "data.channels=3"]
@@ -67,6 +71,11 @@ def test_a_network_of_torchvisions_takes_resized_images_in_colour(tmp_path: Path
     assert run.result.model["target"] == "torchvision.models.resnet18"
     assert run.shape == (3, 32, 32)
     assert run.predict(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 10)
+    Image.fromarray(np.tile(np.array([0, 255, 0], np.uint8).repeat(20), (60, 1))).save(tmp_path / "one.png")
+    predict([f"run={run.run_dir}", f"images={tmp_path / 'one.png'}"])
+    export([f"run={run.run_dir}", "format=torch_export"])
+    (exported,) = (run.run_dir / "export").glob("*.pt2")
+    assert torch.export.load(exported).module()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 10)
 
 
 @pytest.mark.parametrize(
@@ -133,3 +142,36 @@ def test_words_of_other_frameworks_are_answered_with_ours(words: str, here: str)
     with pytest.raises(UserError) as raised:
         compose_config(words.split())
     assert here in str(raised.value)
+
+
+class Early(ImageDataModule):
+    """Written before there were `resize` and `channels`: its arguments are a list of its own."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        source: Any,
+        root: str,
+        shape: Any,
+        num_classes: int,
+        batch_size: int,
+        eval_batch_size: int,
+        val: str,
+        val_size: int,
+        train_size: int,
+        loader: str,
+        workers: int,
+        scale: str,
+        split_seed: int,
+        order_seed: int,
+        augment_seed: int,
+    ) -> None:
+        super().__init__(name, source, root, shape, num_classes, batch_size, val=val, val_size=val_size)
+
+
+def test_a_data_module_made_of_ours_gets_no_null_that_it_does_not_take() -> None:
+    cfg = compose_config([*WORDS, "data.train_size=100", f"data._target_={__name__}.Early"])
+    assert isinstance(build_data(run_config(cfg)), Early)
+    with pytest.raises(UserError, match="resize"):
+        build_data(run_config(compose_config([*WORDS, f"data._target_={__name__}.Early", "data.resize=14"])))
