@@ -79,6 +79,19 @@ def cnn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "cnn", train) / "run"
 
 
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished sweep of four trials: two rates, two seeds."""
+
+    def train(folder: Path) -> None:
+        words = ["-m", *QUICK, "data.batch_size=30", "trainer.max_epochs=2", "optimizer.lr=0.01,0.1", "seed=0,1"]
+        done = warm.lab([*words, "hydra.sweep.dir=s"], folder)
+        assert done.returncode == 0, done.stderr
+        (folder / "shown.txt").write_text(done.stdout)
+
+    return made_once(tmp_path_factory, "sweep", train) / "s"
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Command:
     """Runs `python -m mnist_lab WORDS` in an empty folder, without a terminal.

@@ -1,0 +1,191 @@
+"""A trial that fails, is killed or can't run is recorded with its reason, and the other trials go on."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command
+from filelock import FileLock
+from sweeps import SMALL, STOP, STOPPING, states, wait_for
+
+from mnist_lab.sweep.study import open_study
+from mnist_lab.sweep.trial import take_gpu
+
+FAILING = """
+import os
+from mnist_lab.models import MLP
+
+
+class Net(MLP):
+    '''Fails where a file says so, once or always.'''
+
+    def __init__(self, *args, breaks, **kwargs):
+        super().__init__(*args, **kwargs)
+        with open(os.environ["ATTEMPTS"], "a") as file:
+            file.write(f"{breaks}\\n")
+        if breaks == "always" or (breaks == "once" and open(os.environ["ATTEMPTS"]).read().count("once") == 1):
+            raise ArithmeticError("out of luck")
+"""
+KILLING = """
+import os, signal
+from mnist_lab.models import MLP
+
+
+class Net(MLP):
+    def forward(self, images):
+        if self.training and self.layers[-1].in_features == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(images)
+"""
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """Start a command that goes on while the test looks."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mnist_lab", *words],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_a_folder_that_can_not_be_written_to_is_a_trials_reason(lab: Command, tmp_path: Path) -> None:
+    words = ["-m", "data=kmnist", "data.root=/sys/x", "model=mlp_784_32", "trainer.max_epochs=1", "seed=0,1"]
+    done = lab(*words, "hydra.sweep.dir=s")
+    assert done.returncode == 1 and done.stdout.count("/sys/x can't be written to") == 2, done.stdout
+    assert "was killed" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_failing_trial_is_tried_again_and_then_recorded_with_its_error(lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(FAILING)
+    done = lab(
+        "-m", *SMALL, "model._target_=own.Net", "+model.breaks=never,always,once", "hydra.sweep.dir=s",
+        PYTHONPATH=str(tmp_path), ATTEMPTS=str(tmp_path / "attempts"),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert states(tmp_path / "s") == {0: "COMPLETE", 1: "FAIL", 2: "COMPLETE"}
+    assert (tmp_path / "attempts").read_text().split() == ["never", "always", "always", "once", "once"]
+    failed = open_study(tmp_path / "s").get_trials()[1]
+    assert "out of luck" in failed.user_attrs["error"] and "own.py" in failed.user_attrs["traceback"]
+    assert "out of luck" in done.stdout
+
+
+def test_a_sweep_gives_up_after_max_failures(lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(FAILING)
+    done = lab(
+        "-m", *SMALL, "model._target_=own.Net", "+model.breaks=always", "seed=range(0,5)", "hydra.sweep.dir=t",
+        "sweep.max_failures=2", "sweep.retries=0",
+        PYTHONPATH=str(tmp_path), ATTEMPTS=str(tmp_path / "attempts"),
+    )  # fmt: skip
+    assert done.returncode == 1 and list(states(tmp_path / "t").values()).count("FAIL") == 2
+
+
+@pytest.mark.parametrize(("visible", "taken"), [(None, "1"), ("4,6", "6")])
+def test_each_process_takes_a_gpu_that_no_other_has(
+    visible: str | None, taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    take_gpu.cache_clear()
+    with FileLock(tmp_path / ".gpu0"):  # of another process
+        lock = take_gpu(tmp_path)
+        assert lock is not None and os.environ["CUDA_VISIBLE_DEVICES"] == taken
+        take_gpu.cache_clear()
+        assert take_gpu(tmp_path) is None, "both are taken"
+        lock.release()
+
+
+@pytest.mark.parametrize(
+    "words, why",
+    [
+        (["model.num_classes=10,5"], "for two images it gives [2, 5], where [2, 10] is needed"),
+        (["model=neuron", "model.digit=3,12"], "model.digit=12 is not allowed: mnist_5k has the classes 0 to 9"),
+    ],
+)
+def test_a_trial_that_cannot_run_says_why_and_is_not_tried_again(
+    words: list[str], why: str, lab: Command, tmp_path: Path
+) -> None:
+    done = lab("-m", *SMALL, *words, "hydra.sweep.dir=s")
+    assert done.returncode == 1 and why in done.stdout
+    assert states(tmp_path / "s") == {0: "COMPLETE", 1: "FAIL"}
+    assert open_study(tmp_path / "s").get_trials()[1].user_attrs["failures"] == 1
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_its_trial_one_attempt_and_no_other_trial(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["-m", *SMALL, "seed=range(0,3)", "trainer.max_epochs=60", "sweep.retries=2", "hydra.sweep.dir=s"]
+    process = start(tmp_path, *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    wait_for(lambda: (tmp_path / "s/2/history.csv").exists())
+    os.kill(int((tmp_path / "s/2/.holder").read_text().split()[1]), signal.SIGKILL)
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    assert states(tmp_path / "s") == dict.fromkeys(range(3), "COMPLETE")
+
+
+@pytest.mark.slow
+def test_a_trial_that_kills_its_worker_fails_and_no_other_does(lab: Command, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    (tmp_path / "own.py").write_text(KILLING)
+    words = ["-m", *SMALL, "model=mlp", "model._target_=own.Net", "model.hidden=16,13,32", "sweep.retries=0"]
+    done = lab(*words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=s")
+    assert done.returncode == 1 and "trial 1   model.hidden=13   failed   its process was killed" in done.stdout
+    assert states(tmp_path / "s") == {0: "COMPLETE", 1: "FAIL", 2: "COMPLETE"}
+
+
+@pytest.mark.slow
+def test_a_trial_that_kills_the_whole_sweep_holds_up_no_other(lab: Command, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(KILLING)
+    words = ["-m", *SMALL, "model=mlp", "model._target_=own.Net", "model.hidden=13,16", "hydra.sweep.dir=s"]
+    assert lab(*words).returncode == -signal.SIGKILL
+    assert states(tmp_path / "s") == {0: "RUNNING", 1: "WAITING"}
+    assert lab("resume", "s").returncode == -signal.SIGKILL
+    assert states(tmp_path / "s") == {0: "RUNNING", 1: "COMPLETE"}
+
+
+@pytest.mark.slow
+def test_sigterm_to_a_sweep_of_several_processes_prints_the_command_that_resumes_it(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["-m", *SMALL, "trainer.max_epochs=2000", "seed=0,1", "hydra.sweep.dir=s"]
+    process = start(tmp_path, *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    wait_for(lambda: (tmp_path / "s/0/history.csv").exists())
+    process.terminate()
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 143 and "To go on: python -m mnist_lab resume s" in said, said
+
+
+@pytest.mark.slow
+def test_resume_waits_for_trials_that_outlive_a_killed_sweep(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["-m", *SMALL, "trainer.max_epochs=200", "seed=0,1", "sweep.retries=0"]
+    process = start(tmp_path, *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=s")
+    wait_for(lambda: all((tmp_path / f"s/{n}/history.csv").exists() for n in (0, 1)))
+    holders = [(tmp_path / f"s/{n}/.holder").read_text() for n in (0, 1)]
+    process.kill()
+    process.wait()
+    again = start(tmp_path, "resume", "s")
+    said = again.communicate()[0]
+    os.killpg(process.pid, signal.SIGKILL)  # the workers, which wait for more
+    assert again.returncode == 0, said
+    assert states(tmp_path / "s") == dict.fromkeys(range(2), "COMPLETE")
+    assert [(tmp_path / f"s/{n}/.holder").read_text() for n in (0, 1)] == holders, "none began again"
+
+
+@pytest.mark.slow
+def test_the_command_that_resumes_a_sweep_can_be_pasted_whatever_its_folder_is_called(
+    lab: Command, tmp_path: Path
+) -> None:
+    words = ["-m", *SMALL, "model.num_classes=5,10", "sweep.max_failures=1", "hydra.sweep.dir='my sweep'"]
+    given_up = lab(*words)
+    assert "1 of 2 trials are left. To go on: python -m mnist_lab resume 'my sweep'" in given_up.stdout
+    assert "python -m mnist_lab resume 'my sweep'" in lab(*words).stderr
+    (tmp_path / "my sweep/0/config.yaml").touch()
+    assert "goes on as a whole: resume 'my sweep'" in lab("resume", "my sweep/0").stderr
+    (tmp_path / "own.py").write_text(STOPPING)
+    assert lab("-m", *SMALL, STOP, "seed=0", "hydra.sweep.dir='his sweep'", STOP=str(int(signal.SIGINT))).returncode
+    assert "To go on: python -m mnist_lab resume 'his sweep'\n" in (tmp_path / "his sweep/0/run.log").read_text()
