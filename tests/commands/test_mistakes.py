@@ -74,6 +74,7 @@ MISTAKES = {
     "optimizer.lr='0.003'": "As it stands it is a text: ${oc.decode:...}",
     "model=mlp explore": "the verb comes first, python -m mnist_lab explore",
     "trainer.max_steps=0": "1 or more, or -1",
+    "trainer.speed=1": "trainer.speed: there is no such option",
     "~test_checkpoint": "test_checkpoint can't be left out: set it, test_checkpoint=VALUE",
     "~model.dropuot": "model.dropuot: there is no such option. Did you mean model.dropout?",
     "~trainer.strategy": "trainer.strategy can't be left out",
@@ -239,7 +240,6 @@ NEEDS_TORCH = {
     ),
     "data=mnist_5k loss._target_=torch.nn.MSELoss ~loss.label_smoothing": "can't be used on logits and labels",
     "data=mnist_5k data.val=random trainer.limit_val_batches=0.1": "limit_val_batches",
-    "data=mnist_5k trainer.speed=1": "no such argument",
     "data=mnist_5k model._target_=nowhere.Net": "No module named 'nowhere'",
 }
 
