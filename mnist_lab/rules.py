@@ -178,7 +178,7 @@ RULES: dict[str, Rule] = {
     "data.train_size": share.or_null(),
     "data.scale": one_of("unit", "standard", "none"),
     "data.loader": one_of("memory", "workers"),
-    "data.workers": _integer(0),
+    "data.workers": _integer(0, 128),
     "data.augment.shift": not_negative,
     "data.augment.rotate": Rule("a number of degrees, 0 to 180", lambda v: _is_number(v) and 0 <= v <= 180),
     "data.augment.scale": below_one,

@@ -41,12 +41,15 @@ class Limits:
         pauses: seconds to wait before each new attempt at the mirrors whose failure may be temporary. They start again
             from the first whenever a MiB has arrived.
         largest: most bytes of an archive, and of a file unpacked from one. EMNIST's archive, the largest, has 0.56 GB.
+        longest: seconds that an attempt may take, and after which there is no further one. The next command goes on
+            with what has arrived.
     """
 
     patience: float = 10.0
     slowest: float = 1000.0
     pauses: Sequence[float] = (1.0, 3.0, 9.0)
     largest: int = 2**30
+    longest: float = 3600.0
 
 
 def fetch(name: str, archives: Sequence[Archive], root: Path, download: bool, limits: Limits | None = None) -> None:
@@ -158,7 +161,7 @@ def _download(archive: Archive, name: str, root: Path, failing: set[str], limits
     part = archive.path.with_name(f"{archive.path.name}.part")
     reasons: dict[str, str] = {}
     urls = sorted(_addresses(archive, root), key=lambda url: url.rpartition("/")[0] in failing)
-    pauses = list(limits.pauses)
+    pauses, end = list(limits.pauses), time.monotonic() + limits.longest
     while urls:
         before, again = _size(part), []
         for url in urls:
@@ -177,7 +180,7 @@ def _download(archive: Archive, name: str, root: Path, failing: set[str], limits
                 return
         if _size(part) - before >= 2**20:
             pauses = list(limits.pauses)
-        urls = again if pauses else []
+        urls = again if pauses and time.monotonic() < end else []
         if urls:
             time.sleep(pauses.pop(0))
     reason = "; ".join(f"{mirror}/: {reason}" for mirror, reason in reasons.items())
@@ -250,6 +253,8 @@ def _keep(arriving: Iterator[bytes], part: Path, start: int, total: int | None, 
             if size > limits.largest:
                 file.truncate(0)
                 raise _FailedError(f"it has more than {limits.largest:,} bytes", may_pass=False)
+            if now - began > limits.longest:
+                raise _FailedError(f"sent only {size - start:,} bytes in {now - began:.0f} s", may_pass=False)
             if now - since >= limits.patience:
                 if lately < limits.slowest * (now - since):
                     raise _FailedError(f"sent only {lately:,} bytes in {now - since:.0f} s", may_pass=True)

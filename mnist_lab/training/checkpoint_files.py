@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from mnist_lab.errors import UserError
+from mnist_lab.errors import UserError, brief
 from mnist_lab.files import sync_folder
 from mnist_lab.processes import is_helper_process
 from mnist_lab.terminal import relative
@@ -49,10 +49,10 @@ class WholeFiles(TorchCheckpointIO):
             try:
                 read(file)
             except pickle.UnpicklingError as error:
-                kind = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
+                held = f", for they would hold {code}" if (code := _code(error)) else ""
                 raise UserError(
-                    f"checkpoints could not be read again{f', for they would hold {kind[1]}' if kind else ''}: the "
-                    "state_dict of a callback may have numbers, texts, tensors, and lists and dicts of them"
+                    f"checkpoints could not be read again{held}: the state_dict of a callback may have numbers, texts, "
+                    "tensors, and lists and dicts of them"
                 ) from error
             self._read_back = True
 
@@ -94,13 +94,24 @@ def read(path: Path) -> dict[str, Any]:
     return saved
 
 
+def _code(error: Exception) -> str | None:
+    """Return the name of the class or function that a checkpoint holds and PyTorch has refused; None: none."""
+    found = re.search(r"(?:GLOBAL|global):? (?:GLOBAL )?([^\s,]+)", str(error))
+    return found[1] if found and isinstance(error, pickle.UnpicklingError) else None
+
+
 def damage(path: Path) -> str | None:
     """Return what is wrong with a checkpoint's file; None where nothing is.
 
-    Every part of a checkpoint carries a CRC-32, which PyTorch writes and doesn't look at.
+    Every part of a checkpoint carries a CRC-32, which PyTorch writes and doesn't look at. No part is compressed or lies
+    in another: they take no more memory than the file has bytes.
     """
     try:
         with zipfile.ZipFile(path) as parts:
+            found = parts.infolist()
+            stored = all(part.compress_type == zipfile.ZIP_STORED for part in found)
+            if not stored or sum(part.file_size for part in found) > path.stat().st_size:
+                return "its parts are compressed, and could fill the memory"
             return parts.testzip()
     except Exception as error:  # a bit more or less in a header makes zipfile raise whatever reads what follows it
         return str(error) or type(error).__name__
@@ -159,7 +170,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if not isinstance(saved["state_dict"], dict):
             raise TypeError("its state_dict is none")
     except Exception as error:  # torch raises what its unpickler and its zip reader raise
-        why = " ".join(str(error).split())[:300] or type(error).__name__
+        code = _code(error)
+        why = f"it holds code, {code}, which was not run" if code else brief(error)
         raise UserError(f"{path} can't be read as a checkpoint: {why}") from error
     return saved
 

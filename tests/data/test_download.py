@@ -225,6 +225,13 @@ def test_a_mirror_that_fails_makes_the_next_be_tried_and_else_is_named_with_the_
         assert not (tmp_path / "one").exists()
 
 
+def test_a_mirror_that_never_ends_is_given_up(tmp_path: Path) -> None:
+    limits = Limits(patience=5, longest=0.5)
+    with Mirror(PACKED, drip) as slow, pytest.raises(DataUnavailableError, match=r"sent only \d+ bytes in [01] s"):
+        fetch("set", [archive(tmp_path, slow.url)], tmp_path, True, limits)
+    assert len(slow.asked) == 1
+
+
 def test_every_mirror_is_named_where_all_fail(tmp_path: Path) -> None:
     nobody = "http://127.0.0.1:9/a.gz"
     with Mirror(PACKED, status(404)) as one, Mirror(PACKED, tampered) as two, pytest.raises(DataUnavailableError) as e:

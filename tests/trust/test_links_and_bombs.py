@@ -1,11 +1,14 @@
 """Folders that somebody else has made may hold links, pipes and texts that fill the memory: no verb follows them."""
 
+import copy
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, Command
 
@@ -14,6 +17,7 @@ from mnist_lab.result import Result
 from mnist_lab.resume import resume
 from mnist_lab.run_folder import load_config
 from mnist_lab.sweep.study import load_asked
+from mnist_lab.training.checkpoint_files import read_checkpoint
 
 
 @pytest.fixture
@@ -75,6 +79,43 @@ def test_a_config_that_grows_in_memory_is_not_read(text: str, why: str, run: Pat
     (run / "config.yaml").write_text(text + (run / "config.yaml").read_text())
     with pytest.raises(UserError, match=why):
         load_config(run, [])
+
+
+def test_a_compressed_checkpoint_is_not_read(run: Path, tmp_path: Path) -> None:
+    path, bomb = run / "checkpoints/last.ckpt", tmp_path / "bomb.ckpt"
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    assert "state_dict" in read_checkpoint(path)
+    with pytest.raises(UserError, match="its parts are compressed"):
+        read_checkpoint(bomb)
+
+
+def test_parts_that_lie_in_one_another_are_not_read(run: Path, tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.ckpt"
+    with zipfile.ZipFile(bomb, "w") as packed:
+        packed.writestr("a", bytes(10_000))
+        first = packed.infolist()[0]
+        for name in "bcd":
+            packed.filelist.append(copy.copy(first))
+            packed.filelist[-1].filename = name
+    with pytest.raises(UserError, match="could fill the memory"):
+        read_checkpoint(bomb)
+
+
+def test_code_in_a_checkpoint_is_named_and_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "x": print}, tmp_path / "x.ckpt")
+    with pytest.raises(
+        UserError, match=r"x\.ckpt can't be read as a checkpoint: it holds code, print, which was not run"
+    ):
+        read_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_workers_are_bounded(run: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"data\.workers=100000 is not allowed: it must be a whole number from 0 to 128"
+    ):
+        load_config(run, ["data.workers=100000"])
 
 
 def test_a_name_has_no_control_characters(run: Path) -> None:
