@@ -28,6 +28,7 @@ def test_the_table_is_what_its_runs_found(lab: Command, tmp_path: Path) -> None:
     assert "| a1_neuron | output | 0.9525741268224334 |  | 0.9525741268224334 | 2 |" in table
 
 
+@pytest.mark.slow
 def test_finished_runs_are_not_run_again_where_their_data_is_elsewhere_now(lab: Command, tmp_path: Path) -> None:
     words = ("articles", "experiments=d_mlp_512", *SHORT)
     assert lab(*words).returncode == 0
@@ -40,6 +41,7 @@ def test_finished_runs_are_not_run_again_where_their_data_is_elsewhere_now(lab: 
     assert [path.stat().st_mtime_ns for path in paths] == before
 
 
+@pytest.mark.slow
 def test_a_run_of_another_config_is_never_taken_away_nor_put_into_the_table(lab: Command, tmp_path: Path) -> None:
     words = ("articles", "experiments=d_mlp_512", "data=mnist_5k", "trainer=debug")
     assert lab(*words, "seeds=1").returncode == 0
@@ -61,6 +63,7 @@ def test_a_run_of_another_config_is_never_taken_away_nor_put_into_the_table(lab:
     assert f"| {100 * result.test['acc']:.2f} % | 1 |" in (tmp_path / "other/table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_unless_another_process_works_on_it(lab: Command, tmp_path: Path) -> None:
     words = ("articles", "experiments=d_mlp_512", *SHORT)
     assert lab(*words).returncode == 0
@@ -82,6 +85,7 @@ def test_their_folder_may_have_any_name(lab: Command, tmp_path: Path) -> None:
     assert (tmp_path / "it's, mine/table.md").exists()
 
 
+@pytest.mark.slow
 def test_curves_of_seeds_that_stopped_early_are_compared_as_far_as_all_go(lab: Command, tmp_path: Path) -> None:
     words = ["data=mnist_5k", "data.fallback=null", "data.train_size=300", "optimizer.lr=0.02", "trainer.max_epochs=9"]
     words += ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "data.val=random", "data.val_size=500"]

@@ -378,6 +378,7 @@ def fetching(folder: Path, url: str, processes: int = 1) -> subprocess.Popen[byt
     return subprocess.Popen(words, cwd=folder)
 
 
+@pytest.mark.slow
 def test_of_ten_processes_one_downloads_and_the_others_wait(tmp_path: Path) -> None:
     def when_all_wait(request: Request, content: bytes) -> None:
         for _ in range(100):
@@ -395,6 +396,7 @@ def test_of_ten_processes_one_downloads_and_the_others_wait(tmp_path: Path) -> N
     assert sorted(p.name for p in (tmp_path / "data/Set/raw").iterdir()) == ["a", "a.gz"]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_in_the_middle_leaves_the_next_one_the_rest(tmp_path: Path) -> None:
     def half(request: Request, content: bytes) -> None:
         request.answer(200, len(content))
@@ -527,6 +529,7 @@ def load(root, download, url, md5):
 """
 
 
+@pytest.mark.slow
 def test_a_source_of_your_own_downloads_as_well(tmp_path: Path, lab: Command) -> None:
     (tmp_path / "own.py").write_text(OWN)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
@@ -556,6 +559,7 @@ def test_what_is_not_as_published_is_an_error_of_the_command_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published archives of MNIST are not in MNIST_LAB_DATA/mirror")
 def test_mnist_as_it_is_published_is_downloaded_and_trained_on(tmp_path: Path, lab: Command) -> None:
     files = {path.name: path.read_bytes() for path in PUBLISHED.iterdir()}

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 from conftest import OFFLINE, Command, needs_mnist, result_in
 
 from mnist_lab.data import ImageDataModule, mnist_5k
@@ -52,6 +53,7 @@ def test_incomplete_files_are_an_error_that_names_what_is_missing(lab: Command, 
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_testing_again_never_changes_the_data(lab: Command, tmp_path: Path) -> None:
     """A run of the data that stands in is tested on that; a run of other data never on what stands in."""
     offline = {"MNIST_LAB_DATA": str(tmp_path / "data"), **OFFLINE}
@@ -79,6 +81,7 @@ def test_a_damaged_archive_is_named(lab: Command, tmp_path: Path) -> None:
     assert "train-images-idx3-ubyte.gz, the download of mnist, is damaged or incomplete" in done.stderr
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_going_on_never_changes_the_data_either(lab: Command, tmp_path: Path) -> None:
     offline = {"MNIST_LAB_DATA": str(tmp_path / "data"), **OFFLINE}

@@ -120,6 +120,7 @@ def worth(path: Path) -> bool:
     return path.suffix in (".ckpt", ".yaml", ".json", ".csv", ".journal") or "events" in path.name
 
 
+@pytest.mark.slow
 def test_ten_damages(whole: Path, tmp_path: Path) -> None:
     chance, known = random.Random(1), {}  # type: ignore[var-annotated]
     for _ in range(10):

@@ -114,11 +114,13 @@ def fills(disk: Disk, kilobytes: int, words: list[str], whole: Path) -> bool:
     return full
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [8, 40, 300, 760, 820])
 def test_a_run_goes_on_when_there_is_room(kilobytes: int, disk: Disk, whole: Path) -> None:
     fills(disk, kilobytes, RUN, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [60, 700])
 def test_a_sweep_goes_on_when_there_is_room(kilobytes: int, disk: Disk, whole: Path) -> None:
     fills(disk, kilobytes, SWEEP, whole)
@@ -133,6 +135,7 @@ def test_at_any_moment(name: str, words: list[str], most: int, disk: Disk, whole
         tally.count("disks filled", fills(disk, 4 * chance.randint(1, most // 4), words, whole))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_read_only_is_told(disk: Disk, whole: Path) -> None:
     shutil.copytree(whole, disk.folder, dirs_exist_ok=True)
     disk.read_only()

@@ -100,6 +100,7 @@ def undisturbed(recipe: str, cwd: Path) -> tuple[dict[str, dict[str, Any]], floa
     return finds(cwd / "whole"), time.monotonic() - before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["adam", "best", "sweep"])
 def test_twice_killed(recipe: str, tmp_path: Path) -> None:
     expected, seconds = undisturbed(recipe, tmp_path)

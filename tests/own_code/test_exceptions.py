@@ -234,6 +234,7 @@ def test_a_network_that_gives_its_logits_among_others_trains_to_the_same_numbers
     assert plain.predict(images).equal(other.predict(images))
 
 
+@pytest.mark.slow
 def test_it_is_exported_as_what_it_computes(own: Path, lab: Command) -> None:
     assert lab(*net("Dictionary"), *SMALL, "hydra.run.dir=run").returncode == 0
     for kind in ("torch_export", "safetensors"):
@@ -241,6 +242,7 @@ def test_it_is_exported_as_what_it_computes(own: Path, lab: Command) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_one_image_in_the_last_batch_is_refused_where_the_network_cannot_train_on_it(own: Path, lab: Command) -> None:
     words = [word for word in SMALL if "train_size" not in word]
     done = lab(*net("Normalized"), *words, "data.train_size=201")

@@ -146,6 +146,7 @@ def test_after_a_kill_it_goes_on_to_the_same_numbers(name: str, whole: Any) -> N
     assert outcome(folder.parent / "again") == outcome(folder)
 
 
+@pytest.mark.slow
 def test_told_to_stop_within_an_epoch_of_its_loader_it_begins_the_epoch_again(whole: Any) -> None:
     folder, shown = whole("pairs")
     assert "Pairs has loaders of its own: a run that is stopped goes on from an epoch's start" in shown
@@ -158,6 +159,7 @@ def test_told_to_stop_within_an_epoch_of_its_loader_it_begins_the_epoch_again(wh
     assert outcome(folder.parent / "told") == outcome(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["autoencoder", "neighbours", "pairs"])
 def test_its_test_can_be_repeated(name: str, whole: Any) -> None:
     folder, _ = whole(name)
@@ -168,6 +170,7 @@ def test_its_test_can_be_repeated(name: str, whole: Any) -> None:
     assert done.stdout.count(shown) == 2, "measured, and recorded"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REPORTED)
 def test_its_report_shows_its_curves_and_says_what_it_can_not_show(name: str, whole: Any) -> None:
     folder, _ = whole(name)
@@ -179,6 +182,7 @@ def test_its_report_shows_its_curves_and_says_what_it_can_not_show(name: str, wh
     assert done.returncode == 0 and (folder / "report.html").read_text() == page, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "verb", ["predict run=vae images=a.png", "export run=vae", "ensemble gan contrastive", "draw run=vae"]
 )
@@ -192,6 +196,7 @@ def test_what_needs_class_probabilities_is_refused_in_a_line(verb: str, whole: A
     assert " has no network that gives class probabilities: mod" in done.stderr
 
 
+@pytest.mark.slow
 def test_runs_are_compared_by_what_they_log(whole: Any) -> None:
     folders = [whole(name)[0] for name in ("autoencoder", "gan", "vae")]
     done = warm.lab(
@@ -222,6 +227,7 @@ def test_early_stopping_follows_the_monitor(own: Command, tmp_path: Path) -> Non
     assert Result.load(tmp_path / "run").ended == {"by": "early_stopping", "epochs": 2, "steps": 8}
 
 
+@pytest.mark.slow
 def test_a_sweep_judges_by_the_monitor(own: Command, tmp_path: Path) -> None:
     done = own("-m", *words_of("vae"), "model.lr=0.00001,0.001", "logger=none", "hydra.sweep.dir=s")
     assert done.returncode == 0, done.stderr
@@ -230,6 +236,7 @@ def test_a_sweep_judges_by_the_monitor(own: Command, tmp_path: Path) -> None:
     assert [(row["metric"], row["model.lr"]) for row in rows] == [("val/elbo", "0.001"), ("val/elbo", "1e-05")]
 
 
+@pytest.mark.slow
 def test_a_hopeless_trial_is_ended_by_its_own_metric(own: Command, tmp_path: Path) -> None:
     words = ["model.lr=0.001,0.002,0.003,0.004,0.0000001", "sweep.pruner=median", "logger=none"]
     done = own("-m", *words_of("vae"), *words, "hydra.sweep.dir=s")
@@ -259,6 +266,7 @@ def test_what_loaders_of_ones_own_read_is_theirs_to_set() -> None:
         assert word.partition("=")[0] in cfg.trainer
 
 
+@pytest.mark.slow
 def test_what_it_makes_no_use_of_is_said(own: Command, tmp_path: Path) -> None:
     words = ["optimizer.lr=0.1", "loss.label_smoothing=0.1", "report=false", "logger=none", "trainer.max_epochs=1"]
     done = own(*words_of("autoencoder"), *words, "hydra.run.dir=run")
@@ -278,6 +286,7 @@ def test_their_data_and_their_module_go_together(own: Command, tmp_path: Path) -
     assert result.data["name"] == "own.Pairs" and result.test["metrics"].keys() == {"loss", "found_acc"}
 
 
+@pytest.mark.slow
 def test_load_run_gives_the_module_that_was_trained(whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = whole("autoencoder")
     spec = spec_from_file_location("own", folder.parent / "own.py")

@@ -317,6 +317,7 @@ def test_a_dataset_gives_what_it_gives_by_position() -> None:
     assert torch.equal(found.train_images[0], pil_to_tensor(colours.convert("RGB")))
 
 
+@pytest.mark.slow
 def test_a_module_that_has_changed_is_named_when_a_run_is_repeated(mine: Path, lab: Command) -> None:
     own, path = mine / "lib/own.py", str(mine / "lib")
     words = ["--config-dir", "my_conf", "model=mine", "data=stripes", "trainer.max_epochs=1", "report=false"]
@@ -351,6 +352,7 @@ def test_a_sweep_says_from_where_its_configs_can_be_read(mine: Path, lab: Comman
     assert done.returncode == 2 and f"Resume the sweep from {mine}\n" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_over_modules_of_ones_own_is_not_resumed_when_they_changed(mine: Path, lab: Command) -> None:
     (mine / "my_conf/model/wide.yaml").write_text("_target_: own.Net\nwidth: 9\n")
     words = ["--config-dir", "my_conf", "-m", "model=mine,wide", "data=stripes", "trainer.max_epochs=1"]

@@ -42,6 +42,7 @@ VERBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_works_from_any_folder_on_a_run_that_has_moved(verb: str, trained: Path) -> None:
     """The folder of the data stays where it was, and was given relative to the folder of the command."""
@@ -53,6 +54,7 @@ def test_every_verb_works_from_any_folder_on_a_run_that_has_moved(verb: str, tra
     assert "digest differs" not in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_data_that_has_moved_is_given_with_data_root(verb: str, trained: Path, lab: Command) -> None:
     (trained / "pictures").rename(trained / "moved")
@@ -112,6 +114,7 @@ def test_nothing_stands_in_for_data_that_a_run_had(tmp_path: Path, monkeypatch: 
     assert data.fallback_reason == "there was no network"
 
 
+@pytest.mark.slow
 def test_a_rerun_never_takes_other_data_in_silence(lab: Command, tmp_path: Path) -> None:
     words = ["data=mnist_5k", "model=mlp_784_32", "data.train_size=200", "data.val=none"]
     assert (done := lab(*words, *SHORT)).returncode == 0, done.stderr
@@ -127,6 +130,7 @@ def test_a_rerun_never_takes_other_data_in_silence(lab: Command, tmp_path: Path)
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_a_copied_sweeps_trial_is_a_run_like_any_other(lab: Command, tmp_path: Path) -> None:
     draw(tmp_path / "pictures")
     words = ["-m", *FOLDERS, *SHORT[:-1], "seed=0,1", "hydra.sweep.dir=sweep"]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from conftest import Command
 
 from mnist_lab.result import Result
@@ -10,6 +11,7 @@ from mnist_lab.result import Result
 WORDS = ["data=mnist_5k", "model=mlp_784_32", "augment=affine", "data.val=random", "trainer.max_epochs=2"]
 
 
+@pytest.mark.slow
 def test_the_numbers_come_back_to_the_last_digit(lab: Command, tmp_path: Path) -> None:
     assert lab(*WORDS, "hydra.run.dir=run").returncode == 0
     done = lab("rerun", "run", "dir=again")
@@ -35,6 +37,7 @@ def test_the_numbers_come_back_to_the_last_digit(lab: Command, tmp_path: Path) -
     assert "packages.torch: 1.0 → " in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_was_made_longer_says_that_no_single_command_repeats_it(lab: Command, tmp_path: Path) -> None:
     words = ["data=mnist_5k", "model=mlp_784_32", "data.train_size=500", "schedule=cosine"]
     words += ["data.batch_size=100", "report=false"]

@@ -84,6 +84,7 @@ def test_seeds_of_different_things_never_meet(seed: int, other: int, epoch: int,
     assert all(0 <= value < 2**64 for value in found)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_judges_by_the_test_set_says_so_in_each_result(lab: Command, tmp_path: Path) -> None:
     words = ["-m", "model=mlp_784_32", "data=mnist_5k", "trainer=debug", "logger=none"]
     assert lab(*words, "data.val=none", "optimizer.lr=0.01,0.1", "hydra.sweep.dir=chosen").returncode == 0

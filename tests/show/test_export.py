@@ -31,6 +31,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "absent"),
     [("onnx", ("mnist_lab", "torch", "lightning")), ("torch_export", ("mnist_lab", "lightning")), ("safetensors", ())],
@@ -63,6 +64,7 @@ def test_the_printed_lines_use_the_file(
     np.testing.assert_allclose(found, load_run(run_dir).predict(images.test_images).numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_network_can_be_written_for_colour_images_too(model: str, kind: str, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def photographed(digit: Pixels, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
 
 
+@pytest.mark.slow
 def test_photographed_digits_are_read_nearly_as_well_as_the_data_sets_own(
     trained: TrainedRun, digits: tuple[Pixels, list[int]], tmp_path: Path
 ) -> None:

@@ -189,6 +189,7 @@ def test_a_chain_of_reruns_is_one_measurement_and_the_original_counts() -> None:
         assert (group.results[0] is original) == (original in runs)
 
 
+@pytest.mark.slow
 def test_rerun_marks_what_it_has_reproduced(lab: Command, tmp_path: Path) -> None:
     words = ["model=mlp_784_32", "data=mnist_5k", "data.train_size=200", "trainer.max_epochs=1", "report=false"]
     assert lab(*words, "hydra.run.dir=runs/first").returncode == 0

@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+import pytest
 from conftest import Command
 
 from mnist_lab.result import Result
@@ -18,6 +19,7 @@ def test_a_grid(lab: Command, tmp_path: Path) -> None:
     assert len({tuple(row["train/loss"] for row in result.history) for result in results}) == 4
 
 
+@pytest.mark.slow
 def test_a_job_of_a_sweep_gives_what_the_same_run_gives_alone(lab: Command, tmp_path: Path) -> None:
     words = ("model=mlp", "data=mnist_5k", "trainer=debug")
     assert lab("-m", *words, "seed=3,4").returncode == 0

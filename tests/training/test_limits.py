@@ -56,6 +56,7 @@ def test_training_without_any_limit_is_refused() -> None:
         compose(*WORDS, "trainer.max_epochs=-1")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_within_an_epoch_goes_on_there(lab: Command, tmp_path: Path) -> None:
     words = [*WORDS, "schedule=step", "trainer.max_epochs=20"]
     assert lab(*words, "trainer.max_steps=47", "hydra.run.dir=long").returncode == 0
@@ -70,6 +71,7 @@ def test_a_run_that_was_cut_within_an_epoch_goes_on_there(lab: Command, tmp_path
     assert any("number of steps has changed, 25 → 47" in note for note in result.notes)
 
 
+@pytest.mark.slow
 def test_the_time_that_a_training_may_take_can_be_raised(lab: Command, tmp_path: Path) -> None:
     words = [*WORDS, "trainer.max_epochs=100000", "+trainer.max_time={seconds: 1}", "hydra.run.dir=run"]
     assert lab(*words).returncode == 0

@@ -104,6 +104,7 @@ def test_a_run_is_judged_by_one_of_them(tmp_path: Path) -> None:
     assert saved["callbacks"]["Checkpoints"]["best"] == pytest.approx(max(row["val/kappa"] for row in history))
 
 
+@pytest.mark.slow
 def test_a_sweep_looks_for_one_of_them_and_compare_ranks_by_it(lab: Command, tmp_path: Path) -> None:
     words = [*WORDS, "metrics=classification", "logger=none", "optimizer.lr=0.00001,0.001"]
     done = lab("-m", *words, "sweep.objective=val/f1", "hydra.sweep.dir=s")

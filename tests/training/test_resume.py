@@ -82,6 +82,7 @@ def test_after_ctrl_c_a_term_signal_and_a_kill(recipe: str, lab: Command, tmp_pa
     assert [point.value for point in curve] == pytest.approx([row["train/loss"] for row in history])
 
 
+@pytest.mark.slow
 def test_in_the_middle_of_an_epoch_it_goes_on_there(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         "import os, signal\nfrom lightning.pytorch.callbacks import Callback\n\n\n"
@@ -132,6 +133,7 @@ class Thaws(BaseFinetuning):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "moment"),
     [
@@ -166,6 +168,7 @@ def test_a_checkpoint_is_due_after_so_many_steps_or_minutes(tmp_path: Path) -> N
         assert minutes._due(trainer) == due, passed
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(lab: Command, tmp_path: Path) -> None:
     words = [*MLP, "trainer.max_epochs=3"]
     assert lab(*words, "hydra.run.dir=run").returncode == 0
@@ -202,6 +205,7 @@ def test_a_finished_run_can_be_trained_longer(lab: Command, tmp_path: Path) -> N
     assert two.command.endswith(" trainer.max_epochs=4"), "which repeats all of it"
 
 
+@pytest.mark.slow
 def test_a_longer_training_that_was_stopped_goes_on_and_nothing_else_is_its_result(
     lab: Command, tmp_path: Path
 ) -> None:
@@ -235,6 +239,7 @@ def test_a_run_that_stopped_early_is_finished(lab: Command, tmp_path: Path) -> N
     assert Result.load(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_trained_longer_from_those_that_were_averaged(lab: Command, tmp_path: Path) -> None:
     words = [*MLP, "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"]
     assert lab(*words, "trainer.max_epochs=3", "hydra.run.dir=three").returncode == 0
@@ -243,6 +248,7 @@ def test_averaged_weights_are_trained_longer_from_those_that_were_averaged(lab: 
     assert outcome(tmp_path / "two") == outcome(tmp_path / "three")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_images_that_it_began_with_or_not_at_all(lab: Command, tmp_path: Path) -> None:
     for n in range(40):
         folder = tmp_path / "pictures" / "ab"[n % 2]
@@ -268,6 +274,7 @@ def test_a_run_that_was_to_leave_no_report_leaves_none_when_it_goes_on(lab: Comm
     assert not (tmp_path / "run/report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_run_in_a_folder_that_is_named_like_an_option_goes_on_and_is_repeated(lab: Command, tmp_path: Path) -> None:
     assert lab(*MLP, "trainer.max_epochs=1", "hydra.run.dir='seed=0'").returncode == 0
     done = lab("resume", "seed=0", "trainer.max_epochs=2")
@@ -319,6 +326,7 @@ def test_what_can_t_be_resumed_is_told(lab: Command, tmp_path: Path) -> None:
         assert done.returncode == 2 and "run.json can't be read" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_checkpoints_are_never_there_in_part(lab: Command, tmp_path: Path) -> None:
     line = [*MLP, "trainer.max_epochs=500", "checkpoint.every=1 step", "hydra.run.dir=run"]
     process = warm.start(line, tmp_path, tmp_path / "shown")

@@ -67,6 +67,7 @@ def resumed(recipe: str, moments: list[str], folder: Path) -> None:
             assert here[part] == expected[part], (moment, part)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "moment"), ONCE.items())
 def test_a_run_that_was_killed_once(recipe: str, moment: str, tmp_path: Path) -> None:
     resumed(recipe, [moment], tmp_path)
@@ -78,6 +79,7 @@ def test_a_run_that_was_killed_at_each_kind_of_moment(recipe: str, tmp_path: Pat
     resumed(recipe, [moment for moment in MOMENTS if moment != ONCE.get(recipe)], tmp_path)
 
 
+@pytest.mark.slow
 def test_pruned_weights_are_trained_longer_from_those_of_the_last_epoch(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     words = [*WORDS, *RECIPES["pruning"]]

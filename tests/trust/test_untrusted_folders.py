@@ -101,6 +101,7 @@ def test_a_run_that_travelled_is_as_good_as_before(run: Path, lab: Command, tmp_
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_an_own_network_runs_where_it_was_trained_and_elsewhere_when_trusted(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("from mnist_lab.models import MLP as Net\n")
     words = [*WORDS, "model._target_=own.Net", "hydra.run.dir=run"]
@@ -137,6 +138,7 @@ def test_a_report_shows_what_a_result_says_and_runs_none_of_it(run: Path, lab: C
     assert page.count("&lt;script&gt;") >= 2 and "<script" not in page and "<b onclick" not in page
 
 
+@pytest.mark.slow
 def test_a_sweep_s_command_line_is_not_trusted_either(lab: Command, tmp_path: Path) -> None:
     words = ["-m", *WORDS, "optimizer.lr=0.1,0.2", "trainer.limit_train_batches=2", "hydra.sweep.dir=sweep"]
     assert lab(*words).returncode == 0
@@ -168,6 +170,7 @@ def unsealed(folder: Path) -> None:
     (folder / "sweep.json").write_text(json.dumps(asked | {"seal": None}))
 
 
+@pytest.mark.slow
 def test_a_search_that_keeps_a_pickle_goes_on_where_it_was_begun_and_elsewhere_when_trusted(
     lab: Command, tmp_path: Path
 ) -> None:
@@ -189,6 +192,7 @@ def test_a_search_that_keeps_a_pickle_goes_on_where_it_was_begun_and_elsewhere_w
     assert mark.exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_s_study_gives_trials_no_values_but_those_of_its_axes(lab: Command, tmp_path: Path) -> None:
     assert lab(*SEARCH, "sweep=random", "hydra.sweep.dir=sweep").returncode == 0
     mark = tmp_path / "mark"
