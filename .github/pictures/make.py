@@ -76,23 +76,26 @@ def terminal(runs: Path) -> None:
 
     columns, command = 88, f"python -m mnist_lab {FIRST}"
     tmux = ["tmux", "-L", "pictures"]
-    shell = f"cd {shlex.quote(str(runs))}; PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH {command}; read"
-    subprocess.run([*tmux, "new-session", "-d", "-x", str(columns), "-y", "50", shell], check=True)
+    path = f"COLUMNS={columns} PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+    shell = f"cd {shlex.quote(str(runs))}; {path} {command}; read"
+    subprocess.run([*tmux, "new-session", "-d", "-x", "160", "-y", "50", shell], check=True)  # rich wraps by words
     try:
         shown = ""
         while "test again" not in shown:
             time.sleep(1)
-            shown = subprocess.run(
-                [*tmux, "capture-pane", "-e", "-p"], capture_output=True, text=True, check=True
-            ).stdout
+            pane = [*tmux, "capture-pane", "-e", "-p"]
+            shown = subprocess.run(pane, capture_output=True, text=True, check=True).stdout
     finally:
         subprocess.run([*tmux, "kill-server"], check=False)
     console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True)
     lines = "\n".join(line.rstrip() for line in shown.rstrip().splitlines())
-    console.print(Text.from_ansi(f"$ {command}\n{lines}"))
+    console.print(Text.from_ansi(f"$ {command}\n{lines}\n"))
     drawing = console.export_svg(title="mnist_lab", clear=False, unique_id="terminal")
     drawing = re.sub(r"@font-face {.*?}\s*", "", drawing, flags=re.DOTALL)  # fonts of another server
     drawing = drawing.replace("Fira Code, monospace", "ui-monospace, SFMono-Regular, Menlo, Consolas, monospace")
+    # Larger letters in the same places: the lines of tables meet.
+    drawing = drawing.replace("font-size: 20px", "font-size: 22px")
+    drawing = drawing.replace("textLength=", 'lengthAdjust="spacingAndGlyphs" textLength=')
     (HERE / "terminal.svg").write_text(drawing, encoding="utf-8")
 
 
