@@ -134,7 +134,7 @@ def test_every_block_of_commands_is_in_a_language_that_is_tested() -> None:
 def test_the_chart_of_seconds_is_drawn_from_the_documents_tables() -> None:
     make = runpy.run_path(str(ROOT / ".github/pictures/make.py"))
     measured = dict(make["programs"]())
-    assert len(measured) == 5
     (ours,) = (points for program, points in measured.items() if "mnist_lab" in program)
-    assert ("A3", 4.5, pytest.approx(2.12)) in ours and ("fast99", 2.0, pytest.approx(0.91)) in ours
+    assert [name for name, *_ in ours] == ["A3", "B", "C", "D", "fast99", "accurate"]
     assert [len(points) for points in measured.values()] == [6, 4, 4, 4, 4]
+    assert all(0 < seconds < 1000 and 0 < error < 15 for points in measured.values() for _, seconds, error in points)
