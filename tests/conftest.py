@@ -101,11 +101,9 @@ def lab(tmp_path: Path) -> Command:
     """
 
     def command(*words: str, **environment: str) -> warm.Done | subprocess.CompletedProcess[str]:
-        fresh = any("launcher" in word or word == "data.loader=workers" for word in words) or environment.keys() & {
-            "PYTHONIOENCODING",
-            "OMP_DISPLAY_ENV",
-        }
-        if not fresh:
+        workers = "data.loader=workers" in words and "data.workers=0" not in words
+        read_before = environment.keys() & {"PYTHONIOENCODING", "OMP_DISPLAY_ENV"}
+        if not (workers or read_before or any("launcher" in word for word in words)):
             helpers = 2 if any(re.search("devices|ddp", word) for word in words) else 0
             return warm.lab(list(words), tmp_path, 600, environment, helpers)
         return subprocess.run(

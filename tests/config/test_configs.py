@@ -1,5 +1,6 @@
 """Configs are documentation: each one is composed, checked and made into what it describes."""
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 import mnist_lab
 from mnist_lab.composing import compose_config, run_config
@@ -32,12 +34,12 @@ OPTIONS = sorted(
 )
 
 
-def test_no_module_takes_the_place_of_a_public_function() -> None:
+def test_no_module_has_the_name_of_a_public_function() -> None:
     """Python makes a module an attribute of its package once it is imported: `mnist_lab.compose` would be one."""
     assert not [name for name in mnist_lab.__all__ if (Path(mnist_lab.__file__).parent / f"{name}.py").exists()]
 
 
-def test_there_are_options_in_every_group() -> None:
+def test_every_group_has_options() -> None:
     groups = {group for group, _ in OPTIONS}
     assert groups == {
         "model",
@@ -59,28 +61,31 @@ def test_there_are_options_in_every_group() -> None:
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "sweep" and option != "grid"])
 @pytest.mark.parametrize("space", ["mlp", "cnn"])
-def test_a_sampler_draws_from_a_space_what_the_network_takes(option: str, space: str) -> None:
+def test_a_sampler_draws_values_that_the_network_takes(option: str, space: str) -> None:
     cfg = compose_config([f"model={space}", f"sweep={option}", f"space={space}"])
     axes = [axis(o) for o in OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in cfg.sweep.space.items()])]
     study = optuna.create_study(sampler=sampler_of(cfg.sweep.sampler, cfg.sweep.seed, 0))
-    for _ in range(5):
+    for _ in range(2):
         trial = study.ask({one.name: one.distribution() for one in axes})
         compose_config([f"model={space}", *(one.override(trial.params[one.name]) for one in axes)])
         study.tell(trial, 0.5)
 
 
+@cache
+def composed(group: str, option: str) -> DictConfig:
+    """The config with one option, which is made once."""
+    more = {
+        "image_folder": [f"data.root={CONF_DIR}"],  # a folder of folders
+        "gpu": ["trainer.accelerator=cpu"],
+        "ddp": ["trainer.accelerator=cpu"],
+        "early_stopping": ["data.val=random"],
+    }
+    return compose_config([f"{group}={option}", *more.get(option, [])])
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_an_option_makes_what_it_describes(group: str, option: str, tmp_path: Path) -> None:
-    words = [f"{group}={option}"]
-    if option == "image_folder":
-        for name in ("cat", "dog"):
-            (tmp_path / name).mkdir()
-        words.append(f"data.root={tmp_path}")
-    if option in ("gpu", "ddp"):
-        words += ["trainer.accelerator=cpu"]
-    if option == "early_stopping":
-        words += ["data.val=random"]
-    cfg = run_config(compose_config(words))
+    cfg = run_config(composed(group, option))
     shape, classes = cfg.data.shape, 2 if cfg.data.one_vs_rest is not None else cfg.data.num_classes
     net = instantiate(cfg.model, _convert_="all")
     assert net(torch.zeros(2, *shape)).shape == (2, classes)
@@ -100,12 +105,8 @@ def test_an_option_makes_what_it_describes(group: str, option: str, tmp_path: Pa
     assert Classifier(net, loss, instantiate(cfg.optimizer)).loss(torch.zeros(1, 3), torch.tensor([0])) > 0
 
 
-def test_each_rule_is_about_an_option_that_exists() -> None:
-    known: set[str] = set()
-    for group, option in OPTIONS:
-        extra = ["data.root=/"] if option == "image_folder" else []
-        extra += ["data.val=random"] if option == "early_stopping" else []
-        known |= set(keys_of(compose_config([f"{group}={option}", *extra])))
+def test_each_rule_is_for_an_option_that_exists() -> None:
+    known = {key for group, option in OPTIONS for key in keys_of(composed(group, option))}
     added = {"schedule.interval", "schedule.frequency", *(f"trainer.{name}" for name in OF_TRAINER)}  # Lightning's
     assert set(RULES) - added <= known
 
@@ -135,7 +136,7 @@ def test_the_command_line_wins_over_the_model_and_the_experiment() -> None:
         ("d_mlp_512", "mnist_lab.fast.Adam", 0.001, 64, 5, "none", 0.0),
     ],
 )
-def test_an_experiment_is_its_article(
+def test_an_experiment_has_the_settings_of_its_article(
     experiment: str, optimizer: str, lr: float, batch_size: int, epochs: int, val: str, dropout: float
 ) -> None:
     cfg: Any = compose_config([f"experiment={experiment}"])
@@ -171,7 +172,7 @@ def test_fast99_smooths_its_labels_and_early_stopping_waits_three_epochs() -> No
     assert cfg.loss.label_smoothing == 0.1 and cfg.callbacks.early_stopping.patience == 3
 
 
-def test_debug_shortens_every_model() -> None:
+def test_trainer_debug_trains_one_epoch() -> None:
     cfg: Any = compose_config(["model=mlp_784_32", "trainer=debug"])
     assert cfg.trainer.max_epochs == 1
 

@@ -139,6 +139,7 @@ NORMALIZE_CONFIG = "{_target_:torchvision.transforms.v2.Normalize,mean:[0.1307],
 CROP_CONFIG = "{_target_:torchvision.transforms.v2.RandomCrop,size:28,padding:1}"
 
 
+@pytest.mark.slow
 def test_a_normalized_runs_numbers_are_those_of_a_plain_loop(lab: Command, tmp_path: Path) -> None:
     parts = ",".join([CROP_CONFIG, TO_FLOAT_CONFIG, NORMALIZE_CONFIG])
     words = ["data=mnist_5k", "model=mlp", "model.hidden=[32]", "data.val=random", "data.train_size=1000"]
@@ -177,6 +178,7 @@ def test_a_file_holds_what_scales_and_says_where_more_is_done(cnn_run: Path, tmp
             with_scaling_alone(replace(run, evaluation=more))
 
 
+@pytest.mark.slow
 def test_an_exported_model_takes_the_same_pixels_to_the_same_answer(cnn_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     from dataclasses import replace

@@ -161,6 +161,7 @@ def exchange(config: Path, first: str, then: str) -> None:
     config.write_text("".join(content.splitlines(keepends=True)[:-1]))  # without the mark of who wrote it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [("classifier", "textbook"), ("textbook", "classifier")])
 def test_what_one_has_begun_the_other_continues(first: str, then: str, lab: Command, tmp_path: Path) -> None:
     small = ["model=conv_stack", "model.layers=[4,pool]", "model.hidden=16"]  # its chunks are of 2,048 images
@@ -185,6 +186,7 @@ def test_what_one_has_begun_the_other_continues(first: str, then: str, lab: Comm
     assert_same((result, weights), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", ["classifier", "textbook"])
 @pytest.mark.parametrize("first", ["classifier", "textbook"])
 def test_a_plateau_falls_where_a_run_was_resumed_at_an_epochs_end(

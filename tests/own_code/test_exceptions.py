@@ -158,7 +158,9 @@ MISTAKES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", MISTAKES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if "worker" in case else case for case in MISTAKES]
+)
 def test_an_exception_of_named_code_is_one_line_and_leaves_no_folder(case: str, own: Path, lab: Command) -> None:
     words, said = MISTAKES[case]
     done = lab(*words, *SMALL)

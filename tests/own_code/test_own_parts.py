@@ -150,6 +150,7 @@ def test_so_are_a_loss_a_schedule_of_pytorchs_and_an_augmentation(mine: Path, la
     assert [row["lr"] for row in result.history] == pytest.approx([0.1, 0.05, 0.025]), "by epoch, as Lightning steps it"
 
 
+@pytest.mark.slow
 def test_what_has_another_form_is_refused_in_a_line(mine: Path, lab: Command) -> None:
     words = ["--config-dir", "my_conf", "model=mine", "data=stripes"]
     (mine / "my_conf/augment/bare.yaml").write_text("_target_: own.Flip\n")
@@ -208,6 +209,7 @@ def test_an_option_of_yours_that_is_misspelt_finds_its_neighbour(mine: Path, lab
     assert "Did you mean mine?" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["uint8", "pil", "float32"])
 def test_a_dataset_is_read_by_workers_whenever_a_batch_is_due(mine: Path, lab: Command, kind: str) -> None:
     record = mine / "record"
@@ -225,6 +227,7 @@ def test_a_dataset_is_read_by_workers_whenever_a_batch_is_due(mine: Path, lab: C
     assert 2 * 200 < len(read) - 200 < 2 * 200 + 10, "each image once for its label, and once an epoch"
 
 
+@pytest.mark.slow
 def test_a_dataset_that_fits_is_read_into_memory_once(mine: Path, lab: Command) -> None:
     record = mine / "record"
     words = ["--config-dir", "my_conf", "model=mine", "data=photos", f"+data.source.train.record={record}"]
@@ -234,6 +237,7 @@ def test_a_dataset_that_fits_is_read_into_memory_once(mine: Path, lab: Command) 
     assert done.returncode == 2 and "memory holds uint8: add data.loader=workers" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_dataset_of_something_else_is_refused_in_a_line(mine: Path, lab: Command) -> None:
     words = ["--config-dir", "my_conf", "model=mine", "data=photos", "data.loader=workers"]
     done = lab(*words, "data.source.train._target_=own.Net", PYTHONPATH=str(mine / "lib"))
@@ -242,6 +246,7 @@ def test_a_dataset_of_something_else_is_refused_in_a_line(mine: Path, lab: Comma
     assert done.returncode == 2 and "needs all images at once" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_finished_float_images_were_only_their_dataset_knows(mine: Path, lab: Command) -> None:
     words = [f"+data.source.{part}.kind=float32" for part in ("train", "test")]
     words += ["data.loader=workers", "data.workers=0", "trainer.max_epochs=1", "report=false", "hydra.run.dir=r"]

@@ -205,6 +205,7 @@ def test_curves_bear_the_names_of_what_they_show() -> None:
     assert "test, epoch 1's network" in [line.get_label() for line in curves(result).axes[0].lines]
 
 
+@pytest.mark.slow
 def test_that_the_images_are_not_those_of_the_run_is_said(folder: Path, lab: Command, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "run")
     result = Result.load(folder)
@@ -318,6 +319,7 @@ def test_a_mistake_gets_one_clear_answer(words: tuple[str, ...], answer: str, la
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_comma_in_its_name_is_one_run(folder: Path, lab: Command, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "model=mlp,seed=0")
     shutil.copytree(folder, tmp_path / "b")

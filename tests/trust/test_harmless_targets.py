@@ -141,6 +141,7 @@ def test_no_harmless_name_leads_out_of_its_library(package: str) -> None:
     assert names
 
 
+@pytest.mark.slow
 def test_a_run_with_a_standard_schedule_and_callback_is_resumed_without_its_key(lab: Command, tmp_path: Path) -> None:
     words = ["model=mlp_784_32", "data=mnist_5k", "data.train_size=200", "report=false", "trainer.max_epochs=1"]
     words += [f"+schedule._target_={SCHEDULES}ExponentialLR", "+schedule._partial_=true", "+schedule.gamma=0.9"]
