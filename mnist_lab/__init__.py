@@ -6,6 +6,12 @@ those of the command line; mistakes in them raise `UserError`.
 
 from __future__ import annotations
 
+import sys
+
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    # The current folder comes last: a yaml.py in it, downloaded with data, say, is not the one that is imported here.
+    sys.path.append(sys.path.pop(0))
+
 import os
 from collections.abc import Sequence
 from pathlib import Path

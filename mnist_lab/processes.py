@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich import get_console
 
-from mnist_lab.errors import ProcessLost, UserError
+from mnist_lab.errors import ProcessLost, UserError, printable
 
 if TYPE_CHECKING:
     import lightning as L
@@ -72,7 +72,7 @@ def fail(error: Exception) -> NoReturn:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
     if not is_helper_process():  # the first says the same; what is wrong in this process alone, `helping` says
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
     sys.exit(1 if isinstance(error, ProcessLost) else 2)
 
 
@@ -99,7 +99,7 @@ def helping() -> Iterator[None]:
         if is_cut_off(error):  # another process failed, and the first reports it
             os._exit(CUT_OFF)
         if isinstance(error, UserError):
-            print(f"error: {error}", file=sys.stderr)
+            print(printable(f"error: {error}"), file=sys.stderr)
         raise
 
 

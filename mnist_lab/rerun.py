@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from mnist_lab.errors import UserError
+from mnist_lab.errors import UserError, printable
 from mnist_lab.folders import check_folder, run_folder
 from mnist_lab.result import Result
 from mnist_lab.run_folder import load_config
@@ -60,9 +60,9 @@ def rerun(words: list[str]) -> None:
     others = differences(_circumstances(before, before), _circumstances(found, before))
     if not numbers:
         replace(found, repeats=before.repeats or before.identity).save(new)
-        print(f"reproduced: history and test are those of {folder}, to the last digit")
+        print(printable(f"reproduced: history and test are those of {folder}, to the last digit"))
     else:
-        print(f"NOT reproduced: of {folder}", *numbers[:20], sep="\n  ")
+        print(printable("\n  ".join([f"NOT reproduced: of {folder}", *numbers[:20]])))
     if others:
         print("what differs besides the numbers:", *others, sep="\n  ")
     elif numbers and (changed := [note for note in before.notes if "has changed" in note]):

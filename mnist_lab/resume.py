@@ -11,7 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_lab.command import quoted, read_command
-from mnist_lab.errors import UserError
+from mnist_lab.errors import UserError, printable
 from mnist_lab.files import check_contents, is_sweep
 from mnist_lab.folders import run_folder
 from mnist_lab.launch import launch
@@ -110,7 +110,7 @@ def _run(folder: Path, words: list[str]) -> None:
         epochs = len(before.history)
         same = all(OmegaConf.select(cfg, key) == OmegaConf.select(planned, key) for key in LIMITS[1:])
         if same and cfg.trainer.max_epochs in (planned.trainer.max_epochs, *range(epochs + 1)):
-            print(f"{folder} is finished, after {epochs} epochs. To train it longer: {_longer(before)}")
+            print(printable(f"{folder} is finished, after {epochs} epochs. To train it longer: {_longer(before)}"))
             return
         remarks = [note for note in before.notes if note.startswith(CHANGED)]
     if "_target_" in cfg.schedule or "early_stopping" in cfg.callbacks:

@@ -17,12 +17,26 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Column, Table
 
+from mnist_lab.errors import printable
 from mnist_lab.files import is_sweep
 from mnist_lab.metrics import of_stage, shown
 from mnist_lab.result import Result
 from mnist_lab.targets import writes_tensorboard
 
 log = logging.getLogger(__name__)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats messages without the control characters that names of others may have."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message as text."""
+        return printable(super().format(record))
+
+
+def literal(text: str) -> str:
+    """Return a text as rich is to be given it: what looks like markup or a terminal's commands is text."""
+    return escape(printable(text))
 
 
 @contextmanager
@@ -33,7 +47,8 @@ def logged(path: Path) -> Iterator[None]:
         path: the log file.
     """
     file, console = logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler(sys.stdout)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    file.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
+    console.setFormatter(PrintableFormatter())
     root, ours = logging.getLogger(), logging.getLogger("mnist_lab")
     level = ours.level
     ours.setLevel(logging.INFO)
@@ -70,7 +85,7 @@ def warn(messages: list[str]) -> None:
     if messages:
         show(
             Panel(
-                "\n".join(f"• {escape(message)}" for message in messages),
+                "\n".join(f"• {literal(message)}" for message in messages),
                 title="note",
                 title_align="left",
                 border_style="yellow",
@@ -86,10 +101,10 @@ def metrics_table(title: str, rows: Sequence[tuple[str, Mapping[str, float | Non
         rows: a name, and metrics by theirs, without the stage; None: not a finite number.
     """
     names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
-    columns = [Column(escape("accuracy" if name == "acc" else name), justify="right") for name in names]
-    table = Table("", *columns, title=escape(title), title_justify="left")
+    columns = [Column(literal("accuracy" if name == "acc" else name), justify="right") for name in names]
+    table = Table("", *columns, title=literal(title), title_justify="left")
     for row, metrics in rows:
-        table.add_row(escape(row), *(shown(name, metrics[name]) if name in metrics else "" for name in names))
+        table.add_row(literal(row), *(shown(name, metrics[name]) if name in metrics else "" for name in names))
     return table
 
 

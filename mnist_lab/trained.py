@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mnist_lab.build import build, build_data, build_module, load_module, load_weights
 from mnist_lab.data import ImageDataModule
 from mnist_lab.data.evaluation import evaluation_transform
-from mnist_lab.errors import UserError, brief
+from mnist_lab.errors import UserError, brief, printable
 from mnist_lab.network import give_logits
 from mnist_lab.result import Result
 from mnist_lab.run_folder import checkpoint_of, load_config
@@ -203,7 +203,7 @@ def load_run(
         cfg=cfg,
         net=net.to(where).eval().requires_grad_(False),
         shape=tuple(facts["shape"]),
-        class_names=tuple(facts["class_names"]),
+        class_names=tuple(printable(str(name)) for name in facts["class_names"]),
         shift=facts["shift"].to(where),
         divisor=facts["divisor"].to(where),
         finished=facts.get("finished", False),

@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from typing import TYPE_CHECKING, Any
 
 from mnist_lab.composing import compose_with, run_config
-from mnist_lab.errors import UserError
+from mnist_lab.errors import UserError, printable
 from mnist_lab.files import write_whole
 from mnist_lab.folders import check_folder
 from mnist_lab.hydra_adapter import hydra_with
@@ -126,8 +126,9 @@ def _tell(parts: Parts, index: int) -> None:
     import torch
     from rich import get_console
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Column, Table
+
+    from mnist_lab.terminal import literal
 
     right: Any = {"justify": "right"}
     arrays = {
@@ -156,7 +157,7 @@ def _tell(parts: Parts, index: int) -> None:
     counts = Table("label", "class", Column("training", **right), Column("test", **right), box=SIMPLE_HEAD)
     train, test = (torch.bincount(labels, minlength=classes) for labels in (parts.train_labels, parts.test_labels))
     for label, name in enumerate(parts.classes):
-        counts.add_row(str(label), escape(name), f"{train[label]:,}", f"{test[label]:,}")
+        counts.add_row(str(label), literal(name), f"{train[label]:,}", f"{test[label]:,}")
     counts.add_section()
     counts.add_row("", "all", f"{len(parts.train_labels):,}", f"{len(parts.test_labels):,}")
     own = parts.train_labels[index]
@@ -189,7 +190,7 @@ def _show_in_terminal(parts: Parts, index: int) -> None:
     coloured = console.color_system is not None and not console.no_color and not console.options.ascii_only
     width = min(made.width, console.width if coloured else console.width // 2)
     made = made.resize((width, round(made.height * width / made.width))) if width < made.width else made
-    print(_title(parts, index))
+    print(printable(_title(parts, index)))
     if not coloured:
         shades = np.asarray(made.convert("L"))
         for y in range(made.height):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from mnist_lab.build import build, build_tested
-from mnist_lab.errors import UserError, brief
+from mnist_lab.errors import UserError, brief, printable
 from mnist_lab.files import move
 from mnist_lab.network import give_logits
 from mnist_lab.terminal import relative
@@ -109,7 +109,7 @@ def write_checked(run: TrainedRun, kind: str, target: Path | None) -> None:
                 "another class"
             )
         move(file, target)
-    print(f"model    {relative(target)}, {target.stat().st_size / 1e6:.1f} MB, {run.checkpoint} checkpoint")
+    print(printable(f"model    {relative(target)}, {target.stat().st_size / 1e6:.1f} MB, {run.checkpoint} checkpoint"))
     print(
         f"checked  {images:,} test images: largest difference of a probability {largest:.1e}, "
         f"the same class for {same:,} of {images:,}"

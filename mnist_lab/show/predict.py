@@ -11,7 +11,7 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnist_lab.errors import UserError
+from mnist_lab.errors import UserError, printable
 from mnist_lab.folders import check_folder
 from mnist_lab.rules import one_of
 from mnist_lab.run_folder import checkpoint_of, load_config
@@ -223,7 +223,7 @@ def _natural(path: Path) -> list[list[tuple[int, str]]]:
 
 def _complain(mistake: object) -> None:
     sys.stdout.flush()
-    print(f"error: {mistake}", file=sys.stderr, flush=True)
+    print(printable(f"error: {mistake}"), file=sys.stderr, flush=True)
 
 
 def _print(
@@ -262,7 +262,7 @@ def _print(
             print(json.dumps(row | ({"saved": str(saved)} if saved else {}), ensure_ascii=False))
         else:
             print(
-                f"{file!s:{wide}}  {names[answer.name]:{of_name}}  {answer.probability:11.2%}  "
+                f"{printable(str(file)):{wide}}  {names[answer.name]:{of_name}}  {answer.probability:11.2%}  "
                 f"{names[answer.runner_up]:{of_name}}  {answer.runner_up_probability:11.2%}  "
                 f"{'yes' if answer.inverted else 'no'}"
             )

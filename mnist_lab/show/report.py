@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from mnist_lab.errors import UserError
+from mnist_lab.errors import UserError, printable
 from mnist_lab.files import write_whole
 from mnist_lab.result import Result
 from mnist_lab.run_folder import load_config
@@ -49,7 +49,7 @@ def report(words: list[str]) -> None:
         Result.load(folder)
 
     for folder in folders:
-        print(f"report       {write_report(folder, overrides=overrides)}")
+        print(printable(f"report       {write_report(folder, overrides=overrides)}"))
 
 
 def leave_report(run_dir: Path, data: LightningDataModule) -> Path | None:

@@ -49,7 +49,7 @@ def compare(words: list[str]) -> None:
     for section, (best, *_) in ranked:
         places = [str(relative(folder_of[id(result)])) for result in best.results]
         where = f"  ({section.headline})" if len(ranked) > 1 else ""
-        print(f"best     {'  '.join(places[:3])}{'  ...' if len(places) > 3 else ''}{where}")
+        print(printable(f"best     {'  '.join(places[:3])}{'  ...' if len(places) > 3 else ''}{where}"))
     if target is not None:
         from mnist_lab.sweep.report import page
 
@@ -58,7 +58,7 @@ def compare(words: list[str]) -> None:
         write_whole(target / "compare.md", markdown(ranked, metric))
         write_whole(target / "compare.csv", table(ranked, metric))
         write_whole(target / "compare.html", page(ranked, metric, title, peers, mode))
-        print("files    " + "  ".join(str(target / f"compare.{kind}") for kind in ("html", "md", "csv")))
+        print(printable("files    " + "  ".join(str(target / f"compare.{kind}") for kind in ("html", "md", "csv"))))
 
 
 def finished_below(folders: Sequence[Path]) -> tuple[list[Path], list[Result]]:

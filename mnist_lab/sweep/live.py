@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.live import Live as RichLive
 from rich.table import Column, Table
 
+from mnist_lab.errors import printable
 from mnist_lab.sweep.study import STATES, trials_of
-from mnist_lab.terminal import relative
+from mnist_lab.terminal import literal, relative
 
 if TYPE_CHECKING:
     import optuna
@@ -97,6 +98,7 @@ class Live:
                 self._tell("   ".join(filter(None, words)))
 
     def _tell(self, line: str) -> None:
+        line = printable(line)
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         with suppress(OSError), self.log.open("a", encoding="utf-8") as file:  # a full disk stops the trials themselves
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
@@ -132,7 +134,7 @@ class Live:
             value = trial.values[0] if trial.values else trial.intermediate_values.get(trial.last_step)  # type: ignore[arg-type]
             table.add_row(
                 str(trial.number),
-                self.differs(trial),
+                literal(self.differs(trial)),
                 STATES[trial.state.name],
                 str(trial.user_attrs.get("epoch", "")),
                 "" if value is None else f"{value:.4f}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -77,14 +78,27 @@ def table(ranked: Ranked, metric: str) -> str:
     apart = ["data.name"] if len({section.data for section, _ in ranked}) > 1 else []
     keys = list(dict.fromkeys([*apart, *(key for _, groups in ranked for key in groups[0].differs)]))
     columns = ["metric", "mean", "ci95", "std", "n", "p", "parameters", "train_seconds", "section", "most_frequent_acc"]
-    writer.writerow([*keys, *columns])
+    writer.writerow(map(cell, [*keys, *columns]))
     for section, groups in ranked:
         for group in groups:
             numbers = [group.mean, group.interval, group.spread, len(group.values), group.p]
             cost = [group.results[0].model["parameters"], round(group.seconds, 3)]
             own = [({"data.name": section.data} | group.differs).get(key) for key in keys]
-            writer.writerow([*own, metric, *numbers, *cost, section.headline, section.frequent_acc])
+            writer.writerow(map(cell, [*own, metric, *numbers, *cost, section.headline, section.frequent_acc]))
     return text.getvalue()
+
+
+def cell(value: Any) -> Any:
+    """Return a value as a table's cell: a text that a spreadsheet would compute gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and re.match(r"\s*[=+\-@]", value) and not _is_number(value) else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def notes_of(ranked: Ranked) -> list[str]:
@@ -110,8 +124,9 @@ def show(ranked: Ranked, metric: str) -> None:
     from rich import get_console
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Column, Table
+
+    from mnist_lab.terminal import literal
 
     console = Console(width=max(140, get_console().width))
     right: Any = {"justify": "right"}
@@ -119,14 +134,14 @@ def show(ranked: Ranked, metric: str) -> None:
         console.print(APART)
     for section, groups in ranked:
         if len(ranked) > 1:
-            console.print(f"\n{section.headline}", style="bold", markup=False, highlight=False)
+            console.print(f"\n{literal(section.headline)}", style="bold", highlight=False)
         columns = [Column(HEADER[0], ratio=1), *(Column(name, no_wrap=True, **right) for name in HEADER[1:])]
         found = Table(*columns, box=SIMPLE_HEAD, title=f"{metric}, best first", title_justify="left")
         for row in rows(groups, metric):
-            found.add_row(*map(escape, row))
+            found.add_row(*map(literal, row))
         console.print(found)
         if section.baseline:
-            console.print(f"{section.baseline}\n", markup=False, highlight=False)
+            console.print(f"{literal(section.baseline)}\n", highlight=False)
     console.print(FOOT, style="dim")
     for note in notes_of(ranked):
-        console.print(f"note: {note}", markup=False, highlight=False)
+        console.print(f"note: {literal(note)}", highlight=False)
