@@ -108,7 +108,7 @@ def check_contents(folder: Path) -> None:
     """Make sure that a folder, which somebody else may have made, holds nothing but files and folders.
 
     Writing through a link changes files elsewhere; reading a pipe or a device may never end. Links to what is in the
-    folder may stay: loggers make them. The folder itself may be a link.
+    folder may stay, and the folder itself may be a link. A folder `wandb` is W&B's own, with links to its cache.
 
     Raises:
         UserError: a link leads out of the folder, or something is neither a file nor a folder.
@@ -124,7 +124,7 @@ def check_contents(folder: Path) -> None:
                             f"{entry.path} is a link to {where}, and a run's files lie in its folder: move them there"
                         )
                 elif entry.is_dir():
-                    folders.append(entry.path)
+                    folders += [entry.path] if entry.name != "wandb" else []
                 elif not entry.is_file():
                     raise UserError(f"{entry.path} is neither a file nor a folder: remove it")
 

@@ -60,7 +60,9 @@ def test_a_pipe_in_a_run_keeps_no_verb_waiting(name: str, run: Path) -> None:
 
 
 def test_links_that_lead_nowhere_else_are_used(run: Path, tmp_path: Path) -> None:
-    (run / "latest").symlink_to("checkpoints")  # as W&B makes them
+    (run / "latest").symlink_to("checkpoints")
+    (run / "wandb/logs").mkdir(parents=True)
+    (run / "wandb/logs/debug.log").symlink_to(tmp_path / "cache/debug.log")  # as W&B makes them
     (tmp_path / "scratch").symlink_to(run.parent)  # as clusters have them
     (tmp_path / "best").symlink_to(tmp_path / "scratch/run")
     for folder in (tmp_path / "scratch/run", tmp_path / "best"):
