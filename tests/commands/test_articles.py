@@ -14,7 +14,7 @@ SHORT = ("seeds=2", "data=mnist_5k", "data.fallback=null", "trainer=debug")
 
 
 @pytest.mark.slow
-def test_the_table_is_what_its_runs_found(lab: Command, tmp_path: Path) -> None:
+def test_the_articles_table_has_the_results_of_its_runs(lab: Command, tmp_path: Path) -> None:
     done = lab("articles", *SHORT)
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "outputs/articles/table.md").read_text()
@@ -29,7 +29,7 @@ def test_the_table_is_what_its_runs_found(lab: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_finished_runs_are_not_run_again_where_their_data_is_elsewhere_now(lab: Command, tmp_path: Path) -> None:
+def test_articles_repeats_no_finished_run_even_if_its_data_has_moved(lab: Command, tmp_path: Path) -> None:
     words = ("articles", "experiments=d_mlp_512", *SHORT)
     assert lab(*words).returncode == 0
     paths = sorted(tmp_path.rglob("result.json"))
@@ -42,7 +42,7 @@ def test_finished_runs_are_not_run_again_where_their_data_is_elsewhere_now(lab: 
 
 
 @pytest.mark.slow
-def test_a_run_of_another_config_is_never_taken_away_nor_put_into_the_table(lab: Command, tmp_path: Path) -> None:
+def test_articles_neither_removes_nor_counts_a_run_of_another_config(lab: Command, tmp_path: Path) -> None:
     words = ("articles", "experiments=d_mlp_512", "data=mnist_5k", "trainer=debug")
     assert lab(*words, "seeds=1").returncode == 0
     run_dir = tmp_path / "outputs/articles/d_mlp_512/seed=0"
@@ -64,7 +64,7 @@ def test_a_run_of_another_config_is_never_taken_away_nor_put_into_the_table(lab:
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_unless_another_process_works_on_it(lab: Command, tmp_path: Path) -> None:
+def test_articles_resumes_a_stopped_run_unless_another_process_works_on_it(lab: Command, tmp_path: Path) -> None:
     words = ("articles", "experiments=d_mlp_512", *SHORT)
     assert lab(*words).returncode == 0
     run_dir = tmp_path / "outputs/articles/d_mlp_512/seed=1"
@@ -78,7 +78,7 @@ def test_a_run_that_was_stopped_goes_on_unless_another_process_works_on_it(lab: 
     assert outcome(run_dir) == whole and "epoch 1/" not in done.stdout
 
 
-def test_their_folder_may_have_any_name(lab: Command, tmp_path: Path) -> None:
+def test_the_folder_of_articles_may_have_any_name(lab: Command, tmp_path: Path) -> None:
     done = lab("articles", "experiments=a1_neuron", *SHORT, "dir=it's, mine")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "it's, mine/a1_neuron/seed=1/result.json").exists()
@@ -86,7 +86,7 @@ def test_their_folder_may_have_any_name(lab: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_curves_of_seeds_that_stopped_early_are_compared_as_far_as_all_go(lab: Command, tmp_path: Path) -> None:
+def test_articles_compares_curves_up_to_the_shortest_run(lab: Command, tmp_path: Path) -> None:
     words = ["data=mnist_5k", "data.fallback=null", "data.train_size=300", "optimizer.lr=0.02", "trainer.max_epochs=9"]
     words += ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "data.val=random", "data.val_size=500"]
     done = lab("articles", "experiments=d_mlp_512", "seeds=4", *words)

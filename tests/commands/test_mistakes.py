@@ -200,7 +200,9 @@ def test_a_mistake_ends_the_command_with_status_2_before_torch_is_imported(
 
 
 @pytest.mark.parametrize("words", ["--help", "test --help", "--cfg job", "--info defaults", "--cfg job --resolve"])
-def test_questions_are_answered_without_torch(words: str, probe: Callable[[str, Path], Done], tmp_path: Path) -> None:
+def test_help_and_cfg_are_answered_without_torch(
+    words: str, probe: Callable[[str, Path], Done], tmp_path: Path
+) -> None:
     done = probe(words, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "light"
@@ -288,7 +290,7 @@ def test_no_override_ends_in_a_traceback(key: str, value: str) -> None:
         assert str(error)
 
 
-def test_a_value_of_ones_own_may_be_added_where_another_refers_to_it() -> None:
+def test_a_key_of_ones_own_is_allowed_where_an_option_refers_to_it() -> None:
     cfg = compose_config(["+width=64", "model.hidden=${width}"])
     assert cfg.model.hidden == 64
 

@@ -24,7 +24,7 @@ def python(code: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_training_is_imported_without_scipy_and_whoever_wants_it_has_it(tmp_path: Path) -> None:
+def test_training_does_not_import_scipy_which_can_be_imported_later(tmp_path: Path) -> None:
     code = """
 import mnist_lab.run, torchmetrics
 print("scipy" in sys.modules, len(sys.meta_path) and type(sys.meta_path[0]).__name__, end=" ")
@@ -38,7 +38,7 @@ print(scipy.signal.windows.hann(3).tolist(), float(accuracy(torch.tensor([0, 1])
     assert found.endswith("[0.0, 1.0, 0.0] 0.5")
 
 
-def test_where_torchmetrics_does_not_do_without_it_the_import_is_the_usual_one(tmp_path: Path) -> None:
+def test_torchmetrics_is_imported_normally_where_it_needs_scipy(tmp_path: Path) -> None:
     (tmp_path / "torchmetrics").mkdir()
     (tmp_path / "torchmetrics/__init__.py").write_text("from torchmetrics import part\nimport scipy.signal\n")
     (tmp_path / "torchmetrics/part.py").write_text("tried = 1\n")
@@ -47,7 +47,7 @@ def test_where_torchmetrics_does_not_do_without_it_the_import_is_the_usual_one(t
 
 
 @pytest.mark.slow
-def test_scipy_that_is_there_already_stays(tmp_path: Path) -> None:
+def test_scipy_that_was_imported_before_stays(tmp_path: Path) -> None:
     found = python("import scipy\nimport torchmetrics\nprint(sys.modules['scipy'] is scipy)", tmp_path)
     assert found == "True"
 
@@ -68,7 +68,7 @@ main()
 
 
 @pytest.mark.parametrize(("told", "expected"), [({}, "6000"), ({"GOMP_SPINCOUNT": "77"}, "77")])
-def test_threads_give_up_their_cores_soon_and_the_user_may_say_when(told: dict[str, str], expected: str) -> None:
+def test_openmp_threads_spin_briefly_unless_the_user_sets_it(told: dict[str, str], expected: str) -> None:
     code = "from mnist_lab.startup import prepare_process; prepare_process(); import torch"
     environment = {**os.environ, "OMP_DISPLAY_ENV": "verbose", **told}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -18,11 +18,11 @@ OWN = ("model._target_=own.Net", "monitor=val/elbo")
         *((name, "max") for name in ("val/acc", "val/top5_acc", "test/accuracy", "val/f1", "val/BinaryAUROC")),
     ],
 )
-def test_the_end_of_a_metrics_name_says_how_it_is_judged(metric: str, mode: str) -> None:
+def test_a_metric_is_minimized_or_maximized_by_the_end_of_its_name(metric: str, mode: str) -> None:
     assert mode_of(metric) == mode
 
 
-def test_of_other_names_the_user_says_it_and_it_holds_for_every_stage() -> None:
+def test_the_user_gives_the_mode_of_other_names_for_every_stage() -> None:
     with pytest.raises(UserError, match="monitor=val/elbo mode=max"):
         mode_of("val/elbo")
     assert mode_of("val/elbo", "max") == "max"

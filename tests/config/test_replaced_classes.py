@@ -36,7 +36,7 @@ RESNET = ["model._target_=torchvision.models.resnet18", "data.resize=[32,32]", "
         (RESNET, "model", {"num_classes": 10}),
     ],
 )
-def test_arguments_of_the_replaced_class_are_left_behind(
+def test_a_replaced_class_leaves_no_arguments_behind(
     words: list[str], section: str, expected: dict[str, object]
 ) -> None:
     found = dict(run_config(compose_config([*WORDS, *words]))[section])
@@ -51,7 +51,7 @@ def test_a_typed_argument_that_the_class_does_not_take_is_an_error(tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_of_pytorchs_is_trained_with(tmp_path: Path) -> None:
+def test_a_pytorch_loss_replaces_ours(tmp_path: Path) -> None:
     result = mnist_lab.train(*WORDS, "loss._target_=torch.nn.MultiMarginLoss", run_dir=tmp_path / "run").result
     assert result.config["loss"] == {"_target_": "torch.nn.MultiMarginLoss"}
     first = result.history[0]["train/loss"]
@@ -65,7 +65,7 @@ def test_a_command_may_give_a_whole_group(lab: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_network_of_torchvisions_takes_resized_images_in_colour(tmp_path: Path) -> None:
+def test_a_torchvision_network_trains_on_resized_colour_images(tmp_path: Path) -> None:
     words = [*WORDS, *RESNET, "data.batch_size=50", "data.eval_batch_size=100"]
     run = mnist_lab.train(*words, run_dir=tmp_path / "run")
     assert run.result.model["target"] == "torchvision.models.resnet18"
@@ -88,7 +88,7 @@ def test_a_network_of_torchvisions_takes_resized_images_in_colour(tmp_path: Path
         ([], (1, 28, 28)),
     ],
 )
-def test_images_have_the_size_and_the_channels_asked_for(words: list[str], shape: tuple[int, ...]) -> None:
+def test_images_have_the_configured_size_and_channels(words: list[str], shape: tuple[int, ...]) -> None:
     cfg = compose_config([*WORDS, *words])
     assert tuple(cfg.model.input_shape) == tuple(cfg.data.shape) == shape, "a network of ours takes them"
     data = build_data(run_config(cfg))
@@ -110,7 +110,7 @@ def test_images_have_the_size_and_the_channels_asked_for(words: list[str], shape
         ("data.channels=2", r"data.channels=2 is not allowed: it must be 1 \(grey\) or 3 \(colour\)"),
     ],
 )
-def test_other_sizes_are_refused(word: str, said: str) -> None:
+def test_a_wrong_image_size_is_refused(word: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         compose_config([word])
 

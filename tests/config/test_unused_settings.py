@@ -37,7 +37,7 @@ from mnist_lab.errors import UserError
         ("sweep.direction=[]", "sweep.direction=.* is not allowed"),
     ],
 )
-def test_a_word_without_effect_is_refused(words: str, said: str) -> None:
+def test_a_setting_without_effect_is_refused(words: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as raised:
         compose_config(["model=mlp", *words.split(" ")])
     assert len(str(raised.value).splitlines()) <= 2
@@ -52,13 +52,13 @@ def test_a_word_without_effect_is_refused(words: str, said: str) -> None:
         ["+trainer.use_distributed_sampler=false", "+trainer.enable_checkpointing=true"],
     ],
 )
-def test_what_has_an_effect_or_changes_nothing_is_allowed(words: list[str]) -> None:
+def test_a_setting_with_an_effect_or_lightnings_default_is_allowed(words: list[str]) -> None:
     compose_config(["model=mlp", *words])
 
 
 @pytest.mark.parametrize("word", ["sweep.dry_run=true", "sweep=tpe", "space=mlp", "+sweep.x=1", "~sweep.trials",
                                   "hydra.sweep.dir=x", "hydra/launcher=basic", "hydra.sweeper.n=3"])  # fmt: skip
-def test_what_only_a_sweep_reads_is_refused_without_m(word: str, tmp_path: Path) -> None:
+def test_sweep_options_are_refused_without_m(word: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"only a multirun reads this\. Add -m"):
         check_kind(["seed=0", word], multirun=False)
     check_kind(["seed=0", word], multirun=True)

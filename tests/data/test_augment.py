@@ -36,13 +36,13 @@ def middle(images: Tensor) -> Tensor:
     return torch.stack([x, y], 1)
 
 
-def test_without_amounts_nothing_changes() -> None:
+def test_augmentation_without_amounts_changes_nothing() -> None:
     images = torch.rand(5, 3, 8, 9)
     assert torch.equal(Augment()(images, generator()), images)
 
 
 @given(st.integers(0, 2**31))
-def test_each_image_is_changed_its_own_way_which_the_seed_decides(seed: int) -> None:
+def test_each_image_is_augmented_in_its_own_way_by_the_seed(seed: int) -> None:
     images = dot(3, 2, n=8)
     full = Augment(shift=2, rotate=10, scale=0.1, elastic=1, erase=0.5)
     first, again, other = (full(images, generator(s)) for s in (seed, seed, seed + 1))
@@ -53,7 +53,7 @@ def test_each_image_is_changed_its_own_way_which_the_seed_decides(seed: int) -> 
 
 @settings(deadline=None)
 @given(shift=st.floats(0.5, 8), height=st.integers(35, 45), width=st.integers(35, 45), seed=st.integers(0, 2**31))
-def test_a_shift_is_in_pixels_and_no_longer_than_asked(shift: float, height: int, width: int, seed: int) -> None:
+def test_a_shift_is_in_pixels_and_at_most_as_configured(shift: float, height: int, width: int, seed: int) -> None:
     moved = middle(Augment(shift=shift)(dot(0, 0, height, width), generator(seed)))
     assert moved.abs().max() <= shift + 0.05
     assert moved.abs().max() > shift / 2 and moved.min() < 0 < moved.max()
@@ -62,9 +62,7 @@ def test_a_shift_is_in_pixels_and_no_longer_than_asked(shift: float, height: int
 
 @settings(deadline=None)
 @given(degrees=st.floats(5, 180), height=st.integers(35, 60), width=st.integers(35, 60), seed=st.integers(0, 2**31))
-def test_a_turn_is_in_degrees_about_the_middle_of_images_of_any_shape(
-    degrees: float, height: int, width: int, seed: int
-) -> None:
+def test_a_rotation_is_in_degrees_about_the_centre(degrees: float, height: int, width: int, seed: int) -> None:
     turned = middle(Augment(rotate=degrees)(dot(9, 0, height, width), generator(seed)))
     torch.testing.assert_close(turned.norm(dim=1), torch.full((64,), 9.0), atol=0.1, rtol=0)
     angles = torch.atan2(turned[:, 1], turned[:, 0]).abs() * 180 / math.pi
@@ -73,12 +71,12 @@ def test_a_turn_is_in_degrees_about_the_middle_of_images_of_any_shape(
 
 @settings(deadline=None)
 @given(scale=st.floats(0.1, 0.4), seed=st.integers(0, 2**31))
-def test_a_change_of_size_is_a_fraction(scale: float, seed: int) -> None:
+def test_a_scale_change_is_a_fraction(scale: float, seed: int) -> None:
     sizes = (Augment(scale=scale)(dot(0, 0), generator(seed)).sum((1, 2, 3)) / dot(0, 0).sum((1, 2, 3))).sqrt()
     assert 1 - scale - 0.02 <= sizes.min() < 1 < sizes.max() <= 1 + scale + 0.02
 
 
-def test_bending_has_its_standard_deviation_in_pixels() -> None:
+def test_elastic_deformation_has_its_standard_deviation_in_pixels() -> None:
     ramp = torch.arange(28.0).expand(2000, 1, 28, 28)
     inside = (Augment(elastic=0.5)(ramp, generator()) - ramp)[:, :, 8:20, 8:20]
     at_points = inside.std(0).max()  # between the points of the grid it is less, down to a half of the variance a side
@@ -110,7 +108,7 @@ def pixels(batches: Any) -> Tensor:
     return torch.cat([images for images, _ in pairs])
 
 
-def test_training_images_are_changed_anew_each_epoch_and_others_never() -> None:
+def test_training_images_are_augmented_anew_each_epoch_and_others_never() -> None:
     plain, changed = module(), module(augment=Augment(shift=2))
     train, again = changed.train_dataloader(), module(augment=Augment(shift=2)).train_dataloader()
     assert not torch.equal(pixels(train), pixels(plain.train_dataloader()))
@@ -122,7 +120,7 @@ def test_training_images_are_changed_anew_each_epoch_and_others_never() -> None:
         assert torch.equal(pixels(getattr(changed, part)()), pixels(getattr(plain, part)()))
 
 
-def test_the_same_image_is_changed_anew_in_each_mini_batch_and_process() -> None:
+def test_an_image_is_augmented_anew_in_each_mini_batch_and_process() -> None:
     images = torch.rand(1, 1, 28, 28).mul(255).byte().expand(8, 1, 28, 28).contiguous()
     zero, one, found = torch.zeros(1, 1, 1), torch.ones(1, 1, 1), []
     for rank in range(2):
@@ -133,7 +131,7 @@ def test_the_same_image_is_changed_anew_in_each_mini_batch_and_process() -> None
     assert len(found) == len(set(found)) == 8
 
 
-def test_several_mini_batches_at_once_are_the_same_ones() -> None:
+def test_a_chunk_has_the_same_augmented_mini_batches() -> None:
     one, several = module(augment=Augment(shift=2)), module(augment=Augment(shift=2))
     several.make_batches = partial(Chunks, images_at_once=1000)
     assert len(several.train_dataloader()) == 4 and len(one.train_dataloader()) == 28
@@ -163,7 +161,7 @@ def noise(image: Tensor) -> Tensor:
     return image + torch.rand(())
 
 
-def test_a_transforms_random_numbers_come_from_the_seed_and_the_epoch() -> None:
+def test_random_numbers_of_a_transform_depend_on_the_seed_and_the_epoch() -> None:
     first = module(loader="workers", workers=2, transform=noise).train_dataloader()
     one = pixels(first)
     assert torch.equal(pixels(first), one)
@@ -171,7 +169,7 @@ def test_a_transforms_random_numbers_come_from_the_seed_and_the_epoch() -> None:
     assert not torch.equal(pixels(first), one)
 
 
-def test_without_workers_a_transforms_random_numbers_are_its_own() -> None:
+def test_without_workers_a_transform_has_its_own_random_numbers() -> None:
     options: dict[str, Any] = {"loader": "workers", "workers": 0, "transform": noise, "batch_size": 1000}
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -185,7 +183,7 @@ def test_without_workers_a_transforms_random_numbers_are_its_own() -> None:
     assert not torch.equal(pixels(module(**options, augment_seed=1).train_dataloader()), one)
 
 
-def test_nor_are_they_the_augmentations() -> None:
+def test_a_transform_and_the_augmentation_share_no_random_numbers() -> None:
     drawn: dict[str, torch.Tensor] = {}
 
     def transform(image: torch.Tensor) -> torch.Tensor:
@@ -201,7 +199,7 @@ def test_nor_are_they_the_augmentations() -> None:
 
 
 @pytest.mark.parametrize("augment", [Augment(shift=2, rotate=20, scale=0.1), Augment(elastic=1), Augment(erase=1)])
-def test_images_are_changed_the_same_way_in_every_precision(augment: Augment) -> None:
+def test_augmentation_is_the_same_in_every_precision(augment: Augment) -> None:
     images = torch.rand(20, 1, 100, 100)
     changed = augment(images, generator())
     with torch.autocast("cpu", torch.bfloat16):
@@ -214,7 +212,7 @@ def test_images_are_changed_the_same_way_in_every_precision(augment: Augment) ->
             torch.set_default_dtype(torch.float32)
 
 
-def test_a_transforms_bytes_are_scaled_and_its_floats_are_not() -> None:
+def test_uint8_from_a_transform_is_scaled_and_float_is_not() -> None:
     bright = pixels(module(loader="workers", workers=0, transform=halve).train_dataloader())
     assert bright.max() == 127 / 255
     floats = pixels(module(loader="workers", workers=0, transform=to_float).train_dataloader())
@@ -234,9 +232,7 @@ class Grey(torch.utils.data.Dataset[Any]):
 @pytest.mark.parametrize(
     ("transform", "expected"), [(halve, [100, 100, 100]), (v2.RandomInvert(0.999_999), [55, 200, 200])]
 )
-def test_preparation_is_of_all_images_and_augmentation_of_training_images_alone(
-    transform: Any, expected: list[int]
-) -> None:
+def test_all_images_are_prepared_and_only_training_images_augmented(transform: Any, expected: list[int]) -> None:
     source = partial(from_datasets, train=Grey(), test=Grey(), classes=2)
     how: dict[str, Any] = {"loader": "workers", "workers": 0, "transform": transform}
     data = ImageDataModule("grey", source, "/", (1, 4, 4), 2, val_size=10, **how)
@@ -245,7 +241,7 @@ def test_preparation_is_of_all_images_and_augmentation_of_training_images_alone(
     assert [round(float(pixels(part).max()) * 255) for part in parts] == expected
 
 
-def test_memory_is_the_bytes_of_the_images_and_a_batch(tmp_path: Path) -> None:
+def test_augmentation_needs_no_more_memory_than_images_and_a_batch(tmp_path: Path) -> None:
     """Whatever the number of images, an epoch of batches makes nothing of their size."""
     for n in (2_000, 20_000):
         images = torch.zeros(n, 1, 28, 28, dtype=torch.uint8)

@@ -64,7 +64,7 @@ def test_an_epoch_visits_each_image_once_over_all_processes(
     steps=st.integers(1, 5),
     given=st.integers(0, 3),
 )
-def test_images_come_in_the_order_asked_for_and_uncopied_if_they_lie_in_a_row(
+def test_batches_follow_the_order_and_copy_no_consecutive_images(
     index: list[int], batch_size: int, steps: int, given: int
 ) -> None:
     images, labels = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(60)
@@ -124,7 +124,7 @@ def test_lightning_gives_each_epoch_its_own_order() -> None:
     assert seen.epochs[0] != seen.epochs[1]
 
 
-def test_the_random_part_is_seeded_and_shares_nothing_with_the_training_part() -> None:
+def test_random_validation_images_are_seeded_and_not_trained_on() -> None:
     one, again, other = module(), module(), module(split_seed=1)
     assert torch.equal(one.val_index, again.val_index)
     assert not torch.equal(one.val_index, other.val_index)
@@ -132,21 +132,21 @@ def test_the_random_part_is_seeded_and_shares_nothing_with_the_training_part() -
     assert one.val_count == 20
 
 
-def test_the_last_part_is_the_last() -> None:
+def test_val_last_validates_on_the_last_images() -> None:
     data = module(val="last", val_size=0.1)
     assert data.val_index.tolist() == list(range(108, 120))
     assert data.train_index.tolist() == list(range(108))
     assert numbers(data.val_dataloader()) == list(range(108, 120))
 
 
-def test_the_test_set_can_be_the_validation_set_and_there_can_be_none() -> None:
+def test_val_may_be_the_test_set_or_none() -> None:
     assert numbers(module(val="test").val_dataloader()) == list(range(130, 160))
     assert module(val="none").val_dataloader() == []
     assert len(module(val="none").train_index) == 120
 
 
 @given(size=st.integers(0, 120), seed=st.integers(0, 2**32 - 1))
-def test_a_stratified_part_keeps_each_classs_share(size: int, seed: int) -> None:
+def test_a_stratified_split_keeps_the_share_of_each_class(size: int, seed: int) -> None:
     labels = small(Path(), False).train_labels
     chosen = stratified_part(labels, size, torch.Generator().manual_seed(seed))
     assert len(set(chosen.tolist())) == size
@@ -154,7 +154,7 @@ def test_a_stratified_part_keeps_each_classs_share(size: int, seed: int) -> None
     assert all(abs(int(c) - size * share) <= 1 for c, share in zip(counts, (1 / 2, 1 / 3, 1 / 6), strict=True))
 
 
-def test_train_size_is_a_number_or_a_fraction_of_what_validation_left() -> None:
+def test_train_size_is_a_number_or_a_fraction_of_the_images_left_by_validation() -> None:
     assert len(module(train_size=60).train_index) == 60
     assert len(module(train_size=0.5).train_index) == 50
     assert len(module(train_size=1.0).train_index) == 100
@@ -164,7 +164,7 @@ def test_train_size_is_a_number_or_a_fraction_of_what_validation_left() -> None:
         module(val_size=120)
 
 
-def test_what_is_kept_of_the_training_set_is_a_random_share_of_each_class() -> None:
+def test_train_size_keeps_a_random_share_of_each_class() -> None:
     kept, again, other = (module(val="none", train_size=60, split_seed=seed) for seed in (0, 0, 1))
     assert kept.images is not None
     assert torch.bincount(kept.images.train_labels[kept.train_index]).tolist() == [30, 20, 10]
@@ -172,7 +172,7 @@ def test_what_is_kept_of_the_training_set_is_a_random_share_of_each_class() -> N
     assert kept.train_index.max() > 60, "not the first ones"
 
 
-def test_scales() -> None:
+def test_each_scale_gives_the_documented_range() -> None:
     unit, _ = next(iter(module(val="none").train_dataloader()))
     assert unit.dtype == torch.float32 and unit.max() <= 119 / 255
     raw = torch.cat([images for images, _ in list(module(val="none", scale="none").train_dataloader())])
@@ -192,7 +192,7 @@ def test_unit_scale_is_pixels_divided_by_255_to_the_last_bit(value: int) -> None
     assert scaled.item() == (torch.tensor(float(value)) / 255).item()
 
 
-def test_one_against_the_rest() -> None:
+def test_one_vs_rest_gives_two_classes() -> None:
     data = module(one_vs_rest=2, val="none")
     assert data.class_names == ("not c", "c")
     assert sum(int(labels.sum()) for _, labels in data.train_dataloader()) == 20

@@ -106,7 +106,7 @@ def test_a_label_that_is_no_whole_number_is_refused(label: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", WITH_TARGETS)
-def test_the_attribute_that_saves_reading_is_what_torchvisions_class_returns(kind: Any) -> None:
+def test_labels_read_from_an_attribute_are_those_that_torchvision_returns(kind: Any) -> None:
     dataset = object.__new__(kind)
     dataset.data = np.zeros((4, 32, 32, 3), np.uint8) if "CIFAR" in kind.__name__ else torch.zeros(4, 28, 28).byte()
     dataset.targets, dataset.transform, dataset.target_transform = [3, 1, 2, 0], None, None
@@ -159,7 +159,7 @@ def test_augmentation_in_a_dataset_is_not_frozen_in_memory(chance: str) -> None:
 
 
 @pytest.mark.parametrize("loader", ["memory", "workers"])
-def test_nor_is_it_tested_or_validated_on(loader: str) -> None:
+def test_augmentation_in_a_dataset_is_not_applied_to_test_and_validation(loader: str) -> None:
     with pytest.raises(UserError, match=r"Changing gives another image each time .* test images must stay the same"):
         module(Digits(), loader, Changing(CHANCES["torch"]))
     if loader == "workers":
@@ -168,7 +168,7 @@ def test_nor_is_it_tested_or_validated_on(loader: str) -> None:
                 module(Changing(CHANCES["torch"]), loader, Digits(), val=val, val_size=40)
 
 
-def test_a_torchvision_dataset_with_a_random_transform_is_found_out() -> None:
+def test_a_random_transform_of_a_torchvision_dataset_is_detected() -> None:
     dataset = object.__new__(datasets.MNIST)
     dataset.data, dataset.targets = torch.arange(16, dtype=torch.uint8).repeat(N, 1).view(N, 4, 4), torch.arange(N) % 10
     dataset.transform = dataset.target_transform = None
@@ -178,7 +178,7 @@ def test_a_torchvision_dataset_with_a_random_transform_is_found_out() -> None:
         module(dataset, "memory", val_size=10)
 
 
-def test_finished_training_images_and_others_to_test_are_on_two_scales() -> None:
+def test_float_training_images_and_uint8_test_images_are_refused() -> None:
     class Finished(Digits):
         def __getitem__(self, position: int) -> tuple[Tensor, Any]:
             image, label = super().__getitem__(position)

@@ -207,9 +207,7 @@ BAD: dict[str, tuple[Behaviour, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_mirror_that_fails_makes_the_next_be_tried_and_else_is_named_with_the_reason(
-    kind: str, tmp_path: Path
-) -> None:
+def test_a_failing_mirror_is_followed_by_the_next_or_named_with_the_reason(kind: str, tmp_path: Path) -> None:
     behaviour, reason = BAD[kind]
     limits = Limits(0.5, 1000.0, (0.0,), 1_000_000)
     with Mirror(PACKED, behaviour) as bad, Mirror(PACKED, whole) as good:
@@ -241,9 +239,7 @@ def test_every_mirror_is_named_where_all_fail(tmp_path: Path) -> None:
         assert part in line
 
 
-def test_what_may_pass_is_tried_again_after_growing_pauses_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_temporary_errors_are_retried_with_growing_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(
         time, "sleep", lambda s: slept.append(s) if threading.current_thread() is threading.main_thread() else None
@@ -264,7 +260,7 @@ def test_what_may_pass_is_tried_again_after_growing_pauses_and_nothing_else(
     assert slept == [1, 3, 9], "without a network, nobody waits"
 
 
-def test_what_has_come_is_not_fetched_again(tmp_path: Path) -> None:
+def test_downloaded_bytes_are_not_fetched_again(tmp_path: Path) -> None:
     with Mirror(PACKED, cut(50_000), whole) as mirror:
         assert got(tmp_path, mirror.url) == PIXELS
         assert [asked for _, asked in mirror.asked] == ["", "bytes=50000-"]
@@ -274,13 +270,13 @@ def test_what_has_come_is_not_fetched_again(tmp_path: Path) -> None:
         assert got(tmp_path, mirror.url) == PIXELS and len(mirror.asked) == 2, "unpacked again"
 
 
-def test_one_mirror_goes_on_where_another_broke_off(tmp_path: Path) -> None:
+def test_a_download_continues_on_the_next_mirror(tmp_path: Path) -> None:
     with Mirror(PACKED, cut(50_000)) as first, Mirror(PACKED, whole) as second:
         assert got(tmp_path, first.url, second.url) == PIXELS
         assert second.asked == [("/a.gz", "bytes=50000-")]
 
 
-def test_the_next_command_goes_on_where_the_last_one_failed(tmp_path: Path) -> None:
+def test_the_next_command_continues_a_broken_download(tmp_path: Path) -> None:
     with Mirror(PACKED, cut(50_000), status(404), whole) as mirror:
         with pytest.raises(DataUnavailableError, match="404"):
             fetch("set", [archive(tmp_path, mirror.url)], tmp_path, True, SOON)
@@ -288,7 +284,7 @@ def test_the_next_command_goes_on_where_the_last_one_failed(tmp_path: Path) -> N
         assert mirror.asked[-1] == ("/a.gz", "bytes=50000-")
 
 
-def test_a_line_that_breaks_often_gets_there_as_long_as_it_brings_something(tmp_path: Path) -> None:
+def test_a_connection_that_breaks_often_succeeds_while_it_makes_progress(tmp_path: Path) -> None:
     packed = gzip.compress(os.urandom(10 * 2**20), 0)
     with Mirror(packed, cut(3 * 2**19)) as mirror:
         fetch("set", [archive(tmp_path, mirror.url, packed=packed)], tmp_path, True, SOON)
@@ -297,7 +293,7 @@ def test_a_line_that_breaks_often_gets_there_as_long_as_it_brings_something(tmp_
 
 @pytest.mark.parametrize("behaviour", [without_ranges, other_range, without_length])
 @pytest.mark.parametrize("left", [PACKED[:500], b"something else", PACKED + b"more", PACKED])
-def test_a_server_without_ranges_and_a_wrong_beginning_cost_a_new_start(
+def test_a_server_without_ranges_or_a_wrong_part_starts_the_download_anew(
     behaviour: Behaviour, left: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / "Set/raw").mkdir(parents=True)
@@ -312,7 +308,9 @@ def test_a_server_without_ranges_and_a_wrong_beginning_cost_a_new_start(
     cuts=st.lists(st.integers(0, 3000), max_size=4),
     left=st.binary(max_size=50) | st.integers(0, 3000),
 )
-def test_wherever_it_is_cut_the_result_is_the_whole_file(content: bytes, cuts: list[int], left: bytes | int) -> None:
+def test_a_download_that_is_cut_anywhere_ends_in_the_whole_file(
+    content: bytes, cuts: list[int], left: bytes | int
+) -> None:
     packed = gzip.compress(content, 0, mtime=0)
     with tempfile.TemporaryDirectory() as name, Mirror(packed, *map(cut, cuts), whole) as mirror:
         raw = Path(name) / "Set/raw"
@@ -324,7 +322,7 @@ def test_wherever_it_is_cut_the_result_is_the_whole_file(content: bytes, cuts: l
         assert sorted(p.name for p in raw.iterdir()) == ["a", "a.gz"]
 
 
-def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
+def test_the_files_of_a_data_set_appear_together_or_not_at_all(tmp_path: Path) -> None:
     """What stands in for a data set that broke off in the middle would not be noticed as such by the next run."""
     with Mirror(PACKED, whole, status(404)) as mirror:
         folder = tmp_path / "Set/raw"
@@ -335,7 +333,7 @@ def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
             assert [p.name for p in folder.iterdir()] == ["a.gz"]
 
 
-def test_a_damaged_archive_that_was_there_is_replaced(tmp_path: Path) -> None:
+def test_a_damaged_archive_is_downloaded_again(tmp_path: Path) -> None:
     (tmp_path / "Set/raw").mkdir(parents=True)
     path = tmp_path / "Set/raw/a.gz"
     path.write_bytes(b"half a downl")
@@ -346,7 +344,7 @@ def test_a_damaged_archive_that_was_there_is_replaced(tmp_path: Path) -> None:
         assert got(tmp_path, mirror.url) == PIXELS
 
 
-def test_a_folder_that_cant_be_written_to_is_named(tmp_path: Path) -> None:
+def test_a_data_folder_without_write_permission_is_named(tmp_path: Path) -> None:
     (tmp_path / "Set").write_text("a file")
     with pytest.raises(UserError, match=r"can't be written to: .*data\.root=DIR"):
         fetch("set", [archive(tmp_path, "http://127.0.0.1:9/a.gz")], tmp_path, True, SOON)
@@ -379,7 +377,7 @@ def fetching(folder: Path, url: str, processes: int = 1) -> subprocess.Popen[byt
 
 
 @pytest.mark.slow
-def test_of_ten_processes_one_downloads_and_the_others_wait(tmp_path: Path) -> None:
+def test_one_of_ten_processes_downloads_and_the_others_wait(tmp_path: Path) -> None:
     def when_all_wait(request: Request, content: bytes) -> None:
         for _ in range(100):
             if sum(path.stat().st_size > 0 for path in tmp_path.glob("*.err")) == 9:
@@ -397,7 +395,7 @@ def test_of_ten_processes_one_downloads_and_the_others_wait(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_in_the_middle_leaves_the_next_one_the_rest(tmp_path: Path) -> None:
+def test_a_killed_download_is_continued_by_the_next_process(tmp_path: Path) -> None:
     def half(request: Request, content: bytes) -> None:
         request.answer(200, len(content))
         request.wfile.write(content[:70_000])
@@ -417,7 +415,7 @@ def test_a_process_that_is_killed_in_the_middle_leaves_the_next_one_the_rest(tmp
         assert mirror.asked[1:] == [("/a.gz", f"bytes={came}-")]
 
 
-def test_a_bomb_stops_with_a_line_before_it_fills_the_disk(tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_stopped_before_it_fills_the_disk(tmp_path: Path) -> None:
     packed = gzip.compress(bytes(50_000_000))
     (tmp_path / "server").mkdir()
     (tmp_path / "server/a.gz").write_bytes(packed)
@@ -431,7 +429,7 @@ def outside(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
 
 
-def test_of_a_zip_only_what_is_expected_is_unpacked_and_nothing_leaves_the_folder(
+def test_only_expected_files_of_a_zip_are_unpacked_and_none_outside_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchvision import datasets
@@ -457,9 +455,7 @@ def test_of_a_zip_only_what_is_expected_is_unpacked_and_nothing_leaves_the_folde
         emnist(tmp_path / "deep/data", True, "balanced")
 
 
-def test_of_a_tar_only_regular_files_that_are_expected_are_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_expected_regular_files_of_a_tar_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from data_files import write_cifar
     from torchvision import datasets
 
@@ -495,7 +491,7 @@ def test_of_a_tar_only_regular_files_that_are_expected_are_unpacked(
 
 
 @pytest.mark.parametrize("place", ["Set/raw/a.gz", "a.gz"])
-def test_a_mirror_of_your_own_is_tried_first(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_of_ones_own_is_tried_first(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A data folder that is served as it is, or a folder with nothing but the files."""
     path = tmp_path / "served" / place
     path.parent.mkdir(parents=True)
@@ -530,7 +526,7 @@ def load(root, download, url, md5):
 
 
 @pytest.mark.slow
-def test_a_source_of_your_own_downloads_as_well(tmp_path: Path, lab: Command) -> None:
+def test_a_data_source_of_ones_own_can_download(tmp_path: Path, lab: Command) -> None:
     (tmp_path / "own.py").write_text(OWN)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     with Mirror(PACKED, cut(70_000), whole) as mirror:
@@ -542,7 +538,7 @@ def test_a_source_of_your_own_downloads_as_well(tmp_path: Path, lab: Command) ->
     assert result_in(tmp_path / "outputs").data["name"] == "own"
 
 
-def test_what_is_not_as_published_is_an_error_of_the_command_and_leaves_nothing(tmp_path: Path, lab: Command) -> None:
+def test_a_download_with_a_wrong_digest_ends_the_command_and_leaves_nothing(tmp_path: Path, lab: Command) -> None:
     nobody = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
     with Mirror(PACKED, tampered) as mirror:
         done = lab("data.fallback=null", "data.root=data", MNIST_LAB_MIRROR=mirror.url, **nobody)
@@ -561,7 +557,7 @@ def test_what_is_not_as_published_is_an_error_of_the_command_and_leaves_nothing(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published archives of MNIST are not in MNIST_LAB_DATA/mirror")
-def test_mnist_as_it_is_published_is_downloaded_and_trained_on(tmp_path: Path, lab: Command) -> None:
+def test_mnist_is_downloaded_as_published_and_trained_on(tmp_path: Path, lab: Command) -> None:
     files = {path.name: path.read_bytes() for path in PUBLISHED.iterdir()}
 
     def serve(request: Request, _: bytes) -> None:

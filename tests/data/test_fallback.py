@@ -11,7 +11,9 @@ from mnist_lab.data import ImageDataModule, mnist_5k
 from mnist_lab.result import Result
 
 
-def test_mnist_5k_stands_in_and_says_so_at_the_start_and_beside_the_result(lab: Command, tmp_path: Path) -> None:
+def test_mnist_5k_replaces_mnist_with_a_warning_at_the_start_and_beside_the_result(
+    lab: Command, tmp_path: Path
+) -> None:
     done = lab("trainer=debug", MNIST_LAB_DATA=str(tmp_path / "data"), **OFFLINE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("NOT MNIST: mnist_5k stands in for it") == 2
@@ -23,14 +25,14 @@ def test_mnist_5k_stands_in_and_says_so_at_the_start_and_beside_the_result(lab: 
     assert not (tmp_path / "data").exists()
 
 
-def test_an_eighth_of_what_stands_in_validates_whatever_number_mnist_was_to_give() -> None:
+def test_an_eighth_of_the_replacement_is_validated_on() -> None:
     data = ImageDataModule("mnist", mnist_5k, "/", (1, 28, 28), 10, val_size=5000)
     data.use_fallback("there is no network")
     data.setup()
     assert (len(data.train_index), data.val_count) == (3500, 500)
 
 
-def test_without_a_fallback_it_is_an_error_with_three_ways_out(lab: Command, tmp_path: Path) -> None:
+def test_missing_data_without_a_fallback_is_an_error_with_three_remedies(lab: Command, tmp_path: Path) -> None:
     done = lab("data.fallback=null", MNIST_LAB_DATA=str(tmp_path / "data"), **OFFLINE)
     assert done.returncode == 2
     assert "Three ways out" in done.stderr and "data=mnist_5k" in done.stderr
@@ -83,7 +85,7 @@ def test_a_damaged_archive_is_named(lab: Command, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_mnist
-def test_going_on_never_changes_the_data_either(lab: Command, tmp_path: Path) -> None:
+def test_resume_never_changes_the_data(lab: Command, tmp_path: Path) -> None:
     offline = {"MNIST_LAB_DATA": str(tmp_path / "data"), **OFFLINE}
     words = ["model=mlp_784_32", "data.val=none", "trainer.max_epochs=1", "report=false"]
     assert lab(*words, "hydra.run.dir=stood_in", **offline).returncode == 0

@@ -82,7 +82,7 @@ GOOD: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_in_a_folder_of_class_folders_it_is_named_in_a_line(kind: str, tmp_path: Path) -> None:
+def test_a_hostile_picture_in_a_class_folder_is_named_in_one_line(kind: str, tmp_path: Path) -> None:
     make, reason = BAD[kind]
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -125,7 +125,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
     ("side", "colour", "depth", "most"),
     [(30_000, 0, 8, 10e6), (12_000, 2, 8, 10e6), (9_000, 6, 8, 900e6), (9_000, 0, 16, 700e6)],
 )
-def test_a_few_kilobytes_never_take_gigabytes(side: int, colour: int, depth: int, most: float, tmp_path: Path) -> None:
+def test_a_picture_of_kilobytes_never_takes_gigabytes(
+    side: int, colour: int, depth: int, most: float, tmp_path: Path
+) -> None:
     """One that is refused takes nothing; the largest that is read, at most what two copies of it do."""
     black(tmp_path / "x.png", side, colour, depth)
     assert (tmp_path / "x.png").stat().st_size < 1_000_000
@@ -135,7 +137,7 @@ def test_a_few_kilobytes_never_take_gigabytes(side: int, colour: int, depth: int
     assert float(taken) < most
 
 
-def test_for_predict_each_costs_a_line_and_the_others_are_read(cnn_run: Path, lab: Command, tmp_path: Path) -> None:
+def test_predict_names_each_hostile_picture_and_reads_the_others(cnn_run: Path, lab: Command, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
     (tmp_path / "bin/gs").chmod(0o755)
@@ -154,7 +156,7 @@ def test_for_predict_each_costs_a_line_and_the_others_are_read(cnn_run: Path, la
     assert not (tmp_path / "ran").exists(), "a picture ran a program"
 
 
-def test_a_bomb_in_the_training_data_ends_the_command_in_a_line(lab: Command, tmp_path: Path) -> None:
+def test_a_decompression_bomb_in_the_training_data_ends_the_command_in_one_line(lab: Command, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "data" / name).mkdir(parents=True)
         digit().save(tmp_path / "data" / name / "good.png")

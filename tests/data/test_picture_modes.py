@@ -85,12 +85,12 @@ def test_classes_that_differ_in_brightness_alone_are_read_with_their_brightness(
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else "",
 )
-def test_a_value_means_the_same_in_every_picture(image: Image.Image, expected: list[int]) -> None:
+def test_a_grey_value_means_the_same_in_every_picture(image: Image.Image, expected: list[int]) -> None:
     assert np.asarray(flat(image).convert("L")).ravel().tolist() == pytest.approx(expected, abs=0.51)
 
 
 @pytest.mark.parametrize("beside", [0, 255])
-def test_what_lies_beside_a_half_transparent_part_doesnt_change_it(beside: int) -> None:
+def test_pixels_beside_a_half_transparent_part_do_not_change_it(beside: int) -> None:
     grey, opacity = Image.new("L", (2, 1), 60), Image.new("L", (2, 1), 128)
     grey.putpixel((1, 0), beside)
     assert flat(Image.merge("LA", (grey, opacity))).getpixel((0, 0)) == (157, 157, 157)
@@ -105,12 +105,12 @@ def test_twelve_bits_of_a_tiff_file_are_not_sixteen(tmp_path: Path) -> None:
     assert np.asarray(flat(read_image(tmp_path / "x.tif"))).tolist() == [[0, 128, 255, 0]]
 
 
-def test_a_transparent_grey_value_of_a_deep_png_is_white_paper(tmp_path: Path) -> None:
+def test_a_transparent_grey_value_of_a_16_bit_png_is_white(tmp_path: Path) -> None:
     Image.fromarray(np.array([[257, 514]], np.uint16)).save(tmp_path / "x.png", transparency=257)
     assert np.asarray(flat(read_image(tmp_path / "x.png")).convert("L")).tolist() == [[255, 2]]
 
 
-def test_a_deep_picture_is_upright(tmp_path: Path) -> None:
+def test_a_16_bit_picture_is_read_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     deep(np.array([[1, 2]]), "<u2").save(tmp_path / "x.png", exif=exif)
@@ -128,7 +128,7 @@ def test_a_deep_picture_is_upright(tmp_path: Path) -> None:
         (Image.new("La", (1, 1)), "its mode, La, is not read"),
     ],
 )
-def test_what_has_no_rule_is_refused_by_name(image: Image.Image, said: str, tmp_path: Path) -> None:
+def test_a_picture_mode_without_a_rule_is_refused_by_name(image: Image.Image, said: str, tmp_path: Path) -> None:
     if not said:  # white ink, of which white paper leaves nothing
         grey, opacity = Image.new("L", (2, 1), 255), Image.new("L", (2, 1), 0)
         opacity.putpixel((0, 0), 255)

@@ -28,7 +28,7 @@ from mnist_lab.pictures import read_image
 from mnist_lab.show.prepare import Preparation, prepare
 
 
-def test_kmnist(tmp_path: Path) -> None:
+def test_kmnist_is_read(tmp_path: Path) -> None:
     write_mnist_like(tmp_path / "KMNIST/raw")
     found = sources.kmnist(tmp_path, False)
     assert found.train_images.shape == (30, 1, 28, 28) and in_memory(found.train_images).dtype == torch.uint8
@@ -51,7 +51,7 @@ def test_emnist_is_upright_and_counts_labels_from_zero(split: str, tmp_path: Pat
     assert len(found.classes) == cfg.data.num_classes
 
 
-def test_qmnist(tmp_path: Path) -> None:
+def test_qmnist_is_read(tmp_path: Path) -> None:
     for part, n in (("train", 12), ("test", 8)):
         labels = np.zeros((n, 8), ">i4")
         labels[:, 0] = np.arange(n) % 10
@@ -63,7 +63,7 @@ def test_qmnist(tmp_path: Path) -> None:
     assert found.test_images.shape == (8, 1, 28, 28)
 
 
-def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar10_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar(tmp_path, monkeypatch)
     found = sources.cifar10(tmp_path, False)
     assert found.train_images.shape == (10, 3, 32, 32) and found.test_images.shape == (2, 3, 32, 32)
@@ -98,7 +98,7 @@ def test_mnist_5k_are_images_of_mnists_training_set() -> None:
 
 @needs_mnist
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_the_full_data_sets(name: str) -> None:
+def test_the_published_data_sets_have_their_sizes_and_digests(name: str) -> None:
     import os
 
     found = getattr(sources, name)(Path(os.environ["MNIST_LAB_DATA"]), False)
@@ -138,7 +138,7 @@ def test_each_file_has_a_published_digest(name: str) -> None:
     assert [len(DIGESTS[f"{name}/raw/{file}"]) for file in files] == [64] * 4
 
 
-def test_as_many_labels_as_images(tmp_path: Path) -> None:
+def test_a_data_set_with_fewer_labels_than_images_is_refused(tmp_path: Path) -> None:
     write_mnist_like(tmp_path / "KMNIST/raw")
     write_idx(tmp_path / "KMNIST/raw/train-labels-idx1-ubyte", np.zeros(29, np.uint8))
     with pytest.raises(UserError, match="has 30 images, train-labels-idx1-ubyte 29 labels"):
@@ -227,7 +227,7 @@ def save_images(folder: Path, count: int, color: tuple[int, int, int]) -> None:
         Image.new("RGB", (40, 30), color).save(folder / f"{n}.png")
 
 
-def test_a_folder_of_class_folders(tmp_path: Path) -> None:
+def test_class_folders_are_a_data_set(tmp_path: Path) -> None:
     save_images(tmp_path / "red", 10, (255, 0, 0))
     save_images(tmp_path / "blue", 20, (0, 0, 255))
     found = sources.image_folder(tmp_path, False, (3, 16, 16), 0.2)
@@ -240,7 +240,7 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
     assert grey.train_images.shape == (24, 1, 16, 16)
 
 
-def test_a_folder_that_is_divided_already(tmp_path: Path) -> None:
+def test_train_and_test_folders_are_used_as_they_are(tmp_path: Path) -> None:
     for part, count in (("train", 3), ("test", 2)):
         save_images(tmp_path / part / "a", count, (0, 0, 0))
         save_images(tmp_path / part / "b", count, (9, 9, 9))
@@ -249,7 +249,7 @@ def test_a_folder_that_is_divided_already(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("train", "test"), ("Train", "TEST"), ("training", "testing")])
-def test_its_parts_may_be_called_as_is_usual(names: tuple[str, str], tmp_path: Path) -> None:
+def test_train_and_test_folders_may_have_their_usual_names(names: tuple[str, str], tmp_path: Path) -> None:
     for part, count in zip(names, (3, 2), strict=True):
         for name in "ab":
             save_images(tmp_path / part / name, count, (0, 0, 0))
@@ -258,7 +258,7 @@ def test_its_parts_may_be_called_as_is_usual(names: tuple[str, str], tmp_path: P
 
 
 @pytest.mark.parametrize("names", [("Bus", "Train"), ("running", "training")])
-def test_but_a_class_may_be_called_train(names: tuple[str, str], tmp_path: Path) -> None:
+def test_a_class_may_be_called_train(names: tuple[str, str], tmp_path: Path) -> None:
     for name in names:
         save_images(tmp_path / name, 5, (0, 0, 0))
     assert sources.image_folder(tmp_path, False, (1, 8, 8), 0.2).classes == names
@@ -272,7 +272,7 @@ def test_but_a_class_may_be_called_train(names: tuple[str, str], tmp_path: Path)
         ("train validation more", "to test on it"),
     ],
 )
-def test_images_for_validation_that_are_not_read_are_not_passed_over_in_silence(
+def test_a_validation_folder_that_is_not_read_is_an_error(
     parts: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for part in parts.split():
@@ -283,7 +283,7 @@ def test_images_for_validation_that_are_not_read_are_not_passed_over_in_silence(
     assert said in caplog.messages[0]
 
 
-def test_pictures_are_learned_from_as_predict_sees_them(tmp_path: Path) -> None:
+def test_training_prepares_pictures_as_predict_does(tmp_path: Path) -> None:
     """Upright as a camera has noted, with paper behind what is transparent, in any format, and nothing hidden."""
     left = Image.new("RGB", (16, 16))
     left.paste((250, 0, 0), (0, 0, 4, 16))

@@ -61,7 +61,7 @@ PREPARATION: dict[str, tuple[Any, Tensor]] = {
 
 
 @pytest.mark.parametrize("name", PREPARATION)
-def test_evaluation_takes_what_is_not_random(name: str) -> None:
+def test_evaluation_applies_only_deterministic_transforms(name: str) -> None:
     transform, expected = PREPARATION[name]
     state = torch.get_rng_state()
     chosen = evaluation_transform(transform, None, SHAPE, False)
@@ -83,7 +83,7 @@ def test_evaluation_takes_what_is_not_random(name: str) -> None:
         ),
     ],
 )
-def test_what_cant_be_told_apart_is_refused_unless_eval_transform_says_it(transform: Any, said: str) -> None:
+def test_an_unclear_transform_is_refused_unless_eval_transform_is_given(transform: Any, said: str) -> None:
     with pytest.raises(UserError, match=said) as raised:
         evaluation_transform(transform, None, SHAPE, False)
     assert "\n" not in str(raised.value)
@@ -112,7 +112,7 @@ def test_a_transform_that_does_not_fit_is_refused_in_a_line(transform: Any, give
 
 
 @pytest.mark.parametrize("val", ["random", "test"])
-def test_every_part_of_the_data_is_on_one_scale(val: str) -> None:
+def test_train_val_and_test_images_are_on_one_scale(val: str) -> None:
     transform = v2.Compose([TO_FLOAT, v2.Normalize([0.13], [0.31])])
     how: dict[str, Any] = {"transform": transform, "loader": "workers", "workers": 0, "val_size": 500, "val": val}
     data = ImageDataModule("mnist_5k", mnist_5k, "/", (1, 28, 28), 10, **how)
@@ -163,7 +163,7 @@ def test_a_normalized_runs_numbers_are_those_of_a_plain_loop(lab: Command, tmp_p
     assert seen["probability"] == pytest.approx(float(logits[3].softmax(0).max()), abs=1e-5)
 
 
-def test_a_file_holds_what_scales_and_says_where_more_is_done(cnn_run: Path, tmp_path: Path) -> None:
+def test_an_exported_file_contains_the_scaling_and_names_what_it_lacks(cnn_run: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
     run = load_run(cnn_run, device="cpu")

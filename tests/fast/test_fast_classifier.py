@@ -20,7 +20,7 @@ from mnist_lab.result import Result
 from mnist_lab.seeds import seed_of
 
 SHORT = (
-    *("data=mnist_5k", "data.val=random", "data.val_size=200", "data.train_size=900", "data.batch_size=64"),
+    *("data=mnist_5k", "data.val=random", "data.val_size=200", "data.train_size=400", "data.batch_size=64"),
     *("trainer.max_epochs=2", "report=false", "logger=none", "trainer=cpu"),
 )
 SEVERAL: dict[str, list[str]] = {
@@ -33,7 +33,7 @@ SEVERAL: dict[str, list[str]] = {
     "neuron": ["model=neuron"],
     "class weights": ["model=mlp_784_32", "+loss.weight={_target_: torch.tensor, data: [1,1,1,1,1,1,1,1,1,20.0]}"],
     "augmentation": ["model=mlp_512", "augment=affine"],
-    "one image in the last mini-batch": ["model=mlp_784_32", "data.train_size=833"],
+    "one image in the last mini-batch": ["model=mlp_784_32", "data.train_size=385"],
     "schedule by epoch": [
         "model=mlp_784_32",
         *(
@@ -47,7 +47,7 @@ SEVERAL: dict[str, list[str]] = {
 SINGLE: dict[str, tuple[list[str], str]] = {
     "clipping": (["trainer.gradient_clip_val=0.01"], "trainer.gradient_clip_val"),
     "accumulation": (["trainer.accumulate_grad_batches=4"], "trainer.accumulate_grad_batches"),
-    "a limit of steps": (["trainer.max_steps=20"], "trainer.max_steps"),
+    "a limit of steps": (["trainer.max_steps=10"], "trainer.max_steps"),
     "a callback": (
         ["+callbacks.lr_monitor={_target_: lightning.pytorch.callbacks.LearningRateMonitor}", "logger=tensorboard"],
         "callbacks.lr_monitor",
@@ -90,7 +90,7 @@ def test_several_steps_at_a_time_are_the_steps_of_the_textbook(words: list[str],
 
 
 @pytest.mark.parametrize(("words", "why"), SINGLE.values(), ids=SINGLE)
-def test_where_something_follows_or_cuts_single_steps_they_are_made_one_at_a_time(
+def test_steps_are_made_one_at_a_time_where_something_follows_or_limits_them(
     words: list[str], why: str, tmp_path: Path
 ) -> None:
     fast, textbook = (trained(tmp_path, name, "model=mlp_784_32", *words) for name in ("classifier", "textbook"))
@@ -99,7 +99,7 @@ def test_where_something_follows_or_cuts_single_steps_they_are_made_one_at_a_tim
 
 
 @pytest.mark.skipif(not BFLOAT16, reason="this processor has no arithmetic for bfloat16")
-def test_so_they_are_in_bfloat16(tmp_path: Path) -> None:
+def test_several_steps_in_bfloat16_are_the_steps_of_the_textbook(tmp_path: Path) -> None:
     words = ["model=mlp", "trainer.precision=bf16-mixed"]
     assert_same(*(trained(tmp_path, name, *words) for name in ("classifier", "textbook")))
 
@@ -163,7 +163,9 @@ def exchange(config: Path, first: str, then: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [("classifier", "textbook"), ("textbook", "classifier")])
-def test_what_one_has_begun_the_other_continues(first: str, then: str, lab: Command, tmp_path: Path) -> None:
+def test_either_classifier_resumes_a_checkpoint_of_the_other(
+    first: str, then: str, lab: Command, tmp_path: Path
+) -> None:
     small = ["model=conv_stack", "model.layers=[4,pool]", "model.hidden=16"]  # its chunks are of 2,048 images
     words = [*small, "data.train_size=2500", "schedule=cosine", "trainer.max_epochs=3"]
     whole = trained(tmp_path, first, *words)
@@ -189,7 +191,7 @@ def test_what_one_has_begun_the_other_continues(first: str, then: str, lab: Comm
 @pytest.mark.slow
 @pytest.mark.parametrize("then", ["classifier", "textbook"])
 @pytest.mark.parametrize("first", ["classifier", "textbook"])
-def test_a_plateau_falls_where_a_run_was_resumed_at_an_epochs_end(
+def test_a_plateau_schedule_continues_where_a_run_was_resumed(
     first: str, then: str, lab: Command, tmp_path: Path
 ) -> None:
     """Lightning steps a plateau schedule after the epoch's checkpoint is written."""
@@ -204,7 +206,7 @@ def test_a_plateau_falls_where_a_run_was_resumed_at_an_epochs_end(
     assert_same((Result.load(tmp_path / "run"), weights), whole)
 
 
-def test_a_module_of_ones_own_is_built_of_the_configs_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_of_ones_own_is_built_from_the_configs_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_module.py").write_text(
         "import lightning as L\n\n\nclass Own(L.LightningModule):\n"
         "    def __init__(self, net, optimizer, width, loss=None):\n        super().__init__()\n"

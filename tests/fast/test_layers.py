@@ -50,7 +50,9 @@ def same(layer: nn.Module, plain: Callable[..., Tensor], inputs: Tensor) -> None
     copied_by_all=st.sampled_from([0, 2**18]),
     seed=st.integers(0, 2**31),
 )
-def test_a_linear_layer(images: int, inputs: int, outputs: int, bias: bool, copied_by_all: int, seed: int) -> None:
+def test_a_linear_layer_computes_what_torch_does(
+    images: int, inputs: int, outputs: int, bias: bool, copied_by_all: int, seed: int
+) -> None:
     torch.manual_seed(seed)
     layer = Linear(inputs, outputs, bias=bias)
     if images == 0:
@@ -74,7 +76,7 @@ def test_a_linear_layer(images: int, inputs: int, outputs: int, bias: bool, copi
     ties=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_a_convolution_with_its_pool(
+def test_a_convolution_with_pooling_computes_what_torch_does(
     avx512: bool, images: int, channels: int, filters: int, kernel_size: int, pool: int, height: int, width: int,
     ties: bool, seed: int,
 ) -> None:  # fmt: skip
@@ -109,7 +111,7 @@ def test_dropout_has_its_rate_and_scale_and_its_gradient_the_same_mask(rate: flo
     torch.testing.assert_close(found, torch.where(kept, gradient * exact, 0.0))
 
 
-def test_each_value_is_dropped_apart_from_the_others_and_anew_at_each_step() -> None:
+def test_dropout_drops_each_value_independently_and_anew_at_each_step() -> None:
     torch.manual_seed(0)
     layer, ones = Dropout(0.3), torch.ones(400_000)
     first, second = (layer(ones) == 0).double(), (layer(ones) == 0).double()
@@ -127,9 +129,7 @@ def test_each_value_is_dropped_apart_from_the_others_and_anew_at_each_step() -> 
     seed=st.integers(0, 2**31),
 )
 @settings(deadline=None, max_examples=30)
-def test_without_gradients_layers_give_what_they_give_with_them(
-    sizes: list[int], batch: int, relus: list[bool], seed: int
-) -> None:
+def test_layers_give_the_same_without_gradients(sizes: list[int], batch: int, relus: list[bool], seed: int) -> None:
     torch.manual_seed(seed)
     parts = [
         [Linear(*pair), *([nn.ReLU()] if relu else [])] for pair, relu in zip(pairwise(sizes), relus, strict=False)
@@ -140,7 +140,7 @@ def test_without_gradients_layers_give_what_they_give_with_them(
         close(net(inputs), expected)
 
 
-def test_hooks_see_each_layers_own_output_without_gradients_too() -> None:
+def test_hooks_see_the_output_of_each_layer_without_gradients_too() -> None:
     net, inputs, seen = Layers(Linear(784, 512), nn.ReLU(), Linear(512, 512), nn.ReLU()), torch.randn(64, 784), {}
     expected = net[:3](inputs).detach()
     for number in (1, 2):
@@ -152,7 +152,7 @@ def test_hooks_see_each_layers_own_output_without_gradients_too() -> None:
 
 
 @given(n=st.integers(1, 300), seed=st.integers(0, 2**31))
-def test_random_bits_are_sfc64s(n: int, seed: int) -> None:
+def test_random_bits_are_those_of_sfc64(n: int, seed: int) -> None:
     torch.manual_seed(seed)
     bits = torch.ops.mnist_lab.random_bits([n, 2, 2])
     assert bits.shape == (n, 2, 2) and bits.dtype == torch.int16
@@ -179,7 +179,7 @@ def test_dropout_takes_its_masks_from_the_seed_and_does_nothing_when_not_trainin
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_types_and_autocast_take_pytorchs_own_way(dtype: torch.dtype) -> None:
+def test_other_dtypes_and_autocast_use_pytorchs_implementation(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     images, net = torch.randn(8, 1, 28, 28), nn.Sequential(ConvPool2d(1, 30, 5, 2), nn.Flatten(), Linear(4320, 300))
     own = nn.Sequential(nn.Conv2d(1, 30, 5), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4320, 300))
@@ -193,7 +193,7 @@ def test_other_types_and_autocast_take_pytorchs_own_way(dtype: torch.dtype) -> N
             assert torch.equal(net(images), own(images)) and net(images).dtype == dtype
 
 
-def test_tensors_without_values_leave_nothing_behind() -> None:
+def test_meta_tensors_leave_nothing_behind() -> None:
     layers = nn.Sequential(Dropout(0.25), Linear(1024, 1024))
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert layers(torch.ones(7, 1024)).shape == (7, 1024)
@@ -215,7 +215,7 @@ def test_networks_can_be_exported_traced_and_copied() -> None:
 
 @given(seed=st.integers(0, 2**31), decay=st.sampled_from([0.0, 0.01]))
 @settings(deadline=None, max_examples=20)
-def test_rmsprop_in_one_pass_is_rmsprop_in_many(seed: int, decay: float) -> None:
+def test_fused_rmsprop_is_rmsprop(seed: int, decay: float) -> None:
     torch.manual_seed(seed)
     start = [torch.randn(30, 20), torch.randn(7)]
     ends = []
@@ -233,7 +233,7 @@ def test_rmsprop_in_one_pass_is_rmsprop_in_many(seed: int, decay: float) -> None
 
 
 @pytest.mark.parametrize("net", [MLP((1, 28, 28), 10, [256]), CNN((1, 12, 12), 10)], ids=["mlp", "cnn"])
-def test_functional_transforms_go_through_the_layers(net: nn.Module) -> None:
+def test_torch_func_transforms_work_on_the_layers(net: nn.Module) -> None:
     images = torch.rand(64, 1, *((28, 28) if isinstance(net, MLP) else (12, 12)))
     weights = {name: weight.detach() for name, weight in net.named_parameters()}
     net.eval()

@@ -35,7 +35,7 @@ def keras_rmsprop(
     momentum=st.sampled_from([0.0, 0.9]),
     eps=st.sampled_from([1e-7, 1e-3]),
 )
-def test_rmsprop_is_that_of_keras(seed: int, lr: float, rho: float, momentum: float, eps: float) -> None:
+def test_rmsprop_computes_what_keras_does(seed: int, lr: float, rho: float, momentum: float, eps: float) -> None:
     rng = np.random.default_rng(seed)
     start, gradients = rng.normal(size=5), [rng.normal(size=5) * 10.0 ** rng.integers(-5, 1) for _ in range(4)]
     weight = nn.Parameter(torch.from_numpy(start.copy()))
@@ -47,7 +47,7 @@ def test_rmsprop_is_that_of_keras(seed: int, lr: float, rho: float, momentum: fl
     np.testing.assert_allclose(weight.detach().numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_rmsprop_shrinks_weights_apart_from_the_gradient() -> None:
+def test_rmsprop_decouples_weight_decay_from_the_gradient() -> None:
     weight = nn.Parameter(torch.tensor([2.0]))
     weight.grad = torch.zeros(1)
     RMSprop([weight], lr=0.1, weight_decay=0.5).step()
@@ -104,7 +104,7 @@ def test_optimizers_are_pytorchs_bit_for_bit_and_their_checkpoints_are_exchangea
 
 
 @pytest.mark.parametrize("settings", [{}, {"nesterov": True}, {"dampening": 0.5, "weight_decay": 0.1}])
-def test_momentum_of_weights_that_learn_later_begins_with_them(settings: dict[str, Any]) -> None:
+def test_momentum_of_a_weight_begins_with_its_first_gradient(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     start, gradients = torch.randn(3, 4), torch.randn(4, 3, 4)
     ends = []
@@ -120,7 +120,7 @@ def test_momentum_of_weights_that_learn_later_begins_with_them(settings: dict[st
 
 
 @pytest.mark.parametrize("one", [SGD, Adam, AdamW, RMSprop])
-def test_hooks_run_once_a_step_and_profilers_see_it(one: Any) -> None:
+def test_optimizer_hooks_run_once_a_step_and_profilers_see_it(one: Any) -> None:
     weight = nn.Parameter(torch.ones(2))
     torch.optim.SGD([weight]), torch.optim.Adam([weight]), torch.optim.AdamW([weight])  # which wrap their step in hooks
     for settings in [{}] if one is RMSprop else [{"fused": True}, {"fused": False}]:
@@ -146,7 +146,7 @@ def test_hooks_run_once_a_step_and_profilers_see_it(one: Any) -> None:
         assert steps == ["own", "everyone's", "own", "everyone's"]
 
 
-def test_adam_gives_what_its_closure_gave() -> None:
+def test_adam_step_returns_the_loss_of_its_closure() -> None:
     weight = nn.Parameter(torch.ones(2))
 
     def closure() -> torch.Tensor:
@@ -168,7 +168,7 @@ def test_adam_gives_what_its_closure_gave() -> None:
         ("sgd", {"lr": 0.01, "momentum": 0.0, "nesterov": False}),
     ],
 )
-def test_optimisers_have_keras_defaults(option: str, expected: dict[str, Any]) -> None:
+def test_optimizers_have_keras_defaults(option: str, expected: dict[str, Any]) -> None:
     cfg = run_config(compose_config([f"optimizer={option}"]))
     optimizer = instantiate(cfg.optimizer, _convert_="all")([nn.Parameter(torch.zeros(1))])
     group = optimizer.param_groups[0]

@@ -65,7 +65,7 @@ def train(net: nn.Module, repeats: bool, sizes: list[int]) -> tuple[list[Tensor]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_losses_weights_buffers_and_random_numbers_are_the_same_bit_for_bit(name: str) -> None:
+def test_replay_gives_the_same_losses_weights_buffers_and_random_numbers_bit_for_bit(name: str) -> None:
     net = NETWORKS[name]()
     sizes = [128] * 6 + [50] + [128] * 3  # an epoch's last mini-batch is smaller
     ordinary, _ = train(copy.deepcopy(net), False, sizes)
@@ -74,7 +74,7 @@ def test_losses_weights_buffers_and_random_numbers_are_the_same_bit_for_bit(name
     assert count == 9
 
 
-def test_gradients_lie_in_memory_as_their_weights_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_have_the_memory_layout_of_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "_AVX512", False)  # convolutions then have channels last, and so have their gradients
     net = nn.Sequential(ConvPool2d(1, 4, 3, 2), ConvPool2d(4, 8, 3, 2), nn.Flatten(), nn.Linear(8, 10))
     ordinary, _ = train(copy.deepcopy(net), False, [128] * 4)
@@ -95,7 +95,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_network_that_was_changed_takes_the_ordinary_way(change: str) -> None:
+def test_replay_falls_back_for_a_changed_network(change: str) -> None:
     net, loss = MLP(SHAPE, 10, [30], dropout=0.5), CrossEntropyLoss()
     replay = Replay(net, loss)
     ((images, labels),) = mini_batches([128])
@@ -107,7 +107,7 @@ def test_a_network_that_was_changed_takes_the_ordinary_way(change: str) -> None:
     assert replay(images, labels) is None
 
 
-def test_so_does_another_network_or_loss_in_its_place() -> None:
+def test_replay_falls_back_for_another_network_or_loss() -> None:
     net, loss = MLP(SHAPE, 10, [30], dropout=0.5), CrossEntropyLoss()
     replay = Replay(net, loss)
     ((images, labels),) = mini_batches([128])
@@ -129,7 +129,7 @@ def with_hook() -> nn.Module:
     "make",
     [lambda: nn.Sequential(Flat(), Linear(144, 10)), with_hook],
 )
-def test_what_may_differ_from_step_to_step_is_not_repeated(make: Callable[[], nn.Module]) -> None:
+def test_replay_falls_back_for_operations_that_may_differ_from_step_to_step(make: Callable[[], nn.Module]) -> None:
     net, state = make(), torch.get_rng_state()
     ((images, labels),) = mini_batches([128])
     assert Replay(net, CrossEntropyLoss())(images, labels) is None
@@ -137,7 +137,7 @@ def test_what_may_differ_from_step_to_step_is_not_repeated(make: Callable[[], nn
     assert Replay(nn.Sequential(nn.Flatten(), nn.Linear(144, 10)), lambda x, y: x.sum())(images, labels) is None
 
 
-def test_masks_are_new_at_each_step() -> None:
+def test_replay_draws_new_dropout_masks_at_each_step() -> None:
     net = nn.Sequential(nn.Flatten(), Dropout(0.5), nn.Linear(144, 10))
     replay = Replay(net, CrossEntropyLoss())
     ((images, labels),) = mini_batches([128])

@@ -38,26 +38,7 @@ def numbers(folder: Path) -> list[tuple[float, float]]:
     ]
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_many_mini_batches_a_step_give_the_numbers_of_one_a_step(lab: Command, tmp_path: Path, model: str) -> None:
-    ways = {
-        "many": [],
-        "one": ["trainer.max_steps=100000"],  # a limit on steps has each mini-batch go through Lightning alone
-        "workers": ["data.loader=workers", "data.workers=1"],
-        "accumulated": ["trainer.accumulate_grad_batches=3"],
-    }
-    for name, words in ways.items():
-        assert lab(f"model={model}", *SHORT, *words, f"hydra.run.dir={tmp_path / name}").returncode == 0
-    for name in ("one", "workers"):
-        for (loss, accuracy), (same_loss, same_accuracy) in zip(
-            numbers(tmp_path / "many"), numbers(tmp_path / name), strict=True
-        ):
-            assert accuracy == same_accuracy
-            assert loss == pytest.approx(same_loss, rel=1e-6), "sums in another order"
-    assert numbers(tmp_path / "many")[0] != numbers(tmp_path / "accumulated")[0]
-
-
-def test_gradients_that_have_ended_leave_no_numbers_that_processors_are_slow_with(lab: Command, tmp_path: Path) -> None:
+def test_optimizer_state_has_no_denormal_numbers(lab: Command, tmp_path: Path) -> None:
     # Near the border a pixel is lit in one mini-batch of hundreds, and dark in the next thousand.
     words = ["model=mlp_512", "model.hidden=8", *SHORT, "trainer.max_epochs=5", "data.val=none", "data.batch_size=4"]
     assert lab(*words, f"hydra.run.dir={tmp_path / 'run'}").returncode == 0
@@ -67,7 +48,8 @@ def test_gradients_that_have_ended_leave_no_numbers_that_processors_are_slow_wit
     assert not ((means != 0) & (means.abs() < torch.finfo(torch.float32).tiny)).any()
 
 
-def test_a_program_that_trains_keeps_its_small_numbers(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_train_does_not_flush_denormals_in_the_callers_process(tmp_path: Path) -> None:
     program = (
         "import mnist_lab, torch\n"
         f"mnist_lab.train('model=mlp_784_32', *{SHORT}, 'trainer.max_epochs=1', run_dir='run')\n"
@@ -78,7 +60,7 @@ def test_a_program_that_trains_keeps_its_small_numbers(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == str(2**20), done.stderr
 
 
-def test_a_callback_that_follows_batches_sees_each_of_them(lab: Command, tmp_path: Path) -> None:
+def test_a_callback_on_batches_sees_each_of_them(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "follower.py").write_text(
         "from pathlib import Path\n"
         "from lightning.pytorch.callbacks import Callback\n"
@@ -100,7 +82,7 @@ def test_a_callback_that_follows_batches_sees_each_of_them(lab: Command, tmp_pat
     assert (tmp_path / "seen").read_text() == repr([(step, 100) for step in range(1, 41)])
 
 
-def test_so_does_one_whose_hook_is_a_function_of_its_own() -> None:
+def test_a_lambda_callback_on_batches_makes_single_steps() -> None:
     cfg = resolved(compose_config([*SHORT, "model=mlp_512"]))
     follower = LambdaCallback(on_train_batch_end=lambda *_: None)
     ways: list[tuple[dict[str, L.Callback], str, str | None]] = [
@@ -121,7 +103,7 @@ def test_half_precision_on_a_cpu_is_refused(lab: Command, tmp_path: Path) -> Non
     assert "16-mixed needs a GPU" in done.stderr and "bf16-mixed" in done.stderr
 
 
-def test_bfloat16_is_refused_where_the_processor_would_imitate_it_and_auto_takes_float32(
+def test_bfloat16_is_refused_on_processors_that_emulate_it_and_auto_is_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def trainer_of(precision: str, computes: bool) -> L.Trainer:
@@ -140,7 +122,7 @@ def test_bfloat16_is_refused_where_the_processor_would_imitate_it_and_auto_takes
         trainer_of("bf16-mixed", computes=False)
 
 
-def test_a_run_says_and_records_the_precision_that_auto_has_chosen(lab: Command, tmp_path: Path) -> None:
+def test_a_run_records_the_precision_that_auto_chose(lab: Command, tmp_path: Path) -> None:
     done = lab(*SHORT, "trainer=cpu", "trainer.precision=auto", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     chosen = result_in(tmp_path / "run").machine["precision"]
@@ -149,7 +131,7 @@ def test_a_run_says_and_records_the_precision_that_auto_has_chosen(lab: Command,
     assert "not supported" not in done.stderr
 
 
-def test_compiling_without_a_compiler_is_refused_and_nothing_else_needs_one(lab: Command, tmp_path: Path) -> None:
+def test_only_compile_needs_a_compiler(lab: Command, tmp_path: Path) -> None:
     nowhere = {"PATH": str(tmp_path), "CXX": ""}
     done = lab(*SHORT, "compile=default", f"hydra.run.dir={tmp_path / 'run'}", **nowhere)
     assert done.returncode == 2 and "needs a C++ compiler" in done.stderr and not (tmp_path / "run").exists()
@@ -186,7 +168,7 @@ def test_the_benchmark_leaves_a_table_a_chart_and_its_measurements(tmp_path: Pat
 
 
 @needs_mnist
-def test_the_contenders_of_the_benchmark_take_turns_in_another_order_each_round(
+def test_the_benchmark_changes_the_order_of_contenders_each_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
@@ -260,9 +242,7 @@ def test_the_benchmark_overwrites_nothing_and_says_so_before_it_measures(lab: Co
             assert done.stderr.startswith(f"error: dir={folder} ") and len(done.stderr.splitlines()) == 1
 
 
-def test_compare_draws_what_the_benchmark_has_measured_beside_our_runs(
-    lab: Command, cnn_run: Path, tmp_path: Path
-) -> None:
+def test_compare_draws_the_benchmarks_measurements_beside_runs(lab: Command, cnn_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rows = ["1,B,ours,31.4,0.98", "1,B,keras_jax,210.1,0.9901", "2,B,keras_jax,209.9,0.9899"]
     (tmp_path / "bench").mkdir()

@@ -121,14 +121,14 @@ def worth(path: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_ten_damages(whole: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_is_noticed_or_harmless(whole: Path, tmp_path: Path) -> None:
     chance, known = random.Random(1), {}  # type: ignore[var-annotated]
     for _ in range(10):
         damaged(whole, tmp_path, chance, known)
 
 
 @pytest.mark.faults
-def test_many_damages(whole: Path, tmp_path: Path, tally: Tally) -> None:
+def test_many_damaged_files_are_noticed_or_harmless(whole: Path, tmp_path: Path, tally: Tally) -> None:
     chance, known = random.Random(tally.seed), {}  # type: ignore[var-annotated]
     for _ in range(10 * tally.size):
         right = damaged(whole, tmp_path, chance, known)

@@ -116,19 +116,21 @@ def fills(disk: Disk, kilobytes: int, words: list[str], whole: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [8, 40, 300, 760, 820])
-def test_a_run_goes_on_when_there_is_room(kilobytes: int, disk: Disk, whole: Path) -> None:
+def test_a_run_on_a_full_disk_is_resumed_when_there_is_room(kilobytes: int, disk: Disk, whole: Path) -> None:
     fills(disk, kilobytes, RUN, whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [60, 700])
-def test_a_sweep_goes_on_when_there_is_room(kilobytes: int, disk: Disk, whole: Path) -> None:
+def test_a_sweep_on_a_full_disk_is_resumed_when_there_is_room(kilobytes: int, disk: Disk, whole: Path) -> None:
     fills(disk, kilobytes, SWEEP, whole)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize(("name", "words", "most"), [("run", RUN, 1000), ("sweep", SWEEP, 2600)])
-def test_at_any_moment(name: str, words: list[str], most: int, disk: Disk, whole: Path, tally: Tally) -> None:
+def test_a_disk_may_be_full_at_any_moment(
+    name: str, words: list[str], most: int, disk: Disk, whole: Path, tally: Tally
+) -> None:
     chance = random.Random(tally.seed)
     for _ in range(tally.size):
         shutil.rmtree(disk.folder / name, ignore_errors=True)
@@ -136,7 +138,7 @@ def test_at_any_moment(name: str, words: list[str], most: int, disk: Disk, whole
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_read_only_is_told(disk: Disk, whole: Path) -> None:
+def test_a_read_only_disk_is_an_error_in_one_line(disk: Disk, whole: Path) -> None:
     shutil.copytree(whole, disk.folder, dirs_exist_ok=True)
     disk.read_only()
     in_one_line(lab([*RUN[:-1], "hydra.run.dir=new"], disk.folder), "not writable")
@@ -154,7 +156,7 @@ def long_run(folder: Path) -> BaseProcess:
     return process
 
 
-def test_a_folder_that_is_taken_away_stops_it(tmp_path: Path) -> None:
+def test_removing_the_run_folder_stops_the_run(tmp_path: Path) -> None:
     process = long_run(tmp_path)
     (tmp_path / "run").rename(tmp_path / "away")
     process.join(120)
@@ -162,20 +164,20 @@ def test_a_folder_that_is_taken_away_stops_it(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_whose_files_are_taken_away_one_by_one_stops_it(tmp_path: Path) -> None:
+def test_removing_the_files_of_a_run_one_by_one_stops_it(tmp_path: Path) -> None:
     process = long_run(tmp_path)
     shutil.rmtree(tmp_path / "run/tensorboard")
     process.join(120)
     in_one_line(told(process, tmp_path / "shown"), "run/tensorboard/", "No such file", "resume run")
 
 
-def test_an_error_that_is_its_own_cause_is_looked_through_once() -> None:
+def test_an_exception_that_is_its_own_cause_is_looked_through_once() -> None:
     first, second = RuntimeError("of a library"), RuntimeError("of another")
     first.__cause__, second.__cause__ = second, first
     assert disk_fault(first) is None
 
 
-def test_a_download_that_fills_the_disk_is_told_and_leaves_no_part(
+def test_a_download_that_fills_the_disk_is_an_error_and_leaves_no_part(
     disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = gzip.compress(random.Random(0).randbytes(300_000))

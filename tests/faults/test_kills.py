@@ -102,7 +102,7 @@ def undisturbed(recipe: str, cwd: Path) -> tuple[dict[str, dict[str, Any]], floa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["adam", "best", "sweep"])
-def test_twice_killed(recipe: str, tmp_path: Path) -> None:
+def test_a_run_or_sweep_that_is_killed_twice_ends_as_an_undisturbed_one(recipe: str, tmp_path: Path) -> None:
     expected, seconds = undisturbed(recipe, tmp_path)
     disturbed(recipe, tmp_path, seconds, 2, random.Random(recipe))
     same(expected, finds(tmp_path / "run"))
@@ -110,7 +110,9 @@ def test_twice_killed(recipe: str, tmp_path: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_killed_again_and_again(recipe: str, tmp_path: Path, tally: Tally) -> None:
+def test_a_run_or_sweep_that_is_killed_often_ends_as_an_undisturbed_one(
+    recipe: str, tmp_path: Path, tally: Tally
+) -> None:
     chance = random.Random(f"{recipe} {tally.seed}")
     expected, seconds = undisturbed(recipe, tmp_path)
     for _ in range(tally.size):

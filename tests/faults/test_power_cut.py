@@ -41,7 +41,7 @@ def test_the_folder_is_synced_after_a_file_is_replaced(tmp_path: Path, events: E
     assert then == [("rename", "result.json"), ("sync", tmp_path.name)]
 
 
-def test_the_best_checkpoint_has_its_name_before_the_last_one_says_that_it_is(tmp_path: Path, events: Events) -> None:
+def test_the_best_checkpoint_is_on_disk_before_last_refers_to_it(tmp_path: Path, events: Events) -> None:
     words = ["model=mlp_784_32", "data=mnist_5k", "data.val=random", "data.train_size=200", "trainer.max_epochs=1"]
     train(*words, "trainer.accelerator=cpu", "logger=none", "report=false", run_dir=tmp_path / "run")
     content, folder = ("sync", ".part"), ("sync", "checkpoints")
@@ -50,7 +50,7 @@ def test_the_best_checkpoint_has_its_name_before_the_last_one_says_that_it_is(tm
     assert here == expected
 
 
-def test_a_new_sweep_has_the_names_of_its_files(tmp_path: Path, events: Events) -> None:
+def test_the_files_of_a_new_sweep_are_synced_with_their_names(tmp_path: Path, events: Events) -> None:
     folder = tmp_path / "sweep"
     folder.mkdir()
     asked: dict[str, Any] = {
@@ -83,7 +83,7 @@ def test_a_finished_run_is_synced_with_the_folders_that_it_made(
 
 
 @pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOTSUP])
-def test_a_file_system_that_cant_sync_folders_is_used_all_the_same(
+def test_a_file_system_that_cannot_sync_folders_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     def refused(handle: int) -> None:
@@ -94,7 +94,7 @@ def test_a_file_system_that_cant_sync_folders_is_used_all_the_same(
     sync_folder(tmp_path / "gone")
 
 
-def test_a_disk_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_disk_is_an_error_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(handle: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

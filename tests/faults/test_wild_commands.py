@@ -164,7 +164,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("words", ["compare run dir=.", "--help", "test run=run", "predict run=run images=a.png"])
-def test_whoever_reads_the_answer_may_stop_reading(words: str, run: Path, tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(words: str, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     Image.linear_gradient("L").save(tmp_path / "a.png")
     reader, writer = os.pipe()
@@ -189,7 +189,7 @@ def test_whoever_reads_the_answer_may_stop_reading(words: str, run: Path, tmp_pa
         "data=image_folder data.root=~nosuch/x model=mlp",
     ],
 )
-def test_a_home_of_nobody_is_not_there(words: str, run: Path) -> None:
+def test_a_home_folder_of_an_unknown_user_is_an_error_in_one_line(words: str, run: Path) -> None:
     assert (fault := answers(words.split(), run)) is None, fault
 
 
@@ -199,12 +199,12 @@ ANYHOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function
 @seed(0)
 @settings(max_examples=100, deadline=None, database=None, suppress_health_check=ANYHOW)
 @given(words=commands())
-def test_a_hundred_commands(words: list[str], run: Path) -> None:
+def test_a_hundred_random_commands_end_without_a_traceback(words: list[str], run: Path) -> None:
     assert (fault := answers(words, run)) is None, fault
 
 
 @pytest.mark.faults
-def test_many_commands(run: Path, tally: Tally) -> None:
+def test_many_random_commands_end_without_a_traceback(run: Path, tally: Tally) -> None:
     @seed(tally.seed)
     @settings(max_examples=100 * tally.size, deadline=None, database=None, suppress_health_check=ANYHOW)
     @given(words=commands())
@@ -215,7 +215,7 @@ def test_many_commands(run: Path, tally: Tally) -> None:
     many()
 
 
-def test_nor_one_whose_output_can_hold_few_characters(lab: Command, tmp_path: Path) -> None:
+def test_output_in_ascii_ends_without_a_traceback(lab: Command, tmp_path: Path) -> None:
     done = lab("data=mnist_5k", "trainer=debug", "hydra.run.dir=run", PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and "gap, train \\u2212 test" in done.stdout, done.stderr
     assert (tmp_path / "run/report.html").exists()

@@ -27,7 +27,7 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("model", PARAMETERS)
-def test_parameters_are_as_many_as_the_article_counts(model: str) -> None:
+def test_a_network_has_as_many_parameters_as_its_article_counts(model: str) -> None:
     net = instantiate(run_config(compose_config([f"model={model}"])).model, _convert_="all")
     assert sum(p.numel() for p in net.parameters()) == PARAMETERS[model]
 
@@ -41,7 +41,7 @@ def test_the_cnn_has_the_layers_of_its_article() -> None:
     assert names[:3] == ["Conv2d", "GELU", "MaxPool2d"], "the pool may come first only where it changes nothing"
 
 
-def test_a_cnn_has_a_block_for_each_of_its_filters_and_a_dense_layer_for_each_of_its_hidden() -> None:
+def test_a_cnn_has_a_block_per_filter_count_and_a_dense_layer_per_hidden_size() -> None:
     net = CNN([1, 28, 28], 10, filters=[24, 32], kernel_size=[5, 3], dropout=0.0, hidden=[256])
     plain_net = nn.Sequential(
         *(nn.Conv2d(1, 24, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(24, 32, 3), nn.MaxPool2d(2), nn.ReLU()),
@@ -57,7 +57,7 @@ def test_a_cnn_has_a_block_for_each_of_its_filters_and_a_dense_layer_for_each_of
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_cnn_pools_what_the_activation_of_that_name_gives(activation: str) -> None:
+def test_a_cnn_pools_after_its_activation(activation: str) -> None:
     net = CNN([1, 12, 12], 5, filters=4, kernel_size=3, dropout=0.0, hidden=[], activation=activation).double()
     kernels, biases, *outputs = net.parameters()
     images = 3 * torch.randn(8, 1, 12, 12, dtype=torch.double)
@@ -66,7 +66,7 @@ def test_a_cnn_pools_what_the_activation_of_that_name_gives(activation: str) -> 
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_a_conv_stack_is_what_its_list_of_layers_says(activation: str) -> None:
+def test_a_conv_stack_has_the_layers_of_its_list(activation: str) -> None:
     acts = {"relu": nn.ReLU, "gelu": nn.GELU}[activation]
     net = ConvStack([3, 28, 28], 10, [8, 16, "pool", 24], kernel_size=5, hidden=32, activation=activation)
     plain_net = nn.Sequential(
@@ -91,13 +91,13 @@ def test_the_neuron_of_the_article_gives_all_its_digits() -> None:
     assert repr(NeuronForwardPass([1.0, 2.0], 0.0, [1.0, 1.0]).output) == "0.9525741268224334"
 
 
-def test_a_neuron_refuses_inputs_of_another_number() -> None:
+def test_a_neuron_refuses_another_number_of_inputs() -> None:
     with pytest.raises(ValueError, match="2 weights can't take 1 inputs"):
         NeuronForwardPass([1.0, 2.0], 0.0, [1.0])
 
 
 @given(st.integers(0, 2**31))
-def test_the_neurons_two_logits_are_a_sigmoid_and_its_binary_cross_entropy(seed: int) -> None:
+def test_the_neurons_two_logits_are_equivalent_to_a_sigmoid_with_binary_cross_entropy(seed: int) -> None:
     torch.manual_seed(seed)
     neuron = Neuron([1, 3, 3]).double()
     images, labels = torch.randn(5, 1, 3, 3, dtype=torch.double), torch.randint(2, (5,))
@@ -107,7 +107,7 @@ def test_the_neurons_two_logits_are_a_sigmoid_and_its_binary_cross_entropy(seed:
 
 
 @pytest.mark.parametrize("net", [MLP([1, 28, 28], 10, [512]), CNN([1, 28, 28], 10), Neuron([1, 28, 28])])
-def test_weights_begin_as_in_keras(net: nn.Module) -> None:
+def test_weights_are_initialized_as_in_keras(net: nn.Module) -> None:
     layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     assert layers
     for layer in layers:
@@ -117,7 +117,7 @@ def test_weights_begin_as_in_keras(net: nn.Module) -> None:
         assert layer.bias is not None and not layer.bias.any()
 
 
-def test_weights_can_begin_as_in_pytorch() -> None:
+def test_weights_can_be_initialized_as_in_pytorch() -> None:
     torch.manual_seed(0)
     ours = MLP([1, 28, 28], 10, [32], init="pytorch")
     torch.manual_seed(0)
@@ -126,7 +126,7 @@ def test_weights_can_begin_as_in_pytorch() -> None:
         assert torch.equal(layer.weight, other.weight) and torch.equal(layer.bias, other.bias)
 
 
-def test_an_unknown_way_to_begin_is_refused() -> None:
+def test_an_unknown_initialization_is_refused() -> None:
     with pytest.raises(ValueError, match="glorot_uniform or pytorch"):
         MLP([1, 28, 28], 10, [32], init="zeros")
 

@@ -161,7 +161,7 @@ MISTAKES = {
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.slow) if "worker" in case else case for case in MISTAKES]
 )
-def test_an_exception_of_named_code_is_one_line_and_leaves_no_folder(case: str, own: Path, lab: Command) -> None:
+def test_an_exception_in_ones_own_code_is_one_line_and_leaves_no_folder(case: str, own: Path, lab: Command) -> None:
     words, said = MISTAKES[case]
     done = lab(*words, *SMALL)
     assert done.returncode == 2, done.stderr
@@ -178,7 +178,7 @@ def test_device_stats_without_psutil_say_so_in_one_line(lab: Command) -> None:
     assert "error: callbacks.stats (DeviceStatsMonitor): " in done.stderr
 
 
-def test_where_the_folder_is_kept_its_log_has_the_traceback(own: Path, lab: Command) -> None:
+def test_the_log_of_a_run_that_is_kept_has_the_traceback(own: Path, lab: Command) -> None:
     words = [*MLP, *SMALL, "+callbacks.x={_target_: own.Callback, hook: on_test_end}", "hydra.run.dir=run"]
     done = lab(*words)
     assert done.returncode == 2 and "callbacks.x (Callback): ZeroDivisionError" in done.stderr, done.stderr
@@ -190,7 +190,7 @@ def test_where_the_folder_is_kept_its_log_has_the_traceback(own: Path, lab: Comm
     assert done.returncode == 0 and (own / "run/result.json").exists(), done.stderr
 
 
-def test_an_exception_of_named_code_is_one_line_for_test_and_predict(own: Path, lab: Command) -> None:
+def test_an_exception_in_ones_own_code_is_one_line_for_test_and_predict(own: Path, lab: Command) -> None:
     assert lab(*net("Net"), *SMALL, "hydra.run.dir=run").returncode == 0
     (own / "own.py").write_text(OWN.replace("return self.layer(", "raise LookupError('gone'); return self.layer("))
     for words in (["test", "run"], ["predict", "run", "images=own.py"]):
@@ -216,14 +216,14 @@ def test_a_bug_of_this_package_keeps_its_traceback(monkeypatch: pytest.MonkeyPat
         mnist_lab.train(*MLP, *SMALL, "module=textbook", run_dir=tmp_path / "run")
 
 
-def test_a_trial_records_class_and_message_of_such_an_exception(own: Path, lab: Command) -> None:
+def test_a_trial_records_class_and_message_of_an_exception(own: Path, lab: Command) -> None:
     done = lab("-m", *net("FailsInTraining"), *SMALL, "seed=0", "hydra.sweep.dir=s", "sweep.retries=0")
     assert done.returncode == 1 and "KeyError: 'mine'" in done.stdout, done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", ["Dictionary", "Pair", "Attribute", "PairWhileTraining"])
-def test_a_network_that_gives_its_logits_among_others_trains_to_the_same_numbers(
+def test_a_network_may_return_its_logits_in_a_dict_a_tuple_or_an_attribute(
     name: str, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(own)
@@ -237,7 +237,7 @@ def test_a_network_that_gives_its_logits_among_others_trains_to_the_same_numbers
 
 
 @pytest.mark.slow
-def test_it_is_exported_as_what_it_computes(own: Path, lab: Command) -> None:
+def test_a_network_that_returns_a_dict_or_a_tuple_is_exported(own: Path, lab: Command) -> None:
     assert lab(*net("Dictionary"), *SMALL, "hydra.run.dir=run").returncode == 0
     for kind in ("torch_export", "safetensors"):
         done = lab("export", "run", f"format={kind}")

@@ -93,7 +93,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_its_metrics_are_in_the_result_the_history_and_tensorboard(name: str, whole: Any) -> None:
+def test_metrics_of_ones_own_module_are_in_result_history_and_tensorboard(name: str, whole: Any) -> None:
     folder, shown = whole(name)
     _, monitor, logged = OWN[name]
     result = Result.load(folder)
@@ -110,14 +110,14 @@ def test_its_metrics_are_in_the_result_the_history_and_tensorboard(name: str, wh
         assert [point.step for point in curve] == sorted({point.step for point in curve}), "each point once"
 
 
-def test_it_says_once_what_is_different_for_it(whole: Any) -> None:
+def test_a_run_says_once_what_is_different_for_ones_own_module(whole: Any) -> None:
     shown = whole("vae")[1]
     assert shown.count("VAE is a LightningModule: module=mnist_lab.fast.FastClassifier is unused\n") == 1
     assert shown.count("after a stop within an epoch, what VAE logs of training is of the epoch's rest\n") == 1
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_the_best_checkpoint_is_the_one_with_the_best_monitor(name: str, whole: Any) -> None:
+def test_the_best_checkpoint_has_the_best_value_of_the_monitor(name: str, whole: Any) -> None:
     folder, _ = whole(name)
     monitor = OWN[name][1]
     result = Result.load(folder)
@@ -134,7 +134,7 @@ def test_the_best_checkpoint_is_the_one_with_the_best_monitor(name: str, whole: 
         for name in OWN
     ],
 )
-def test_after_a_kill_it_goes_on_to_the_same_numbers(name: str, whole: Any) -> None:
+def test_ones_own_module_is_resumed_after_a_kill_to_the_same_numbers(name: str, whole: Any) -> None:
     folder, _ = whole(name)
     words = [*words_of(name), KILLABLE, "report=false", "hydra.run.dir=again"]
     shutil.rmtree(folder.parent / "again", ignore_errors=True)
@@ -147,7 +147,7 @@ def test_after_a_kill_it_goes_on_to_the_same_numbers(name: str, whole: Any) -> N
 
 
 @pytest.mark.slow
-def test_told_to_stop_within_an_epoch_of_its_loader_it_begins_the_epoch_again(whole: Any) -> None:
+def test_a_run_on_ones_own_loader_resumes_at_the_epochs_start(whole: Any) -> None:
     folder, shown = whole("pairs")
     assert "Pairs has loaders of its own: a run that is stopped goes on from an epoch's start" in shown
     words = [*words_of("pairs"), KILLABLE, "report=false", "hydra.run.dir=told"]
@@ -161,7 +161,7 @@ def test_told_to_stop_within_an_epoch_of_its_loader_it_begins_the_epoch_again(wh
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["autoencoder", "neighbours", "pairs"])
-def test_its_test_can_be_repeated(name: str, whole: Any) -> None:
+def test_test_repeats_the_numbers_of_ones_own_module(name: str, whole: Any) -> None:
     folder, _ = whole(name)
     done = warm.lab(["test", f"run={name}"], folder.parent)
     assert done.returncode == 0, done.stderr
@@ -172,7 +172,7 @@ def test_its_test_can_be_repeated(name: str, whole: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REPORTED)
-def test_its_report_shows_its_curves_and_says_what_it_can_not_show(name: str, whole: Any) -> None:
+def test_the_report_of_ones_own_module_shows_its_curves(name: str, whole: Any) -> None:
     folder, _ = whole(name)
     page = (folder / "report.html").read_text()
     assert page.count("Nothing is shown of single images: ") == 1
@@ -186,7 +186,7 @@ def test_its_report_shows_its_curves_and_says_what_it_can_not_show(name: str, wh
 @pytest.mark.parametrize(
     "verb", ["predict run=vae images=a.png", "export run=vae", "ensemble gan contrastive", "draw run=vae"]
 )
-def test_what_needs_class_probabilities_is_refused_in_a_line(verb: str, whole: Any) -> None:
+def test_verbs_that_need_class_probabilities_are_refused_without_them(verb: str, whole: Any) -> None:
     folder, _ = whole("vae")
     for name in ("gan", "contrastive"):
         whole(name)
@@ -209,7 +209,7 @@ def test_runs_are_compared_by_what_they_log(whole: Any) -> None:
     assert means[:2] == losses and means[2] != means[2], "the smallest first, and last what has none"
 
 
-def test_a_class_made_of_our_classifier_predicts_as_ours_does(whole: Any) -> None:
+def test_a_subclass_of_our_classifier_predicts(whole: Any) -> None:
     folder, _ = whole("scored")
     Image.new("L", (28, 28)).save(folder.parent / "a.png")
     done = warm.lab(["predict", "scored", "images=a.png", "prepare=resize"], folder.parent)
@@ -245,7 +245,7 @@ def test_a_hopeless_trial_is_ended_by_its_own_metric(own: Command, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_two_processes_train_it_together(own: Command, tmp_path: Path) -> None:
+def test_two_processes_train_ones_own_module(own: Command, tmp_path: Path) -> None:
     done = own(*words_of("autoencoder"), "trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=run", "report=false")
     assert done.returncode == 0, done.stderr
     result = Result.load(tmp_path / "run")
@@ -254,20 +254,20 @@ def test_two_processes_train_it_together(own: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_each_process_takes_its_share_of_data_of_ones_own(own: Command, tmp_path: Path) -> None:
+def test_each_process_gets_its_share_of_ones_own_data(own: Command, tmp_path: Path) -> None:
     done = own(*words_of("pairs"), "trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=run", "report=false")
     assert done.returncode == 0, done.stderr
     assert Result.load(tmp_path / "run").ended["steps"] == 3 * 200 // 50 // 2
 
 
-def test_what_loaders_of_ones_own_read_is_theirs_to_set() -> None:
+def test_arguments_about_loaders_are_allowed_for_data_of_ones_own() -> None:
     for word in ("use_distributed_sampler=false", "reload_dataloaders_every_n_epochs=1"):
         cfg = compose_config(["data._target_=own.Pairs", f"+trainer.{word}"])
         assert word.partition("=")[0] in cfg.trainer
 
 
 @pytest.mark.slow
-def test_what_it_makes_no_use_of_is_said(own: Command, tmp_path: Path) -> None:
+def test_options_that_ones_own_module_does_not_use_are_named(own: Command, tmp_path: Path) -> None:
     words = ["optimizer.lr=0.1", "loss.label_smoothing=0.1", "report=false", "logger=none", "trainer.max_epochs=1"]
     done = own(*words_of("autoencoder"), *words, "hydra.run.dir=run")
     assert "Autoencoder makes no use of optimizer.lr=0.1, loss.label_smoothing=0.1\n" in done.stdout, done.stderr
@@ -278,7 +278,7 @@ def test_what_it_makes_no_use_of_is_said(own: Command, tmp_path: Path) -> None:
     assert not (tmp_path / "compiled").exists()
 
 
-def test_their_data_and_their_module_go_together(own: Command, tmp_path: Path) -> None:
+def test_ones_own_data_and_module_work_together(own: Command, tmp_path: Path) -> None:
     words = [word for word in words_of("pairs") if not word.startswith("model=")]
     done = own(*words, "module=contrastive", "model=cnn", "hydra.run.dir=run", "report=false", "trainer.max_epochs=1")
     assert done.returncode == 0, done.stderr
@@ -300,7 +300,7 @@ def test_load_run_gives_the_module_that_was_trained(whole: Any, monkeypatch: pyt
         run.predict(images)
 
 
-def test_what_a_module_keeps_in_its_checkpoints_is_loaded_with_its_weights() -> None:
+def test_on_load_checkpoint_of_a_module_is_called_with_its_weights() -> None:
     class Keeps(L.LightningModule):
         def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             self.kept = checkpoint["kept"]

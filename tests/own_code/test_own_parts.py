@@ -127,7 +127,7 @@ def mine(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_all_three_train_and_are_recorded(mine: Path, lab: Command) -> None:
+def test_a_network_an_optimizer_and_data_of_ones_own_train_and_are_recorded(mine: Path, lab: Command) -> None:
     path = os.pathsep.join([str(mine / "lib"), os.environ.get("PYTHONPATH", "")])
     done = lab("--config-dir", "my_conf", "model=mine", "optimizer=nudge", "data=stripes", PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
@@ -140,7 +140,7 @@ def test_all_three_train_and_are_recorded(mine: Path, lab: Command) -> None:
     assert lab("test", f"run={run}", PYTHONPATH=path).returncode == 0
 
 
-def test_so_are_a_loss_a_schedule_of_pytorchs_and_an_augmentation(mine: Path, lab: Command) -> None:
+def test_a_loss_a_schedule_and_an_augmentation_of_ones_own_train_and_are_recorded(mine: Path, lab: Command) -> None:
     words = ["--config-dir", "my_conf", "model=mine", "data=stripes", "loss=focal", "schedule=halving", "augment=flip"]
     done = lab(*words, "optimizer.lr=0.1", "trainer.max_epochs=3", PYTHONPATH=str(mine / "lib"))
     assert done.returncode == 0, done.stderr
@@ -151,7 +151,7 @@ def test_so_are_a_loss_a_schedule_of_pytorchs_and_an_augmentation(mine: Path, la
 
 
 @pytest.mark.slow
-def test_what_has_another_form_is_refused_in_a_line(mine: Path, lab: Command) -> None:
+def test_a_part_of_the_wrong_kind_is_refused_in_one_line(mine: Path, lab: Command) -> None:
     words = ["--config-dir", "my_conf", "model=mine", "data=stripes"]
     (mine / "my_conf/augment/bare.yaml").write_text("_target_: own.Flip\n")
     for more, said in {
@@ -191,7 +191,7 @@ def test_arrays_and_lists_are_as_good_as_tensors() -> None:
         ("test_labels", list("ababab"), "test_labels are not whole numbers"),
     ],
 )
-def test_images_and_labels_that_would_train_something_else_are_refused(part: str, value: Any, said: str) -> None:
+def test_images_and_labels_of_a_wrong_type_or_shape_are_refused(part: str, value: Any, said: str) -> None:
     parts = {"train_images": IMAGES, "train_labels": LABELS, "test_images": IMAGES, "test_labels": LABELS}
     with pytest.raises(UserError, match=said):
         ImageSet("own", classes=("a", "b"), **(parts | {part: value}))
@@ -203,7 +203,7 @@ def test_a_network_for_another_shape_is_refused_in_a_line(mine: Path, lab: Comma
     assert "own.Net can't be used with data=mnist_5k: it doesn't take images of the shape [1, 28, 28]" in done.stderr
 
 
-def test_an_option_of_yours_that_is_misspelt_finds_its_neighbour(mine: Path, lab: Command) -> None:
+def test_a_misspelt_option_of_ones_own_gets_a_suggestion(mine: Path, lab: Command) -> None:
     done = lab("--config-dir", "my_conf", "model=mien", PYTHONPATH=str(mine / "lib"))
     assert done.returncode == 2
     assert "Did you mean mine?" in done.stderr
@@ -211,7 +211,7 @@ def test_an_option_of_yours_that_is_misspelt_finds_its_neighbour(mine: Path, lab
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["uint8", "pil", "float32"])
-def test_a_dataset_is_read_by_workers_whenever_a_batch_is_due(mine: Path, lab: Command, kind: str) -> None:
+def test_workers_read_a_dataset_when_a_batch_is_due(mine: Path, lab: Command, kind: str) -> None:
     record = mine / "record"
     words = [f"+data.source.{part}.kind={kind}" for part in ("train", "test")] + [
         f"+data.source.train.record={record}", "data.loader=workers", "data.workers=2", "trainer.max_epochs=2",
@@ -238,7 +238,7 @@ def test_a_dataset_that_fits_is_read_into_memory_once(mine: Path, lab: Command) 
 
 
 @pytest.mark.slow
-def test_a_dataset_of_something_else_is_refused_in_a_line(mine: Path, lab: Command) -> None:
+def test_a_source_that_is_no_dataset_is_refused_in_one_line(mine: Path, lab: Command) -> None:
     words = ["--config-dir", "my_conf", "model=mine", "data=photos", "data.loader=workers"]
     done = lab(*words, "data.source.train._target_=own.Net", PYTHONPATH=str(mine / "lib"))
     assert done.returncode == 2 and "data" in done.stderr and "Traceback" not in done.stderr
@@ -247,7 +247,7 @@ def test_a_dataset_of_something_else_is_refused_in_a_line(mine: Path, lab: Comma
 
 
 @pytest.mark.slow
-def test_what_finished_float_images_were_only_their_dataset_knows(mine: Path, lab: Command) -> None:
+def test_predict_and_export_refuse_a_run_on_float_images(mine: Path, lab: Command) -> None:
     words = [f"+data.source.{part}.kind=float32" for part in ("train", "test")]
     words += ["data.loader=workers", "data.workers=0", "trainer.max_epochs=1", "report=false", "hydra.run.dir=r"]
     path = str(mine / "lib")
@@ -263,7 +263,7 @@ def test_what_finished_float_images_were_only_their_dataset_knows(mine: Path, la
     assert done.stdout == "TrainedRun(r, last: Net, 154 parameters)\n"
 
 
-def test_a_mistake_in_a_source_of_ones_own_is_a_line_that_says_where(mine: Path, lab: Command) -> None:
+def test_an_exception_in_a_data_source_names_file_and_line(mine: Path, lab: Command) -> None:
     own = (mine / "lib/own.py").read_text()
     (mine / "lib/own.py").write_text(
         own.replace("    labels = torch.arange", "    open('not.there')\n    labels = torch.arange")
@@ -273,7 +273,7 @@ def test_a_mistake_in_a_source_of_ones_own_is_a_line_that_says_where(mine: Path,
     assert "data.source: FileNotFoundError" in done.stderr and "(own.py, line 37)" in done.stderr, done.stderr
 
 
-def test_a_softmax_at_the_end_of_a_network_is_remarked(mine: Path, lab: Command) -> None:
+def test_a_softmax_at_the_end_of_a_network_is_noted(mine: Path, lab: Command) -> None:
     own = (mine / "lib/own.py").read_text()
     (mine / "lib/own.py").write_text(own.replace("return self.layers(images)", "return self.layers(images).softmax(1)"))
     done = lab("--config-dir", "my_conf", "model=mine", "data=stripes", PYTHONPATH=str(mine / "lib"))
@@ -283,14 +283,14 @@ def test_a_softmax_at_the_end_of_a_network_is_remarked(mine: Path, lab: Command)
     assert any("a network here ends without one" in note for note in result_in(mine / "outputs").notes)
 
 
-def test_data_without_files_is_told_apart_by_its_images() -> None:
+def test_data_without_files_has_a_digest_of_its_images() -> None:
     labels = torch.tensor([0, 1])
     images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
     sets = [ImageSet("own", images + n, labels, images, labels, ("a", "b")) for n in (0, 0, 1)]
     assert sets[0].digest == sets[1].digest != sets[2].digest
 
 
-def test_so_are_datasets_that_are_read_into_memory() -> None:
+def test_a_dataset_in_memory_has_a_digest_of_its_images() -> None:
     digests = []
     for pixel in (0, 0, 1):
         pairs = [(torch.full((1, 4, 4), pixel, dtype=torch.uint8), n % 2) for n in range(4)]
@@ -302,7 +302,7 @@ def test_so_are_datasets_that_are_read_into_memory() -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_dataset_gives_what_it_gives_by_position() -> None:
+def test_a_dataset_is_indexed_by_position() -> None:
     """Not the labels that it had before its own transform, nor a picture's numbers of colours."""
     colours = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).convert(
         "P", palette=Image.Palette.ADAPTIVE
@@ -323,7 +323,7 @@ def test_a_dataset_gives_what_it_gives_by_position() -> None:
 
 
 @pytest.mark.slow
-def test_a_module_that_has_changed_is_named_when_a_run_is_repeated(mine: Path, lab: Command) -> None:
+def test_rerun_names_a_module_that_has_changed(mine: Path, lab: Command) -> None:
     own, path = mine / "lib/own.py", str(mine / "lib")
     words = ["--config-dir", "my_conf", "model=mine", "data=stripes", "trainer.max_epochs=1", "report=false"]
     assert lab(*words, "hydra.run.dir=run", PYTHONPATH=path).returncode == 0
@@ -333,7 +333,7 @@ def test_a_module_that_has_changed_is_named_when_a_run_is_repeated(mine: Path, l
     assert "can't be repeated exactly" not in done.stdout
 
 
-def test_a_link_that_an_editor_leaves_beside_ones_code_is_no_code(mine: Path, lab: Command) -> None:
+def test_a_lock_link_of_an_editor_is_no_code(mine: Path, lab: Command) -> None:
     (mine / "lib/package").mkdir()
     (mine / "lib/own.py").rename(mine / "lib/package/__init__.py")
     (mine / "lib/package/.#__init__.py").symlink_to("me@host.123:1")
@@ -346,7 +346,7 @@ def test_a_link_that_an_editor_leaves_beside_ones_code_is_no_code(mine: Path, la
     assert "package/__init__.py" in own and not any("#" in name for name in own)
 
 
-def test_a_sweep_says_from_where_its_configs_can_be_read(mine: Path, lab: Command) -> None:
+def test_a_sweep_names_the_folder_of_its_configs(mine: Path, lab: Command) -> None:
     path = str(mine / "lib")
     words = ["-m", "--config-dir", "my_conf", "model=mine", "data=stripes", "trainer.max_epochs=1", "seed=0"]
     assert lab(*words, "hydra.sweep.dir=sweep", PYTHONPATH=path).returncode == 0
@@ -358,7 +358,7 @@ def test_a_sweep_says_from_where_its_configs_can_be_read(mine: Path, lab: Comman
 
 
 @pytest.mark.slow
-def test_a_sweep_over_modules_of_ones_own_is_not_resumed_when_they_changed(mine: Path, lab: Command) -> None:
+def test_a_sweep_is_not_resumed_when_ones_own_modules_changed(mine: Path, lab: Command) -> None:
     (mine / "my_conf/model/wide.yaml").write_text("_target_: own.Net\nwidth: 9\n")
     words = ["--config-dir", "my_conf", "-m", "model=mine,wide", "data=stripes", "trainer.max_epochs=1"]
     path = str(mine / "lib")

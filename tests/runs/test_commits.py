@@ -32,7 +32,7 @@ def module_in(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_each_of_ones_own_modules_has_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_module_of_ones_own_has_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = module_in(tmp_path / "first/lib", "own_first", monkeypatch)
     second = module_in(tmp_path / "second", "own_second", monkeypatch)
     config = {"model": {"_target_": "own_first.Net"}, "loss": {"_target_": "own_second.Loss"}, "x": "torch.nn.ReLU"}
@@ -52,7 +52,7 @@ def test_each_of_ones_own_modules_has_its_repository(tmp_path: Path, monkeypatch
         ("README", True),  # tracked, elsewhere in the repository
     ],
 )
-def test_changes_of_ones_own_repository_are_told(
+def test_changes_in_ones_own_repository_are_recorded(
     change: str, changed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = module_in(tmp_path / "lib", "own_edited", monkeypatch)
@@ -78,7 +78,7 @@ def test_a_module_that_is_not_committed_is_a_change(
     assert "own_package/__init__.py" in found["own"]
 
 
-def test_where_git_tells_nothing_it_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_is_null_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_alone.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     nothing = {"own_alone": {"root": None, "commit": None, "changed": None}}
@@ -92,7 +92,7 @@ def test_where_git_tells_nothing_it_is_null(tmp_path: Path, monkeypatch: pytest.
     assert own_code([{"_target_": "own_alone.Net"}])["own_repositories"] == nothing
 
 
-def test_without_modules_of_ones_own_nothing_is_recorded() -> None:
+def test_no_commit_is_recorded_without_code_of_ones_own() -> None:
     assert own_code([{"_target_": "mnist_lab.models.MLP", "x": {"_target_": "torch.nn.ReLU"}}]) == {}
 
 

@@ -61,12 +61,14 @@ def other_device(monkeypatch: pytest.MonkeyPatch) -> None:
         ["model=neuron", NOT_FUSED, "trainer.precision=64-true"],
     ],
 )
-def test_a_run_leaves_nothing_on_the_cpu_and_no_step_waits(words: list[str], tmp_path: Path) -> None:
+def test_a_run_on_a_device_leaves_no_tensor_on_the_cpu_and_no_step_synchronizes(
+    words: list[str], tmp_path: Path
+) -> None:
     result = run(run_config(compose_config([*WORDS, *words])), tmp_path, [], [])
     assert result is not None and len(result.history) == 2
 
 
-def test_a_run_goes_on_there_in_the_middle_of_an_epoch(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_run_on_a_device_resumes_within_an_epoch(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     cfg = run_config(compose_config([*WORDS, "model=mlp", "checkpoint.every=2 steps"]))
     with pytest.raises(Broken):
         run(cfg, tmp_path, [], [], callbacks=[Break(9)])

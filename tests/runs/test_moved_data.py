@@ -56,7 +56,7 @@ def test_every_verb_works_from_any_folder_on_a_run_that_has_moved(verb: str, tra
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
-def test_data_that_has_moved_is_given_with_data_root(verb: str, trained: Path, lab: Command) -> None:
+def test_the_place_of_moved_data_is_given_with_data_root(verb: str, trained: Path, lab: Command) -> None:
     (trained / "pictures").rename(trained / "moved")
     words = [word.replace("RUN", "run") for word in VERBS[verb]]
     done = lab(*words)
@@ -77,7 +77,9 @@ def module(root: Path, fallback: str | None = None) -> ImageDataModule:
     return ImageDataModule("image_folder", source, str(root), (1, 8, 8), 2, val="none", fallback=fallback)
 
 
-def test_data_is_found_where_todays_settings_say_by_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moved_data_is_found_by_its_digest_in_the_current_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     draw(tmp_path / "same")
     draw(tmp_path / "other", 150)
     data = module(tmp_path / "same")
@@ -97,7 +99,7 @@ def test_data_is_found_where_todays_settings_say_by_its_digest(tmp_path: Path, m
     assert "\n" not in str(e.value)
 
 
-def test_nothing_stands_in_for_data_that_a_run_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_replaces_the_data_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mnist_lab.data import mnist
 
     def gone() -> ImageDataModule:
@@ -115,7 +117,7 @@ def test_nothing_stands_in_for_data_that_a_run_had(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_a_rerun_never_takes_other_data_in_silence(lab: Command, tmp_path: Path) -> None:
+def test_rerun_refuses_other_data(lab: Command, tmp_path: Path) -> None:
     words = ["data=mnist_5k", "model=mlp_784_32", "data.train_size=200", "data.val=none"]
     assert (done := lab(*words, *SHORT)).returncode == 0, done.stderr
     path = tmp_path / "run/config.yaml"
@@ -131,7 +133,7 @@ def test_a_rerun_never_takes_other_data_in_silence(lab: Command, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_copied_sweeps_trial_is_a_run_like_any_other(lab: Command, tmp_path: Path) -> None:
+def test_a_trial_of_a_copied_sweep_is_a_run(lab: Command, tmp_path: Path) -> None:
     draw(tmp_path / "pictures")
     words = ["-m", *FOLDERS, *SHORT[:-1], "seed=0,1", "hydra.sweep.dir=sweep"]
     assert (done := lab(*words)).returncode == 0, done.stderr

@@ -59,7 +59,7 @@ def test_names_that_have_moved_work_in_a_users_file_and_on_the_command_line(lab:
     assert compose("optimizer._target_=mnist_lab.training.Adam").optimizer._target_ == "mnist_lab.fast.Adam"
 
 
-def test_a_strangers_config_may_use_names_that_have_moved() -> None:
+def test_an_untrusted_config_may_use_names_that_have_moved() -> None:
     assert is_harmless("optimizer._target_=mnist_lab.training.SGD,mnist_lab.fast.Adam")
     assert not is_harmless("callbacks.a._target_=mnist_lab.training.History")
 

@@ -72,7 +72,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "my run"
 
 
-def test_a_helper_that_is_killed(whole: Path, tmp_path: Path) -> None:
+def test_a_killed_helper_process_ends_the_run(whole: Path, tmp_path: Path) -> None:
     lost = hit(tmp_path, "SIGKILL", 1)
     assert lost.returncode == 1
     (line,) = lost.stderr.splitlines()
@@ -83,7 +83,7 @@ def test_a_helper_that_is_killed(whole: Path, tmp_path: Path) -> None:
     assert outcome(tmp_path / "my run") == outcome(whole)
 
 
-def test_the_first_that_is_killed(tmp_path: Path) -> None:
+def test_killing_the_first_process_ends_the_others(tmp_path: Path) -> None:
     lost = hit(tmp_path, "SIGKILL", 0)
     assert lost.returncode == -signal.SIGKILL
     (line,) = lost.stderr.splitlines()
@@ -92,7 +92,7 @@ def test_the_first_that_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_of_a_trial_that_is_killed(rank: int, tmp_path: Path) -> None:
+def test_a_killed_process_ends_its_trial(rank: int, tmp_path: Path) -> None:
     sweep = ["hydra.mode=MULTIRUN", "seed=0,1", "hydra.sweep.dir='my sweep'", "data.train_size=1000"]
     lost = hit(tmp_path, "SIGKILL", rank, *sweep)
     said = (tmp_path / "my sweep/0/run.log").read_text() if rank == 1 else lost.stderr
@@ -101,7 +101,7 @@ def test_one_of_a_trial_that_is_killed(rank: int, tmp_path: Path) -> None:
     assert done.returncode == 0 and "2 trials, 2 complete" in done.stdout, done.stdout + done.stderr
 
 
-def test_one_that_fails(tmp_path: Path) -> None:
+def test_a_failing_process_ends_the_run_with_its_reason(tmp_path: Path) -> None:
     lost = hit(tmp_path, "error", 2, "trainer.devices=3")
     assert lost.returncode == 1
     assert lost.stderr.count("callbacks.hit (Hit): RuntimeError: own.py is wrong (own.py, line") == 1, lost.stderr
@@ -111,14 +111,14 @@ def test_one_that_fails(tmp_path: Path) -> None:
     assert told_to_type(last) == ["resume", "my run"]
 
 
-def test_a_training_that_diverges(tmp_path: Path) -> None:
+def test_a_diverging_training_ends_all_processes(tmp_path: Path) -> None:
     lost = run(tmp_path, *DDP, "optimizer=sgd", "optimizer.lr=1e30", "hydra.run.dir=run")
     assert lost.returncode == 2
     (line,) = lost.stderr.splitlines()
     assert line.startswith("error: training diverged")
 
 
-def test_one_that_is_told_to_stop(whole: Path, tmp_path: Path) -> None:
+def test_sigterm_to_one_process_stops_all_with_a_checkpoint(whole: Path, tmp_path: Path) -> None:
     stopped = hit(tmp_path, "SIGINT", 1)
     assert stopped.returncode == 128 + signal.SIGINT and stopped.stderr == ""
     assert stopped.stdout.count("stopped by Ctrl-C in epoch 2, nothing is lost") == 1
@@ -134,7 +134,7 @@ def test_one_that_is_told_to_stop(whole: Path, tmp_path: Path) -> None:
     assert outcome(tmp_path / "my run") == outcome(whole)
 
 
-def test_from_the_end_of_an_epoch_another_number_goes_on_and_the_result_says_so(tmp_path: Path) -> None:
+def test_another_number_of_processes_resumes_at_an_epochs_end_with_a_note(tmp_path: Path) -> None:
     assert run(tmp_path, *DDP, "trainer.max_epochs=1", "trainer.devices=1", "hydra.run.dir=run").returncode == 0
     assert Result.load(tmp_path / "run").notes == []
     done = run(tmp_path, "resume", "run", "trainer.max_epochs=2", "trainer.devices=2")

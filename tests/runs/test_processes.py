@@ -18,7 +18,7 @@ from mnist_lab.run_folder import load_config
 @pytest.mark.parametrize(
     "loss", ["label_smoothing=0", "weight={_target_: torch.tensor, data: [9.0,1,1,1,1,1,1,1,1,0]}"]
 )
-def test_three_processes_leave_one_result_and_learn_what_one_learns(loss: str, lab: Command, tmp_path: Path) -> None:
+def test_three_processes_leave_one_result_and_learn_what_one_does(loss: str, lab: Command, tmp_path: Path) -> None:
     # 3,501 images in batches of 125: every share of a batch is uneven, and two processes get nothing of the last one.
     # The same of 1,000 test images in batches of 111, and 499 for validation.
     words = ["data=mnist_5k", "model=mlp_512", "trainer.max_epochs=2", "trainer.accelerator=cpu", "report=false"]
@@ -68,7 +68,7 @@ def test_each_trial_of_a_sweep_may_have_two_processes(lab: Command, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_their_folder_may_be_named_like_an_option(lab: Command, tmp_path: Path) -> None:
+def test_a_run_of_processes_may_have_a_folder_named_like_an_option(lab: Command, tmp_path: Path) -> None:
     done = lab(*DDP, "trainer.max_epochs=1", "hydra.run.dir='seed=0'")
     assert done.returncode == 0, done.stderr
     assert result_in(tmp_path / "seed=0").machine["processes"] == 2

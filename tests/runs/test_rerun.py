@@ -12,7 +12,7 @@ WORDS = ["data=mnist_5k", "model=mlp_784_32", "augment=affine", "data.val=random
 
 
 @pytest.mark.slow
-def test_the_numbers_come_back_to_the_last_digit(lab: Command, tmp_path: Path) -> None:
+def test_rerun_reproduces_the_numbers_to_the_last_digit_or_names_what_differs(lab: Command, tmp_path: Path) -> None:
     assert lab(*WORDS, "hydra.run.dir=run").returncode == 0
     done = lab("rerun", "run", "dir=again")
     assert done.returncode == 0, done.stderr
@@ -38,7 +38,7 @@ def test_the_numbers_come_back_to_the_last_digit(lab: Command, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_run_that_was_made_longer_says_that_no_single_command_repeats_it(lab: Command, tmp_path: Path) -> None:
+def test_rerun_of_a_longer_training_says_that_no_single_command_repeats_it(lab: Command, tmp_path: Path) -> None:
     words = ["data=mnist_5k", "model=mlp_784_32", "data.train_size=500", "schedule=cosine"]
     words += ["data.batch_size=100", "report=false"]
     assert lab(*words, "trainer.max_epochs=1", "hydra.run.dir=run").returncode == 0
@@ -52,7 +52,7 @@ def test_a_run_that_was_made_longer_says_that_no_single_command_repeats_it(lab: 
     assert "trainer.max_epochs=2 seed=1" in done.stderr
 
 
-def test_what_is_no_finished_run_is_told(lab: Command, tmp_path: Path) -> None:
+def test_rerun_without_a_finished_run_is_an_error_in_one_line(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for words, message in {
         "rerun": "use: python -m mnist_lab rerun",

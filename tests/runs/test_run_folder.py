@@ -42,7 +42,7 @@ def run_dir(folder: Path) -> Path:
     return path
 
 
-def test_nothing_is_on_stderr(folder: Path) -> None:
+def test_a_run_prints_nothing_to_stderr(folder: Path) -> None:
     assert (folder / "stderr").read_text() == ""
 
 
@@ -154,7 +154,7 @@ def test_a_notebook_shows_a_table_once_and_the_log_keeps_it(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("name", ["b\\s", "it's", "\\", "b\\'s, \\\\"])
-def test_it_is_below_the_folder_that_one_is_in_whatever_that_is_called(name: str, tmp_path: Path) -> None:
+def test_a_run_folder_is_below_the_current_folder_whatever_its_name(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     done = warm.lab(["model=neuron", "data=mnist_5k", "trainer=debug", "report=false"], tmp_path / name)
     assert done.returncode == 0, done.stderr

@@ -62,12 +62,12 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_to_change_one_seed_changes_one_thing(kind: str, usual: dict[str, str], tmp_path: Path) -> None:
+def test_changing_one_seed_changes_one_thing(kind: str, usual: dict[str, str], tmp_path: Path) -> None:
     found = look(tmp_path / "run", f"seeds.{kind}=1")
     assert {name for name in KINDS if found[name] != usual[name]} == {kind}
 
 
-def test_seed_changes_them_all(usual: dict[str, str], tmp_path: Path) -> None:
+def test_seed_changes_all_random_numbers(usual: dict[str, str], tmp_path: Path) -> None:
     found = look(tmp_path / "run", "seed=1")
     assert {name for name in KINDS if found[name] != usual[name]} == set(KINDS)
 
@@ -78,14 +78,14 @@ def test_a_bigger_network_sees_the_same_images_in_the_same_order(usual: dict[str
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 1000), st.integers(0, 1000))
-def test_seeds_of_different_things_never_meet(seed: int, other: int, epoch: int, later: int) -> None:
+def test_seeds_of_different_kinds_are_never_equal(seed: int, other: int, epoch: int, later: int) -> None:
     found = {seed_of(kind, s, e) for kind in KINDS for s in {seed, other} for e in {epoch, later}}
     assert len(found) == len(KINDS) * len({seed, other}) * len({epoch, later})
     assert all(0 <= value < 2**64 for value in found)
 
 
 @pytest.mark.slow
-def test_a_sweep_that_judges_by_the_test_set_says_so_in_each_result(lab: Command, tmp_path: Path) -> None:
+def test_a_sweep_that_is_judged_by_the_test_set_notes_it_in_each_result(lab: Command, tmp_path: Path) -> None:
     words = ["-m", "model=mlp_784_32", "data=mnist_5k", "trainer=debug", "logger=none"]
     assert lab(*words, "data.val=none", "optimizer.lr=0.01,0.1", "hydra.sweep.dir=chosen").returncode == 0
     (note,) = result_in(tmp_path / "chosen/0").notes
@@ -98,7 +98,7 @@ def test_a_sweep_that_judges_by_the_test_set_says_so_in_each_result(lab: Command
     assert result_in(tmp_path / "repeated/0").notes == [], "to repeat is not to choose"
 
 
-def test_an_epoch_that_the_test_set_chose_is_said_to_be(lab: Command, tmp_path: Path) -> None:
+def test_a_checkpoint_chosen_by_the_test_set_is_noted(lab: Command, tmp_path: Path) -> None:
     words = ["model=mlp_784_32", "data=mnist_5k", "trainer=debug", "logger=none", "data.val=test"]
     assert lab(*words, "test_checkpoint=best").returncode == 0
     assert any("chose the epoch" in note for note in result_in(tmp_path).notes)

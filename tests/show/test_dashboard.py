@@ -23,7 +23,7 @@ def outputs(tmp_path: Path) -> Path:
     return tmp_path / "outputs"
 
 
-def test_the_page_is_there_shows_the_runs_and_ends_quietly(outputs: Path) -> None:
+def test_the_dashboard_serves_tensorboard_and_ends_quietly(outputs: Path) -> None:
     probe = """
 import atexit, runpy, sys
 atexit.register(lambda: print("heavy" if {"torch", "tensorflow"} & sys.modules.keys() else "light"))

@@ -94,13 +94,13 @@ def test_the_page_is_whole_and_asks_no_other_machine(address: tuple[str, int]) -
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6")
-def test_it_is_served_at_an_address_of_the_newer_kind(cnn_run: Path) -> None:
+def test_the_drawing_page_is_served_over_ipv6(cnn_run: Path) -> None:
     with drawing(cnn_run, "host=::1") as (host, port):
         assert host == "[::1]"
         assert ask((host[1:-1], port), "GET", "/")[0] == 200
 
 
-def test_what_is_no_drawing_is_refused_in_json(address: tuple[str, int]) -> None:
+def test_a_body_that_is_no_drawing_is_refused_in_json(address: tuple[str, int]) -> None:
     refused = {
         404: ask(address, "GET", "/other"),
         403: ask(address, "GET", "/", Host="evil.example:7860"),
@@ -119,7 +119,7 @@ def test_what_is_no_drawing_is_refused_in_json(address: tuple[str, int]) -> None
         assert ask(address, "GET", "/", Host=host)[0] == 200
 
 
-def test_a_port_in_use_and_other_mistakes_are_one_clear_answer(
+def test_a_port_in_use_and_other_mistakes_of_draw_are_one_line(
     cnn_run: Path, address: tuple[str, int], lab: Command
 ) -> None:
     for words, part in (

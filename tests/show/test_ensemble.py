@@ -61,12 +61,14 @@ def test_an_image_gets_the_class_of_the_highest_mean_probability(runs: Path, lab
         (["RUNS", "optimizer.lrr=" + 300 * "1"], "optimizer.lrr: the run has no such option"),
     ],
 )
-def test_what_makes_no_ensemble_gets_one_clear_answer(words: list[str], answer: str, runs: Path, lab: Command) -> None:
+def test_runs_that_make_no_ensemble_are_refused_in_one_line(
+    words: list[str], answer: str, runs: Path, lab: Command
+) -> None:
     done = lab("ensemble", *(word.replace("RUNS", str(runs)) for word in words))
     assert done.returncode == 2 and answer in done.stderr and "Traceback" not in done.stderr
 
 
-def test_all_accuracies_are_of_the_images_that_are_there_now(lab: Command, tmp_path: Path) -> None:
+def test_an_ensembles_accuracies_are_of_the_current_images(lab: Command, tmp_path: Path) -> None:
     for n in range(60):
         folder = tmp_path / "pictures" / "ab"[n % 2]
         folder.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("kind", "absent"),
     [("onnx", ("mnist_lab", "torch", "lightning")), ("torch_export", ("mnist_lab", "lightning")), ("safetensors", ())],
 )
-def test_the_printed_lines_use_the_file(
+def test_the_printed_code_loads_the_exported_file(
     kind: str, absent: tuple[str, ...], run_dir: Path, lab: Command, tmp_path: Path
 ) -> None:
     target = tmp_path / "some model"
@@ -67,7 +67,7 @@ def test_the_printed_lines_use_the_file(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("model", MODELS)
-def test_every_network_can_be_written_for_colour_images_too(model: str, kind: str, tmp_path: Path) -> None:
+def test_every_network_can_be_exported_for_colour_images(model: str, kind: str, tmp_path: Path) -> None:
     cfg = run_config(compose_config([f"model={model}", "data=cifar10"]))
     net = instantiate(cfg.model, _convert_="all").eval().requires_grad_(False)
     names = ("no", "yes") if model == "neuron" else tuple("abcdefghij")
@@ -117,7 +117,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.slow
-def test_a_file_that_would_be_wrong_is_not_left(lab: Command, tmp_path: Path) -> None:
+def test_a_wrong_exported_file_is_removed(lab: Command, tmp_path: Path) -> None:
     path = f"{tmp_path}:{ROOT}"
     (tmp_path / "own.py").write_text(OWN.format("pass"))
     words = ["data=mnist_5k", "trainer=debug", "model._target_=own.Net", "hydra.run.dir=run", "logger=none"]

@@ -60,7 +60,7 @@ def test_a_value_is_found_by_its_name() -> None:
     assert "metrics" not in older.test and older.value("test/acc") == 0.5 and older.module == {}
 
 
-def test_a_result_of_other_metrics_is_read_as_it_was_saved(tmp_path: Path) -> None:
+def test_a_result_with_other_metrics_is_read_as_it_was_saved(tmp_path: Path) -> None:
     vae().save(tmp_path)
     assert Result.load(tmp_path) == vae()
     assert "test elbo -90.0000, f1 0.5000" in repr(vae())
@@ -147,7 +147,7 @@ def test_runs_are_compared_by_a_metric_of_their_own(tmp_path: Path, capsys: pyte
         (["metrics=val/elbo"], None, "Did you mean metric?"),
     ],
 )
-def test_what_a_comparison_can_not_know_is_one_line(
+def test_a_metric_that_no_run_has_is_an_error_in_one_line(
     words: list[str], mode: str | None, answer: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=re.escape(answer)):
@@ -161,7 +161,7 @@ def test_runs_with_and_without_a_metric_have_one_table(tmp_path: Path, capsys: p
     assert any("own.Pairs" in line for line in lines(capsys))
 
 
-def test_data_without_a_digest_is_told_by_its_name() -> None:
+def test_data_without_a_digest_is_identified_by_its_name() -> None:
     one, two = vae(), vae(1)
     other = replace(two, data={**two.data, "name": "own.Triples"})
     assert len(sections([one, two], "val/elbo")) == 1

@@ -300,7 +300,7 @@ def test_a_file_that_is_no_picture_costs_one_line_and_the_others_are_read(
 
 
 @pytest.mark.parametrize("kind", ["paper", "noise", "shadow"])
-def test_nothing_is_seen_where_nothing_is_drawn(kind: str) -> None:
+def test_an_empty_picture_has_no_prediction(kind: str) -> None:
     rng = np.random.default_rng(0)
     values = np.full((200, 300), 230.0)
     if kind != "paper":
@@ -311,7 +311,7 @@ def test_nothing_is_seen_where_nothing_is_drawn(kind: str) -> None:
         prepare(Image.fromarray(values.clip(0, 255).astype(np.uint8)), Preparation("digit", (1, 28, 28)))
 
 
-def test_reading_is_stopped_before_a_picture_fills_the_memory(tmp_path: Path) -> None:
+def test_predict_stops_reading_before_a_picture_fills_the_memory(tmp_path: Path) -> None:
     bomb(tmp_path / "bomb.png")
     with pytest.raises(UserError, match="larger than"):
         read_image(tmp_path / "bomb.png")

@@ -74,7 +74,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(page: str) -> None:
     assert "model=mlp_512 data=mnist_5k" in page
 
 
-def test_its_figures_are_those_beside_it(folder: Path, page: str) -> None:
+def test_the_figures_of_the_page_are_those_beside_it(folder: Path, page: str) -> None:
     assert {path.stem for path in (folder / "figures").iterdir()} == FIGURES
     drawn = {base64.b64decode(content).decode() for content in re.findall(r"svg\+xml;base64,([^\"]+)", page)}
     assert drawn == {path.read_text() for path in (folder / "figures").iterdir()}
@@ -176,7 +176,7 @@ def test_a_rare_mistake_is_not_0_percent_of_the_images() -> None:
     assert tables(_most_confused(found))[0][1] == ["a", "b", "1", "0.01 %"]
 
 
-def test_precision_and_recall_end_at_100(five: Answers) -> None:
+def test_precision_and_recall_are_shown_up_to_100_percent(five: Answers) -> None:
     assert class_scores(five).axes[0].get_xlim()[1] <= 101
 
 
@@ -192,7 +192,7 @@ def test_long_names_of_classes_are_cut_with_a_mark_and_stay_apart() -> None:
     )  # fmt: skip
 
 
-def test_curves_bear_the_names_of_what_they_show() -> None:
+def test_curves_are_labelled_with_their_metrics() -> None:
     rows = [{"epoch": n, "train/loss": 1 / n, "train/acc": 0.5, "val/loss": 2 / n, "val/acc": 0.4} for n in (1, 2)]
     result: Any = SimpleNamespace(history=rows, test_metrics={"loss": 0.7, "acc": 0.3}, tested=rows[-1])
     loss, accuracy = (
@@ -206,7 +206,7 @@ def test_curves_bear_the_names_of_what_they_show() -> None:
 
 
 @pytest.mark.slow
-def test_that_the_images_are_not_those_of_the_run_is_said(folder: Path, lab: Command, tmp_path: Path) -> None:
+def test_a_report_on_other_images_than_the_runs_says_so(folder: Path, lab: Command, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "run")
     result = Result.load(folder)
     replace(result, data={**result.data, "digest": "0" * 64}).save(tmp_path / "run")
@@ -246,7 +246,7 @@ def test_a_run_without_a_finite_number_has_a_page_with_gaps(folder: Path, lab: C
 
 
 @pytest.mark.slow
-def test_a_multirun_and_report_false_leave_none(lab: Command, tmp_path: Path) -> None:
+def test_a_multirun_and_report_false_leave_no_report(lab: Command, tmp_path: Path) -> None:
     assert lab("trainer=debug", "data=mnist_5k", "report=false", "hydra.run.dir=single").returncode == 0
     done = lab("-m", "trainer=debug", "data=mnist_5k", "seed=0", "hydra.sweep.dir=several")
     assert done.returncode == 0, done.stderr
@@ -336,7 +336,7 @@ def test_a_run_that_never_ended_has_no_report(folder: Path, lab: Command, tmp_pa
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="there is no Chromium")
-def test_a_browser_opens_it_without_a_complaint(folder: Path, tmp_path: Path) -> None:
+def test_a_browser_opens_the_report_without_errors(folder: Path, tmp_path: Path) -> None:
     words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
     words += [f"--user-data-dir={tmp_path}", f"file://{folder}/report.html"]
     done = subprocess.run(words, env={**os.environ}, capture_output=True, text=True, timeout=120)

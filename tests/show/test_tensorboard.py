@@ -90,7 +90,7 @@ def test_the_dashboard_changes_no_number(plain: Path, full: Path) -> None:
     assert Result.load(plain).test == Result.load(full).test
 
 
-def test_the_dashboard_leaves_steps_cheap() -> None:
+def test_the_dashboard_callback_keeps_several_steps_at_a_time() -> None:
     hooks = [name for name in vars(Callback) if "batch" in name or "backward" in name or "optimizer" in name]
     assert len(hooks) >= 10
     for name in ("on_before_zero_grad", *hooks):
@@ -149,7 +149,7 @@ def test_histograms_are_of_all_weights_and_their_gradients(full: Path) -> None:
     assert events.Histograms("gradients/layers.1.weight")[0].histogram_value.num == 64 * 784
 
 
-def test_the_graph_is_of_layers_that_everybody_knows(full: Path) -> None:
+def test_the_graph_shows_standard_layers(full: Path) -> None:
     graph = GraphDef.FromString(read(full).Graph().SerializeToString())
     operations = [node.op for node in graph.node if "::" in node.op]
     assert operations.count("aten::linear") == 3
@@ -193,7 +193,7 @@ def test_pictures_are_of_the_images_that_were_counted(tmp_path: Path, monkeypatc
     assert seen == {"least_probable": 400, "confusion_matrix": 800} and tested == 800
 
 
-def test_without_validation_the_rest_is_there(tmp_path: Path) -> None:
+def test_the_dashboard_works_without_validation(tmp_path: Path) -> None:
     words = ["model=cnn", "data=mnist_5k", "data.val=none", "trainer=debug", "trainer.accelerator=cpu"]
     tags = read(trained(tmp_path / "run", *words, "callbacks=dashboard")).Tags()
     assert tags["images"] == ["confusion_matrix/test"] and tags["graph"]
@@ -268,7 +268,7 @@ def test_the_hparams_tab_has_a_column_for_all_settings_of_all_runs_as_they_are_n
     assert values["test/acc"] == pytest.approx(Result.load(tmp_path / "runs/cnn").test["acc"])
 
 
-def test_names_that_the_figures_font_lacks_bring_no_warnings(lab: Command, tmp_path: Path) -> None:
+def test_class_names_that_the_font_lacks_cause_no_warnings(lab: Command, tmp_path: Path) -> None:
     for n in range(24):
         (tmp_path / "images" / "猫犬"[n % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), 10 * n).save(tmp_path / "images" / "猫犬"[n % 2] / f"{n}.png")

@@ -167,7 +167,7 @@ def test_runs_of_two_people_are_two_measurements(lab: Command, tmp_path: Path) -
     assert "1 run(s) have the settings and the seeds of another one, 0 of them its numbers" in shown
 
 
-def test_equal_runs_without_a_mark_are_counted_and_told(lab: Command, tmp_path: Path) -> None:
+def test_equal_runs_without_a_mark_are_counted_and_noted(lab: Command, tmp_path: Path) -> None:
     runs = {str(n): replace(run(0.9), started_at=f"2026-01-0{n}T00:00:00") for n in (1, 2, 3)}
     (row,), shown = compared(lab, tmp_path, runs, ".")
     assert row["n"] == "3"

@@ -15,7 +15,7 @@ from mnist_lab.sweep.report import _name_points
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_names_lie_beside_each_other(seed: int) -> None:
+def test_labels_of_a_comparison_do_not_overlap(seed: int) -> None:
     chance = random.Random(seed)
     figure, (ax, _) = subplots(1, 2, height=4.2)
     named = [(f"network_{n}", 10 ** chance.gauss(1, 0.1), 10 ** chance.gauss(0, 0.1), 0.02, "black") for n in range(8)]

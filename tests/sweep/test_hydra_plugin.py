@@ -47,7 +47,7 @@ distance()
 """
 
 
-def test_it_searches_for_the_least_number_that_another_application_returns(tmp_path: Path) -> None:
+def test_the_sweeper_minimizes_what_another_application_returns(tmp_path: Path) -> None:
     (tmp_path / "distance.py").write_text(APPLICATION)
     search = ["hydra/sweeper=study", "+hydra.sweeper.sampler=tpe", "+hydra.sweeper.trials=40", "hydra.sweep.dir=found"]
     words = [sys.executable, "distance.py", "-m", *search, "+x=interval(-10,10)"]

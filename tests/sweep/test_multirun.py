@@ -9,7 +9,7 @@ from conftest import Command
 from mnist_lab.result import Result
 
 
-def test_a_grid(lab: Command, tmp_path: Path) -> None:
+def test_a_multirun_trains_each_combination_once(lab: Command, tmp_path: Path) -> None:
     done = lab("-m", "model=mlp_512,cnn", "seed=range(0,2)", "data=mnist_5k", "trainer=debug")
     assert done.returncode == 0, done.stderr
     results = [Result.load(path.parent) for path in tmp_path.rglob("result.json")]
@@ -43,7 +43,7 @@ def test_globs_and_folders_of_yours_work_as_in_hydra(lab: Command, tmp_path: Pat
     assert shlex.split(result.command)[3:7] == ["--config-dir", str(folder), "--config-name", "mine"]
 
 
-def test_the_log_of_another_logging_is_no_other_run(lab: Command, tmp_path: Path) -> None:
+def test_a_log_file_of_another_logging_config_is_no_other_run(lab: Command, tmp_path: Path) -> None:
     words = ["data=mnist_5k", "trainer=debug", "report=false", "hydra/job_logging=default", "hydra.run.dir=run"]
     done = lab(*words)
     assert done.returncode == 0, done.stderr

@@ -51,7 +51,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_a_folder_that_can_not_be_written_to_is_a_trials_reason(lab: Command, tmp_path: Path) -> None:
+def test_a_data_folder_without_write_permission_is_a_trials_reason(lab: Command, tmp_path: Path) -> None:
     words = ["-m", "data=kmnist", "data.root=/sys/x", "model=mlp_784_32", "trainer.max_epochs=1", "seed=0,1"]
     done = lab(*words, "hydra.sweep.dir=s")
     assert done.returncode == 1 and done.stdout.count("/sys/x can't be written to") == 2, done.stdout
@@ -84,7 +84,7 @@ def test_a_sweep_gives_up_after_max_failures(lab: Command, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("visible", "taken"), [(None, "1"), ("4,6", "6")])
-def test_each_process_takes_a_gpu_that_no_other_has(
+def test_each_trial_process_takes_a_free_gpu(
     visible: str | None, taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

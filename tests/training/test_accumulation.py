@@ -28,7 +28,9 @@ def weights_in(folder: Path) -> Tensor:
     [(640, 128, 4), (700, 100, 3), (650, 128, 4), (90, 1, 8)],
     ids=["a last group of one", "a last group of one, unequal", "a small last mini-batch", "single images"],
 )
-def test_accumulated_gradients(loss: list[str], images: int, size: int, group: int, tmp_path: Path) -> None:
+def test_accumulated_gradients_are_those_of_one_large_batch(
+    loss: list[str], images: int, size: int, group: int, tmp_path: Path
+) -> None:
     words = [*WORDS, *loss, f"data.train_size={images}", "optimizer.lr=0.05"]
     one = train(*words, f"data.batch_size={size * group}", run_dir=tmp_path / "one").result
     more = [f"data.batch_size={size}", f"trainer.accumulate_grad_batches={group}"]
@@ -40,7 +42,7 @@ def test_accumulated_gradients(loss: list[str], images: int, size: int, group: i
 
 
 @pytest.mark.slow
-def test_accumulated_gradients_of_two_processes(lab: Command, tmp_path: Path) -> None:
+def test_two_processes_accumulate_the_gradients_of_one_large_batch(lab: Command, tmp_path: Path) -> None:
     words = [*WORDS, *CLASSES, "data.train_size=650", "optimizer.lr=0.05"]
     more = ["data.batch_size=127", "trainer.accumulate_grad_batches=4", "trainer=ddp", "trainer.devices=2"]
     several = [*words, "data.batch_size=508", "hydra.run.dir=whole"]

@@ -105,7 +105,7 @@ def test_device_stats_without_psutil_say_how_to_install_it(tmp_path: Path, monke
         train(*WORDS, f"+callbacks.it={{_target_: {CALLBACKS}.DeviceStatsMonitor}}", run_dir=tmp_path / "run")
 
 
-def test_a_finder_of_batch_sizes_is_refused(tmp_path: Path) -> None:
+def test_batch_size_finder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="couldn't be resumed or repeated"):
         train(*WORDS, "+callbacks.it._target_=lightning.pytorch.callbacks.BatchSizeFinder", run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -168,7 +168,7 @@ def test_both_classifiers_do_the_same(words: list[str], tmp_path: Path) -> None:
         assert one == pytest.approx(other, rel=1e-5)
 
 
-def test_a_search_for_the_rate_leaves_all_else_as_it_was(tmp_path: Path) -> None:
+def test_learning_rate_finder_leaves_everything_else_unchanged(tmp_path: Path) -> None:
     plain = history(["module=textbook", "model.dropout=0.5"], tmp_path / "plain")
     searched = history(
         ["model.dropout=0.5", "callbacks=lr_finder", "+callbacks.lr_finder.update_attr=false"], tmp_path / "searched"

@@ -57,7 +57,7 @@ def test_training_without_any_limit_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_was_cut_within_an_epoch_goes_on_there(lab: Command, tmp_path: Path) -> None:
+def test_a_run_that_max_steps_ended_within_an_epoch_is_continued_there(lab: Command, tmp_path: Path) -> None:
     words = [*WORDS, "schedule=step", "trainer.max_epochs=20"]
     assert lab(*words, "trainer.max_steps=47", "hydra.run.dir=long").returncode == 0
     assert lab(*words, "trainer.max_steps=25", "hydra.run.dir=run").returncode == 0
@@ -72,7 +72,7 @@ def test_a_run_that_was_cut_within_an_epoch_goes_on_there(lab: Command, tmp_path
 
 
 @pytest.mark.slow
-def test_the_time_that_a_training_may_take_can_be_raised(lab: Command, tmp_path: Path) -> None:
+def test_max_time_of_a_finished_run_can_be_raised(lab: Command, tmp_path: Path) -> None:
     words = [*WORDS, "trainer.max_epochs=100000", "+trainer.max_time={seconds: 1}", "hydra.run.dir=run"]
     assert lab(*words).returncode == 0
     before = Result.load(tmp_path / "run")

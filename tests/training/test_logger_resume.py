@@ -56,7 +56,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_killed_runs_have_each_point_once(recipe: str, tmp_path: Path) -> None:
+def test_loggers_have_each_point_of_a_killed_run_once(recipe: str, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN + DRAWS)
     words = [*WORDS, *RECIPES[recipe], "+callbacks.killed._target_=own.Killed"]
     assert warm.lab([*words, "hydra.run.dir=whole"], tmp_path).returncode == 0
@@ -85,7 +85,7 @@ def test_a_resumed_runs_points_count_though_it_began_in_the_same_second(
     assert [(point.step, point.value) for point in points] == [(1, 9999.0), (6, 10001.0)]
 
 
-def test_a_callbacks_values_stand_where_ours_do(tmp_path: Path) -> None:
+def test_values_logged_by_a_callback_have_the_same_steps_as_ours(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN + DRAWS)
     for name, callback in (("fast", "Draws"), ("single steps", "DrawsSteps")):
         words = [*WORDS, f"+callbacks.own._target_=own.{callback}", "trainer.accumulate_grad_batches=3"]
@@ -97,7 +97,7 @@ def test_a_callbacks_values_stand_where_ours_do(tmp_path: Path) -> None:
         assert set(points["epoch"]) == {(3, 0.0), (7, 1.0), (11, 2.0), (12, 3.0)}
 
 
-def test_each_run_of_a_process_has_a_run_of_its_own_at_weights_and_biases(tmp_path: Path) -> None:
+def test_each_run_in_one_process_is_a_wandb_run_of_its_own(tmp_path: Path) -> None:
     wandb = pytest.importorskip("wandb")
     words = [*WORDS, "trainer.max_epochs=1", "logger=none", "+logger._target_=lightning.pytorch.loggers.WandbLogger"]
     words += ["+logger.offline=true", "+logger.project=tests"]
@@ -111,13 +111,13 @@ def test_each_run_of_a_process_has_a_run_of_its_own_at_weights_and_biases(tmp_pa
     assert len(list((tmp_path / "two").rglob("run-*.wandb"))) == 2, "of the run and of what was resumed"
 
 
-def test_names_of_loggers_runs_that_could_be_paths_are_not_used() -> None:
+def test_logger_run_names_that_could_be_paths_are_not_used() -> None:
     asked = ["version_1", 3, "../elsewhere", "/tmp/x", "..", None, {"a": 1}, "jo25c402", True]
     assert versions_of(asked) == ["version_1", 3, None, None, None, None, None, "jo25c402", True]
     assert versions_of("../x") == versions_of(None) == []
 
 
-def test_mlflow_is_not_told_of_options_that_resume_can_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_gets_no_options_that_resume_can_change(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setattr(MLFlowLogger, "log_hyperparams", lambda logger, params: seen.update(params))
     trainer = {"max_epochs": 2, "max_steps": -1, "max_time": None, "devices": 1, "precision": "32-true"}

@@ -90,7 +90,7 @@ def of_mlflow(run: Path) -> tuple[Curves, str]:
 READERS = {"tensorboard": of_tensorboard, "csv": of_csv, "wandb": of_wandb, "mlflow": of_mlflow}
 
 
-def test_each_has_the_curves_the_config_and_the_test(tmp_path: Path) -> None:
+def test_each_logger_has_the_curves_the_config_and_the_test(tmp_path: Path) -> None:
     words = [*SMALL, f"logger=[{','.join(INSTALLED)}]", "optimizer.lr=0.00789", "callbacks=dashboard"]
     result = train(*words, run_dir=tmp_path / "run").result
     assert json.loads((tmp_path / "run/run.json").read_text())["loggers"][:2] == ["csv", "tensorboard"]
@@ -116,7 +116,7 @@ def test_loggers_of_ones_own_have_names_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["logger._target_=", "+logger._target_="])
-def test_a_single_class_takes_the_place_of_all(word: str, tmp_path: Path) -> None:
+def test_logger_target_replaces_all_loggers(word: str, tmp_path: Path) -> None:
     cfg = run_config(compose_config([*SMALL, f"{word}{CLASSES}.CSVLogger"]), [f"{word}{CLASSES}.CSVLogger"])
     (logger,) = make_loggers(cfg.logger, tmp_path, 0)
     assert isinstance(logger, CSVLogger)
@@ -135,13 +135,13 @@ def test_a_single_class_takes_the_place_of_all(word: str, tmp_path: Path) -> Non
         ),
     ],
 )
-def test_what_is_no_logger_is_a_mistake(described: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_class_that_is_no_logger_is_refused(described: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said) as told:
         make_loggers(OmegaConf.create(described), tmp_path, 0)
     assert "\n" not in str(told.value)
 
 
-def test_loggers_make_no_other_run(tmp_path: Path) -> None:
+def test_loggers_do_not_change_the_numbers_of_a_run(tmp_path: Path) -> None:
     flat = {"_target_": f"{CLASSES}.TensorBoardLogger", "name": "", "version": "tensorboard"}
     before = {"model": {"_target_": "own.Net"}, "logger": flat}
     now: Any = before | {"logger": {"csv": {"_target_": f"{CLASSES}.CSVLogger"}}}
@@ -174,7 +174,7 @@ class Ends(CSVLogger):
 
 
 @pytest.mark.parametrize("fails", ["open", "run", "close", ""])
-def test_each_is_closed_though_another_fails(fails: str, tmp_path: Path) -> None:
+def test_each_logger_is_closed_even_if_another_fails(fails: str, tmp_path: Path) -> None:
     ends: list[tuple[str, str]] = []
     loggers = [Ends(tmp_path, "a", ends), Ends(tmp_path, "b", ends, fails)]
     trainer = L.Trainer(logger=loggers, accelerator="cpu", enable_progress_bar=False)

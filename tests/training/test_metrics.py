@@ -53,7 +53,7 @@ def _of_predictions(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def test_their_values_are_those_of_the_runs_predictions(run: TrainedRun) -> None:
+def test_metric_values_are_those_of_the_runs_predictions(run: TrainedRun) -> None:
     data = build_tested(run.cfg, run.run_dir)
     assert data.images is not None and isinstance(data.images.test_images, Tensor)
     expected = _of_predictions(run.predict(data.images.test_images), data.images.test_labels)
@@ -70,7 +70,7 @@ def test_precision_recall_and_support_of_each_class_are_recorded(run: TrainedRun
     assert mean == pytest.approx(run.result.test["metrics"]["precision"], abs=1e-6)
 
 
-def test_they_stand_in_the_history_and_in_tensorboard(run: TrainedRun) -> None:
+def test_metrics_are_in_the_history_and_in_tensorboard(run: TrainedRun) -> None:
     with (run.run_dir / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     events = EventAccumulator(str(run.run_dir / "tensorboard"))
@@ -81,7 +81,7 @@ def test_they_stand_in_the_history_and_in_tensorboard(run: TrainedRun) -> None:
         assert f"train/{name}" not in rows[0], "of validation and test"
 
 
-def test_either_way_of_making_steps_has_the_same(run: TrainedRun, tmp_path: Path) -> None:
+def test_both_classifiers_have_the_same_metrics(run: TrainedRun, tmp_path: Path) -> None:
     words = [*WORDS, "metrics=classification", KAPPA, "module=textbook", "logger=none"]
     other = mnist_lab.train(*words, run_dir=tmp_path / "textbook").result
     assert run.result.module["steps"] == "several at a time" and other.module["steps"] == "one at a time"
@@ -91,7 +91,7 @@ def test_either_way_of_making_steps_has_the_same(run: TrainedRun, tmp_path: Path
         assert {n: ours[n] for n in names} == pytest.approx({n: theirs[n] for n in names}, abs=1e-6)
 
 
-def test_a_run_is_judged_by_one_of_them(tmp_path: Path) -> None:
+def test_a_run_can_be_judged_by_a_chosen_metric(tmp_path: Path) -> None:
     words = [*WORDS, KAPPA, "logger=none", "monitor=val/kappa", "mode=max", "callbacks=early_stopping"]
     run = mnist_lab.train(
         *words, "test_checkpoint=best", "trainer.max_epochs=9", "callbacks.early_stopping.patience=1",
@@ -105,7 +105,7 @@ def test_a_run_is_judged_by_one_of_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_looks_for_one_of_them_and_compare_ranks_by_it(lab: Command, tmp_path: Path) -> None:
+def test_a_sweep_can_search_and_compare_can_rank_by_a_chosen_metric(lab: Command, tmp_path: Path) -> None:
     words = [*WORDS, "metrics=classification", "logger=none", "optimizer.lr=0.00001,0.001"]
     done = lab("-m", *words, "sweep.objective=val/f1", "hydra.sweep.dir=s")
     assert done.returncode == 0, done.stderr
@@ -129,7 +129,7 @@ def test_a_sweep_looks_for_one_of_them_and_compare_ranks_by_it(lab: Command, tmp
         ("metrics=clasification", "there is no such metrics. Did you mean classification"),
     ],
 )
-def test_a_metric_that_is_not_there_is_told_before_the_run(words: str, said: str) -> None:
+def test_a_missing_metric_is_an_error_before_the_run(words: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         compose_config(words.split())
 
@@ -144,6 +144,6 @@ def test_a_metric_that_is_not_there_is_told_before_the_run(words: str, said: str
         (f"+metrics.acc._target_={F1}", r"metrics\.acc: another name is needed"),
     ],
 )  # fmt: skip
-def test_what_is_no_metric_of_a_classifier_is_refused(word: str, said: str, tmp_path: Path) -> None:
+def test_a_metric_that_takes_no_probabilities_and_labels_is_refused(word: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         mnist_lab.train(*WORDS, word, run_dir=tmp_path / "run")

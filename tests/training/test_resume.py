@@ -60,7 +60,9 @@ def stop(folder: Path, words: list[str], when: Path, how: int, wait: float) -> t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_after_ctrl_c_a_term_signal_and_a_kill(recipe: str, lab: Command, tmp_path: Path) -> None:
+def test_a_run_stopped_by_sigint_sigterm_and_sigkill_ends_as_an_undisturbed_one(
+    recipe: str, lab: Command, tmp_path: Path
+) -> None:
     words = [*RECIPES[recipe], "checkpoint.every=7 steps"]
     assert lab(*words, "hydra.run.dir=whole").returncode == 0
     chance = random.Random(recipe)
@@ -83,7 +85,7 @@ def test_after_ctrl_c_a_term_signal_and_a_kill(recipe: str, lab: Command, tmp_pa
 
 
 @pytest.mark.slow
-def test_in_the_middle_of_an_epoch_it_goes_on_there(lab: Command, tmp_path: Path) -> None:
+def test_a_run_stopped_within_an_epoch_resumes_there(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         "import os, signal\nfrom lightning.pytorch.callbacks import Callback\n\n\n"
         "class Stop(Callback):\n"
@@ -142,7 +144,9 @@ class Thaws(BaseFinetuning):
     ],
     ids=["gradients that wait for more mini-batches", "layers that were frozen"],
 )
-def test_after_a_kill_it_has(words: list[str], moment: str, lab: Command, tmp_path: Path) -> None:
+def test_a_killed_run_keeps_accumulated_gradients_and_frozen_layers(
+    words: list[str], moment: str, lab: Command, tmp_path: Path
+) -> None:
     (tmp_path / "own.py").write_text(CALLBACKS)
     words = [*MLP, "data.train_size=800", "data.batch_size=100", *words, "+callbacks.killed._target_=own.Killed"]
     path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
@@ -206,9 +210,7 @@ def test_a_finished_run_can_be_trained_longer(lab: Command, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_longer_training_that_was_stopped_goes_on_and_nothing_else_is_its_result(
-    lab: Command, tmp_path: Path
-) -> None:
+def test_a_stopped_longer_training_has_no_result_until_it_is_resumed(lab: Command, tmp_path: Path) -> None:
     words = [*CNN, "schedule=cosine"]
     assert lab(*words, "trainer.max_epochs=1", "hydra.run.dir=run").returncode == 0
     longer = ["resume", "run", "trainer.max_epochs=60"]
@@ -240,7 +242,7 @@ def test_a_run_that_stopped_early_is_finished(lab: Command, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_averaged_weights_are_trained_longer_from_those_that_were_averaged(lab: Command, tmp_path: Path) -> None:
+def test_a_longer_training_with_averaged_weights_ends_as_one_in_a_row(lab: Command, tmp_path: Path) -> None:
     words = [*MLP, "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"]
     assert lab(*words, "trainer.max_epochs=3", "hydra.run.dir=three").returncode == 0
     assert lab(*words, "trainer.max_epochs=2", "hydra.run.dir=two").returncode == 0
@@ -249,7 +251,7 @@ def test_averaged_weights_are_trained_longer_from_those_that_were_averaged(lab: 
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_the_images_that_it_began_with_or_not_at_all(lab: Command, tmp_path: Path) -> None:
+def test_a_run_is_resumed_only_on_the_images_that_it_began_with(lab: Command, tmp_path: Path) -> None:
     for n in range(40):
         folder = tmp_path / "pictures" / "ab"[n % 2]
         folder.mkdir(parents=True, exist_ok=True)
@@ -267,7 +269,7 @@ def test_a_run_goes_on_with_the_images_that_it_began_with_or_not_at_all(lab: Com
     assert lab("resume", "run", "trainer.max_epochs=2").returncode == 0
 
 
-def test_a_run_that_was_to_leave_no_report_leaves_none_when_it_goes_on(lab: Command, tmp_path: Path) -> None:
+def test_report_false_holds_when_a_run_is_resumed(lab: Command, tmp_path: Path) -> None:
     assert lab(*MLP, "trainer.max_epochs=1", "hydra.run.dir=run").returncode == 0
     assert lab("resume", "run", "trainer.max_epochs=2").returncode == 0
     assert len(Result.load(tmp_path / "run").history) == 2
@@ -275,7 +277,7 @@ def test_a_run_that_was_to_leave_no_report_leaves_none_when_it_goes_on(lab: Comm
 
 
 @pytest.mark.slow
-def test_a_run_in_a_folder_that_is_named_like_an_option_goes_on_and_is_repeated(lab: Command, tmp_path: Path) -> None:
+def test_resume_and_rerun_take_a_folder_named_like_an_option(lab: Command, tmp_path: Path) -> None:
     assert lab(*MLP, "trainer.max_epochs=1", "hydra.run.dir='seed=0'").returncode == 0
     done = lab("resume", "seed=0", "trainer.max_epochs=2")
     assert done.returncode == 0, done.stderr
@@ -284,7 +286,7 @@ def test_a_run_in_a_folder_that_is_named_like_an_option_goes_on_and_is_repeated(
     assert done.returncode == 0 and "reproduced" in done.stdout, done.stderr
 
 
-def test_a_run_that_is_being_worked_on_is_left_alone(lab: Command, tmp_path: Path) -> None:
+def test_a_run_that_another_process_works_on_is_left_alone(lab: Command, tmp_path: Path) -> None:
     process = warm.start([*MLP, "trainer.max_epochs=500", "hydra.run.dir=run"], tmp_path, tmp_path / "shown")
     try:
         for _ in range(2000):
@@ -299,7 +301,7 @@ def test_a_run_that_is_being_worked_on_is_left_alone(lab: Command, tmp_path: Pat
         process.join()
 
 
-def test_of_two_that_begin_in_one_folder_at_the_same_moment_the_second_leaves_it_to_the_first(tmp_path: Path) -> None:
+def test_the_second_of_two_runs_that_begin_in_one_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with folder_lock(folder, "run"):
         with pytest.raises(UserError, match="is being worked on"), run_folder(folder, until=tmp_path):
@@ -307,7 +309,7 @@ def test_of_two_that_begin_in_one_folder_at_the_same_moment_the_second_leaves_it
         assert (folder / ".holder").exists()
 
 
-def test_what_can_t_be_resumed_is_told(lab: Command, tmp_path: Path) -> None:
+def test_resume_names_what_it_cannot_resume(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for words, message in {
         "resume": "use: python -m mnist_lab resume",
@@ -327,7 +329,7 @@ def test_what_can_t_be_resumed_is_told(lab: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_checkpoints_are_never_there_in_part(lab: Command, tmp_path: Path) -> None:
+def test_a_checkpoint_file_is_always_whole(lab: Command, tmp_path: Path) -> None:
     line = [*MLP, "trainer.max_epochs=500", "checkpoint.every=1 step", "hydra.run.dir=run"]
     process = warm.start(line, tmp_path, tmp_path / "shown")
     last, read = tmp_path / "run/checkpoints/last.ckpt", 0
@@ -345,7 +347,7 @@ def test_checkpoints_are_never_there_in_part(lab: Command, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("hook", ["on_fit_start", "on_sanity_check_start", "on_test_start"])
-def test_ctrl_c_outside_of_the_training_ends_as_in_any_program(hook: str, lab: Command, tmp_path: Path) -> None:
+def test_ctrl_c_outside_the_training_loop_ends_with_status_130(hook: str, lab: Command, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         f"import lightning\nclass Stop(lightning.Callback):\n def {hook}(self, *_):\n  raise KeyboardInterrupt\n"
     )

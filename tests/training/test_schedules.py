@@ -36,7 +36,9 @@ RATES = {
 
 @pytest.mark.parametrize("module", ["classifier", "textbook"])
 @pytest.mark.parametrize(("schedule", "rates"), RATES.items())
-def test_rates(schedule: str, rates: list[float], module: str, tmp_path: Path) -> None:
+def test_interval_frequency_and_monitor_of_a_schedule_have_lightnings_meaning(
+    schedule: str, rates: list[float], module: str, tmp_path: Path
+) -> None:
     words = ["optimizer=sgd", "optimizer.lr=0.1", "trainer.max_epochs=3", f"module={module}"]
     train(*WORDS, *words, f"schedule={{{schedule}}}", run_dir=tmp_path / "run")
     assert [row["lr"] for row in Result.load(tmp_path / "run").history] == pytest.approx(rates)
@@ -50,7 +52,7 @@ def test_rates(schedule: str, rates: list[float], module: str, tmp_path: Path) -
         (f"_target_: {TORCH}.ReduceLROnPlateau, _partial_: true", "schedule.monitor=val/loss"),
     ],
 )
-def test_what_has_no_meaning_is_refused(schedule: str, said: str, tmp_path: Path) -> None:
+def test_a_schedule_with_a_meaningless_interval_or_monitor_is_refused(schedule: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         train(*WORDS, f"schedule={{{schedule}}}", run_dir=tmp_path / "run")
 

@@ -157,7 +157,7 @@ def test_a_training_that_diverges_stops_and_says_where(batches: int, tmp_path: P
         train(*QUICK, *words, run_dir=tmp_path / "run")
 
 
-def test_a_run_is_a_hand_written_loop_from_the_same_weights_in_the_same_order(tmp_path: Path) -> None:
+def test_a_run_computes_what_a_hand_written_loop_does(tmp_path: Path) -> None:
     words = ["data.val=none", "data.train_size=null", "data.batch_size=300", "trainer.max_epochs=2", "seed=3"]
     test = train(*QUICK, *words, run_dir=tmp_path / "run").result.test
     found = mnist_5k(Path(), False)

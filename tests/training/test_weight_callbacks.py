@@ -69,18 +69,20 @@ def resumed(recipe: str, moments: list[str], folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "moment"), ONCE.items())
-def test_a_run_that_was_killed_once(recipe: str, moment: str, tmp_path: Path) -> None:
+def test_a_run_with_a_weight_changing_callback_is_resumed_after_a_kill(
+    recipe: str, moment: str, tmp_path: Path
+) -> None:
     resumed(recipe, [moment], tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_that_was_killed_at_each_kind_of_moment(recipe: str, tmp_path: Path) -> None:
+def test_a_run_with_a_weight_changing_callback_is_resumed_from_every_hook(recipe: str, tmp_path: Path) -> None:
     resumed(recipe, [moment for moment in MOMENTS if moment != ONCE.get(recipe)], tmp_path)
 
 
 @pytest.mark.slow
-def test_pruned_weights_are_trained_longer_from_those_of_the_last_epoch(tmp_path: Path) -> None:
+def test_a_longer_training_with_pruning_ends_as_one_in_a_row(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     words = [*WORDS, *RECIPES["pruning"]]
     assert warm.lab([*words, "hydra.run.dir=three"], tmp_path).returncode == 0
@@ -107,7 +109,7 @@ class Swaps(Callback):
 @pytest.mark.parametrize(
     "callback", [f"{{{PRUNING}, use_lottery_ticket_hypothesis: false}}", f"{{_target_: {__name__}.Swaps}}"]
 )
-def test_the_best_checkpoint_holds_the_weights_whose_accuracy_it_is_named_for(callback: str, tmp_path: Path) -> None:
+def test_the_best_checkpoint_has_the_weights_that_were_validated(callback: str, tmp_path: Path) -> None:
     train(*WORDS, f"+callbacks.own={callback}", "logger=none", run_dir=tmp_path / "run")
     run = load_run(tmp_path / "run", "best", device="cpu")
     data = build_tested(run.cfg, tmp_path / "run")

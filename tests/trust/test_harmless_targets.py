@@ -47,7 +47,7 @@ def check(config: Any, tmp_path: Path) -> None:
         {"_target_": "lightning.pytorch.loggers.CSVLogger", "name": "", "version": "csv"},
     ],
 )
-def test_what_only_computes_needs_no_trust(config: dict[str, Any], tmp_path: Path) -> None:
+def test_standard_parts_that_only_compute_need_no_trust(config: dict[str, Any], tmp_path: Path) -> None:
     check({"x": [config]}, tmp_path)
 
 
@@ -68,14 +68,14 @@ def test_what_only_computes_needs_no_trust(config: dict[str, Any], tmp_path: Pat
         *("hydra.utils.get_object", "builtins.eval", "functools.partial", "xtorch.nn.Linear", "torch.nn.Linear x"),
     ],
 )
-def test_what_does_more_needs_trust(target: str, tmp_path: Path) -> None:
+def test_parts_that_do_more_need_trust(target: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was not written here and names") as told:
         check({"callbacks": {"x": {"_target_": "torch.nn.Linear", "y": [{"_target_": target}]}}}, tmp_path)
     assert f"MNIST_LAB_TRUST={target.partition('.')[0]} before the command" in str(told.value)
 
 
 @pytest.mark.parametrize("given", [{"weights": "DEFAULT"}, {"pretrained": True}, {"_args_": ["DEFAULT"]}])
-def test_weights_from_the_net_need_trust(given: dict[str, Any], tmp_path: Path) -> None:
+def test_weights_from_the_network_need_trust(given: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="would be downloaded"):
         check({"model": {"_target_": "torchvision.models.resnet18", **given}}, tmp_path)
 
@@ -111,7 +111,7 @@ def test_all_packages_to_be_trusted_are_named_at_once(tmp_path: Path, monkeypatc
         ("model._target_=", False),
     ],
 )
-def test_a_word_of_a_sweep_is_harmless_if_it_names_nothing_else(word: str, harmless: bool) -> None:
+def test_an_override_of_a_sweep_is_harmless_if_it_names_nothing_else(word: str, harmless: bool) -> None:
     assert is_harmless(word) is harmless
 
 
@@ -127,7 +127,7 @@ def below(package: ModuleType) -> Iterator[ModuleType]:
     ["torch.nn", "torch.nn.modules", "torch.nn.utils", "torch.optim", "torchvision.transforms", "torchvision.models",
      "torchmetrics", "torchmetrics.classification", "lightning.pytorch.callbacks", "lightning.pytorch.loggers"],
 )  # fmt: skip
-def test_no_harmless_name_leads_out_of_its_library(package: str) -> None:
+def test_no_harmless_name_leads_outside_its_library(package: str) -> None:
     """Each name of the installed libraries that counts as harmless: none is another module's function or class."""
     libraries = {"torch", "torchvision", "torchmetrics", "lightning", "typing", "collections"}
     names = 0

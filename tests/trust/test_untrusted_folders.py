@@ -40,7 +40,9 @@ VERBS = ["test run=run", "report run=run", "resume run trainer.max_epochs=2", "r
 
 
 @pytest.mark.slow
-def test_a_config_may_name_layers_and_nothing_that_does_more(run: Path, lab: Command, tmp_path: Path) -> None:
+def test_an_untrusted_config_may_name_layers_and_nothing_that_does_more(
+    run: Path, lab: Command, tmp_path: Path
+) -> None:
     shutil.copy(Path(__file__), tmp_path / "a")
     config = yaml.safe_load((run / "config.yaml").read_text())
     mark = tmp_path / "mark"
@@ -64,9 +66,7 @@ def test_a_config_may_name_layers_and_nothing_that_does_more(run: Path, lab: Com
     assert not mark.exists()
 
 
-def test_a_config_may_not_hide_a_name_in_what_is_put_in_its_place_later(
-    run: Path, lab: Command, tmp_path: Path
-) -> None:
+def test_an_untrusted_config_may_not_hide_a_target_in_an_interpolation(run: Path, lab: Command, tmp_path: Path) -> None:
     shutil.copy(Path(__file__), tmp_path / "a")
     config = yaml.safe_load((run / "config.yaml").read_text())
     mark = tmp_path / "mark"
@@ -86,7 +86,7 @@ def test_a_config_may_not_hide_a_name_in_what_is_put_in_its_place_later(
     assert not mark.exists()
 
 
-def test_a_config_may_have_no_objects_of_yaml_s_making(run: Path, lab: Command) -> None:
+def test_an_untrusted_config_may_have_no_yaml_objects(run: Path, lab: Command) -> None:
     config = (run / "config.yaml").read_text()
     changed = re.sub("(?m)^name: .*", "name: !!python/object/apply:pathlib.Path [x]", config)
     assert changed != config
@@ -95,7 +95,7 @@ def test_a_config_may_have_no_objects_of_yaml_s_making(run: Path, lab: Command) 
     assert done.returncode == 2 and "was not written here and has a PosixPath" in done.stderr, done.stderr
 
 
-def test_a_run_that_travelled_is_as_good_as_before(run: Path, lab: Command, tmp_path: Path) -> None:
+def test_a_run_copied_to_another_machine_works(run: Path, lab: Command, tmp_path: Path) -> None:
     elsewhere = str(tmp_path / "another home")
     done = lab("test", "run=run", XDG_CACHE_HOME=elsewhere)
     assert done.returncode == 0, done.stderr
@@ -113,12 +113,12 @@ def test_an_own_network_runs_where_it_was_trained_and_elsewhere_when_trusted(lab
     assert lab("test", "run=run", MNIST_LAB_TRUST="own", **elsewhere).returncode == 0
 
 
-def test_trust_in_a_package_is_trust_in_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trusting_one_package_trusts_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MNIST_LAB_TRUST", "owner,sweeper")
     assert trusts("owner") and not any(trusts(name) for name in ("own", "sweep", "o", "owner,sweeper"))
 
 
-def test_a_checkpoint_s_pickle_is_not_run(run: Path, lab: Command, tmp_path: Path) -> None:
+def test_code_in_a_pickled_checkpoint_is_not_run(run: Path, lab: Command, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     torch.save(saved | {"hyper_parameters": Bomb(mark)}, run / "checkpoints/last.ckpt", pickle_module=pickle)
@@ -128,7 +128,7 @@ def test_a_checkpoint_s_pickle_is_not_run(run: Path, lab: Command, tmp_path: Pat
     assert not mark.exists()
 
 
-def test_a_report_shows_what_a_result_says_and_runs_none_of_it(run: Path, lab: Command) -> None:
+def test_a_report_escapes_html_in_a_result(run: Path, lab: Command) -> None:
     evil = "<script>alert(1)</script>"
     result = replace(Result.load(run), started_at="<b onclick=x()>", name=evil, notes=[evil])
     result.save(run)
@@ -139,7 +139,7 @@ def test_a_report_shows_what_a_result_says_and_runs_none_of_it(run: Path, lab: C
 
 
 @pytest.mark.slow
-def test_a_sweep_s_command_line_is_not_trusted_either(lab: Command, tmp_path: Path) -> None:
+def test_the_command_line_of_an_untrusted_sweep_is_checked(lab: Command, tmp_path: Path) -> None:
     words = ["-m", *WORDS, "optimizer.lr=0.1,0.2", "trainer.limit_train_batches=2", "hydra.sweep.dir=sweep"]
     assert lab(*words).returncode == 0
     asked = json.loads((tmp_path / "sweep/sweep.json").read_text())
@@ -171,9 +171,7 @@ def unsealed(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_search_that_keeps_a_pickle_goes_on_where_it_was_begun_and_elsewhere_when_trusted(
-    lab: Command, tmp_path: Path
-) -> None:
+def test_a_search_with_a_pickle_is_resumed_where_it_began_or_when_trusted(lab: Command, tmp_path: Path) -> None:
     assert lab(*SEARCH, "sweep=cmaes", "hydra.sweep.dir=sweep").returncode == 0
     study, mark = open_study(tmp_path / "sweep"), tmp_path / "mark"
     (first, _) = study.get_trials()
@@ -193,7 +191,7 @@ def test_a_search_that_keeps_a_pickle_goes_on_where_it_was_begun_and_elsewhere_w
 
 
 @pytest.mark.slow
-def test_a_sweep_s_study_gives_trials_no_values_but_those_of_its_axes(lab: Command, tmp_path: Path) -> None:
+def test_the_study_of_an_untrusted_sweep_sets_only_the_swept_options(lab: Command, tmp_path: Path) -> None:
     assert lab(*SEARCH, "sweep=random", "hydra.sweep.dir=sweep").returncode == 0
     mark = tmp_path / "mark"
     hidden = f"${{oc.create:{{_target_: pathlib.Path.touch, self: '{mark}'}}}}"
