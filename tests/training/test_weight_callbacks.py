@@ -38,47 +38,24 @@ MOMENTS = ["on_train_batch_end 1", "on_validation_epoch_end 1", "on_train_epoch_
 MOMENTS += ["on_train_end 3", "on_test_start 3", "on_test_epoch_end 3"]
 
 
-ONCE = {  # without `-m slow`; the others of these recipes' moments are slow ones
-    "exponential average": "on_test_start 3",
-    "average of the epochs": "on_train_end 3",
-    "pruning": "on_train_batch_end 1",
-    "lottery ticket": "on_train_epoch_end 1",
-    "swa": "on_train_epoch_end 2",
-    "rate finder": "on_train_batch_end 1",
-    "accumulation": "on_train_batch_end 1",
-}
-
-
-def resumed(recipe: str, moments: list[str], folder: Path) -> None:
-    """Compare an undisturbed run with others that are killed at these moments and resumed."""
-    (folder / "own.py").write_text(OWN)
-    words = [*WORDS, *RECIPES[recipe], "+callbacks.killed._target_=own.Killed"]
-    done = warm.lab([*words, "hydra.run.dir=whole"], folder)
-    assert done.returncode == 0, done.stderr
-    expected = found(folder / "whole")
-    for moment in moments:
-        run = moment.replace(" ", "_")
-        done = warm.lab([*words, f"hydra.run.dir={run}"], folder, environment={"KILLED": moment})
-        assert done.returncode == -9, (moment, done)
-        done = warm.lab(["resume", run], folder)
-        assert done.returncode == 0, (moment, done.stderr)
-        here = found(folder / run)
-        for part in expected:
-            assert here[part] == expected[part], (moment, part)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "moment"), ONCE.items())
-def test_a_run_with_a_weight_changing_callback_is_resumed_after_a_kill(
-    recipe: str, moment: str, tmp_path: Path
-) -> None:
-    resumed(recipe, [moment], tmp_path)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_with_a_weight_changing_callback_is_resumed_from_every_hook(recipe: str, tmp_path: Path) -> None:
-    resumed(recipe, [moment for moment in MOMENTS if moment != ONCE.get(recipe)], tmp_path)
+    """One run is killed in each hook in turn, and ends as an undisturbed one."""
+    (tmp_path / "own.py").write_text(OWN)
+    words = [*WORDS, *RECIPES[recipe], "+callbacks.killed._target_=own.Killed"]
+    done = warm.lab([*words, "hydra.run.dir=whole"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    command = [*words, "hydra.run.dir=run"]
+    for moment in MOMENTS:
+        done = warm.lab(command, tmp_path, environment={"KILLED": moment})
+        assert done.returncode == -9, (moment, done)
+        command = ["resume", "run"]
+    done = warm.lab(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected, here = found(tmp_path / "whole"), found(tmp_path / "run")
+    for part in expected:
+        assert here[part] == expected[part], part
 
 
 @pytest.mark.slow
