@@ -276,7 +276,7 @@ def test_a_failed_command_removes_nothing_that_it_did_not_make(lab: Command, tmp
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["other", "outputs"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     key=st.sampled_from(
         ["model", "optimizer.lr", "data.batch_size", "seed", "+x", "~trainer", "trainer.devices", "", "a.b"]

@@ -59,8 +59,10 @@ def test_every_group_has_options() -> None:
     }
 
 
-@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "sweep" and option != "grid"])
-@pytest.mark.parametrize("space", ["mlp", "cnn"])
+SAMPLERS = [option for group, option in OPTIONS if group == "sweep" and option != "grid"]
+
+
+@pytest.mark.parametrize(("option", "space"), [*((option, "mlp") for option in SAMPLERS), ("random", "cnn")])
 def test_a_sampler_draws_values_that_the_network_takes(option: str, space: str) -> None:
     cfg = compose_config([f"model={space}", f"sweep={option}", f"space={space}"])
     axes = [axis(o) for o in OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in cfg.sweep.space.items()])]
@@ -83,7 +85,10 @@ def composed(group: str, option: str) -> DictConfig:
     return compose_config([f"{group}={option}", *more.get(option, [])])
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [pytest.param(*one, marks=pytest.mark.slow) if one[1] in ("mlflow", "wandb") else one for one in OPTIONS],
+)
 def test_an_option_makes_what_it_describes(group: str, option: str, tmp_path: Path) -> None:
     cfg = run_config(composed(group, option))
     shape, classes = cfg.data.shape, 2 if cfg.data.one_vs_rest is not None else cfg.data.num_classes

@@ -59,6 +59,9 @@ OWN = {
 """Of each example its words, the metric that it is judged by, and all that it logs in an epoch."""
 
 
+IN_BRIEF = [name if name in ("scored", "gan", "pairs") else pytest.param(name, marks=pytest.mark.slow) for name in OWN]
+
+
 def words_of(name: str) -> list[str]:
     return ["--config-dir", "conf", *OWN[name][0], "trainer.max_epochs=3", "trainer=cpu"]
 
@@ -92,7 +95,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return run
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", IN_BRIEF)
 def test_metrics_of_ones_own_module_are_in_result_history_and_tensorboard(name: str, whole: Any) -> None:
     folder, shown = whole(name)
     _, monitor, logged = OWN[name]
@@ -110,13 +113,14 @@ def test_metrics_of_ones_own_module_are_in_result_history_and_tensorboard(name: 
         assert [point.step for point in curve] == sorted({point.step for point in curve}), "each point once"
 
 
+@pytest.mark.slow
 def test_a_run_says_once_what_is_different_for_ones_own_module(whole: Any) -> None:
     shown = whole("vae")[1]
     assert shown.count("VAE is a LightningModule: module=mnist_lab.fast.FastClassifier is unused\n") == 1
     assert shown.count("after a stop within an epoch, what VAE logs of training is of the epoch's rest\n") == 1
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", IN_BRIEF)
 def test_the_best_checkpoint_has_the_best_value_of_the_monitor(name: str, whole: Any) -> None:
     folder, _ = whole(name)
     monitor = OWN[name][1]
@@ -129,10 +133,7 @@ def test_the_best_checkpoint_has_the_best_value_of_the_monitor(name: str, whole:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in ("gan", "template", "vae", "pairs") else pytest.param(name, marks=pytest.mark.slow)
-        for name in OWN
-    ],
+    [name if name == "pairs" else pytest.param(name, marks=pytest.mark.slow) for name in OWN],
 )
 def test_ones_own_module_is_resumed_after_a_kill_to_the_same_numbers(name: str, whole: Any) -> None:
     folder, _ = whole(name)
