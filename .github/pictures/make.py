@@ -3,8 +3,9 @@
     NAME      terminal, report, mistakes, comparison, tensorboard, draw, cost; without any, all
     --keep    a folder for the runs, which are not run again if they are there; else they go to a temporary one
 
-Needs MNIST in the folder that MNIST_LAB_DATA names, Chromium, tmux, and `pip install -e ".[dev]"`. It takes five
-minutes on two idle cores. `cost` is drawn from the tables in the documents and needs no run.
+Needs MNIST in the folder that MNIST_LAB_DATA names, Chromium, tmux, and `pip install -e ".[dev]"`. It takes a few
+minutes. Run it on an idle machine: several of the pictures show seconds. `cost` is drawn from the tables in the
+documents and needs no run.
 """
 
 from __future__ import annotations
