@@ -215,6 +215,7 @@ def test_a_report_on_other_images_than_the_runs_says_so(folder: Path, lab: Comma
     assert "other files than the run recorded: their digest differs" in (tmp_path / "run/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_report_verb_makes_the_same_files_again(folder: Path, lab: Command, tmp_path: Path) -> None:
     for name in ("one", "two"):
         shutil.copytree(folder, tmp_path / name, ignore=shutil.ignore_patterns("report.html", "figures"))

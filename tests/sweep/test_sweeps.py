@@ -41,6 +41,7 @@ def test_sweep_json_records_what_was_asked_for(finished_sweep: Path) -> None:
     assert asked["argv"][:2] == ["-m", "model=mlp_784_32"] and asked["objectives"] == ["val/acc"]
 
 
+@pytest.mark.slow
 def test_a_limit_of_one_batch_and_of_all_batches_are_two_values(lab: Command, tmp_path: Path) -> None:
     done = lab("-m", *SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=1,1.0", "hydra.sweep.dir=s")
     assert done.returncode == 0, done.stderr
@@ -49,6 +50,7 @@ def test_a_limit_of_one_batch_and_of_all_batches_are_two_values(lab: Command, tm
     assert "left out" not in done.stdout and len(list(csv.DictReader((tmp_path / "s/compare.csv").open()))) == 2
 
 
+@pytest.mark.slow
 def test_tensorboard_knows_a_trial_by_the_values_of_the_sweep(lab: Command, tmp_path: Path) -> None:
     words = [*SMALL, "logger=tensorboard", "trainer.max_epochs=1"]
     assert lab("-m", *words, "data.batch_size=100", "hydra.sweep.dir=s").returncode == 0
@@ -83,6 +85,7 @@ def test_a_sweep_waits_for_the_tables_that_another_is_making_in_its_database(
     assert len(errors) == 1 and open_study(tmp_path).study_name == "s"
 
 
+@pytest.mark.slow
 def test_a_search_may_have_several_objectives_and_minimizes_a_loss(lab: Command, tmp_path: Path) -> None:
     words = [
         "-m",
@@ -112,6 +115,7 @@ def test_a_hopeless_trial_is_ended_early(lab: Command, tmp_path: Path) -> None:
     assert "trial 4   optimizer.lr=1e-07   pruned" in done.stdout
 
 
+@pytest.mark.slow
 def test_values_that_hydra_sweeps_from_a_config_are_swept(lab: Command, tmp_path: Path) -> None:
     words = ["-m", *SMALL, "+hydra.sweeper.params={seed: '0,1', optimizer.lr: '0.01,0.1'}", "sweep.dry_run=true"]
     done = lab(*words, "optimizer.lr=0.02")
