@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from traceback import extract_tb
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from mnist_lab.errors import ProcessLost, UserError, one_line
 from mnist_lab.files import CONF_DIR, folder_lock, is_sweep
 from mnist_lab.folders import remove_on_failure
 from mnist_lab.hydra_adapter import let_errors_through
-from mnist_lab.processes import fail, helping, is_helper_process, refuse_launcher
+from mnist_lab.processes import end_with, fail, helping, is_helper_process, refuse_launcher
 from mnist_lab.rules import check
 
 if TYPE_CHECKING:
@@ -75,15 +76,19 @@ class Job:
         command: the command that asks for it.
         existing: the deepest folder that was there before the command: it is never removed.
         began: whether a job has begun in this process. Until then, what Hydra can't do is a mistake in the words.
+        process: the id of the command's process.
     """
 
     command: Command
     existing: Path | None
     began: bool = False
+    process: int = field(default_factory=os.getpid)
 
     def __call__(self, cfg: DictConfig) -> None:
         """Run the job; end the program where the job can't be done."""
         self.began = True
+        if os.getppid() == self.process:  # one of joblib's, which would wait for more jobs after a killed command
+            end_with(self.process)
         run_dir = Path(HydraConfig.get().runtime.output_dir)
         of_a_sweep = self.command.multirun and is_sweep(run_dir.parent)
         try:

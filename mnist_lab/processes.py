@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -90,8 +91,9 @@ def helping() -> Iterator[None]:
         from mnist_lab.terminal import to_go_on
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the first as well, which passes it on
-        first = (int(os.environ[FIRST]), f"To go on: {to_go_on(Path(sys.argv[-1]))}")
-        threading.Thread(target=_end_with_the_first, args=first, daemon=True).start()
+        resume = f"To go on: {to_go_on(Path(sys.argv[-1]))}"
+        why = f"the run's first process has been killed, and so all have ended. {resume}"
+        end_with(int(os.environ[FIRST]), why if os.environ["LOCAL_RANK"] == "1" else "")
     try:
         yield
     except Exception as error:
@@ -103,13 +105,23 @@ def helping() -> Iterator[None]:
         raise
 
 
-def _end_with_the_first(first: int, resume: str) -> None:
-    while os.getppid() == first:
-        time.sleep(0.5)
-    if os.environ["LOCAL_RANK"] == "1":
-        print(f"error: the run's first process has been killed, and so all have ended. {resume}", file=sys.stderr)
-    sys.stderr.flush()
-    os._exit(1)
+@cache
+def end_with(parent: int, why: str = "") -> None:
+    """Have this process end within a second of its parent, however that ends.
+
+    Args:
+        parent: the id of the parent's process.
+        why: what to print then; empty: nothing.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        if why:
+            print(printable(f"error: {why}"), file=sys.stderr, flush=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

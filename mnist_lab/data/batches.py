@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mnist_lab.data.dataset_images import DatasetImages
+from mnist_lab.processes import end_with
 from mnist_lab.seeds import seed_of
 
 
@@ -188,6 +191,7 @@ class WorkerBatches(Batches):
             _Transformed(self.images, self.labels, transform),
             batch_sampler=_Shares(self),
             num_workers=workers,
+            worker_init_fn=partial(_end_with, os.getpid()),
             generator=torch.Generator(),  # not PyTorch's own, which the dropout masks come from
             pin_memory=self.device.type == "cuda",
         )
@@ -224,6 +228,10 @@ class WorkerBatches(Batches):
             random.seed(seed)
             np.random.seed(seed % 2**32)
             yield
+
+
+def _end_with(parent: int, worker: int) -> None:
+    end_with(parent)
 
 
 class _Shares:

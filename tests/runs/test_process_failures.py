@@ -7,11 +7,15 @@ import os
 import re
 import shlex
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import warm
 from conftest import outcome
+from sweeps import SMALL, alive, wait_for
 
 from mnist_lab.result import Result
 
@@ -143,3 +147,14 @@ def test_another_number_of_processes_resumes_at_an_epochs_end_with_a_note(tmp_pa
     assert found.machine["processes"] == 2 and len(found.history) == 2
     processes, epochs = found.notes
     assert "number of processes has changed, 1 → 2" in processes and "number of epochs has changed, 1 → 2" in epochs
+
+
+def test_the_processes_of_a_loader_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
+    words = [*SMALL, "data.loader=workers", "data.workers=2", "trainer.max_epochs=400", "hydra.run.dir=run"]
+    command = [sys.executable, "-m", "mnist_lab", *words]
+    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
+    wait_for(lambda: (tmp_path / "run/history.csv").exists() and len(alive(run.pid)) == 3)
+    run.kill()
+    run.wait()
+    time.sleep(2)
+    assert alive(run.pid) == []
