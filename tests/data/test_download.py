@@ -2,188 +2,56 @@
 
 import gzip
 import hashlib
-import http.server
-import io
 import os
 import socket
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import Command, result_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mirrors import (
+    PACKED,
+    PIXELS,
+    PUBLISHED,
+    SOON,
+    WITHOUT_PROXY,
+    Behaviour,
+    Mirror,
+    Request,
+    archive,
+    cut,
+    drip,
+    drip_headers,
+    endless,
+    got,
+    hang,
+    hang_in_the_middle,
+    login_page,
+    no_http,
+    other_range,
+    redirect_to,
+    status,
+    tampered,
+    whole,
+    without_length,
+    without_ranges,
+)
 
-from mnist_lab.data import Archive, DataUnavailableError, cifar10, emnist, fetch
+from mnist_lab.data import Archive, DataUnavailableError, fetch
 from mnist_lab.data.download import Limits
 from mnist_lab.errors import UserError
-
-PIXELS = bytes(range(256)) * 400
-PACKED = gzip.compress(PIXELS, 0, mtime=0)
-SOON = Limits(patience=0.5, pauses=(0.0, 0.0, 0.0))
-WITHOUT_PROXY = {"http_proxy": "", "https_proxy": "", "no_proxy": "*"}
-PUBLISHED = Path(os.environ.get("MNIST_LAB_DATA", "/nowhere")) / "mirror"
-
-
-class Request(http.server.BaseHTTPRequestHandler):
-    """One request, which the server's next behaviour answers."""
-
-    server: "Mirror"
-
-    def do_GET(self) -> None:
-        start = self.headers.get("Range", "")
-        self.server.asked.append((self.path, start))
-        behaviours = self.server.behaviours
-        behave = behaviours.pop(0) if len(behaviours) > 1 else behaviours[0]
-        behave(self, self.server.content)
-
-    def answer(self, status: int, length: int, *headers: tuple[str, str]) -> None:
-        self.send_response(status)
-        for name, value in [("Content-Length", str(length)), *headers]:
-            self.send_header(name, value)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-Behaviour = Callable[[Request, bytes], None]
-
-
-class Mirror(http.server.ThreadingHTTPServer):
-    """Serves one file, at any path, on this machine alone. Each request takes the next behaviour; the last one stays.
-
-    Attributes:
-        asked: the path and the Range of each request.
-        sent: bytes of the file that were sent, all together.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, content: bytes, *behaviours: Behaviour) -> None:
-        super().__init__(("127.0.0.1", 0), Request)
-        self.content, self.behaviours = content, list(behaviours)
-        self.asked: list[tuple[str, str]] = []
-        self.sent = 0
-        self.url = f"http://127.0.0.1:{self.server_port}/a.gz"
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    def handle_error(self, *_: object) -> None:
-        pass
-
-    def server_close(self) -> None:
-        self.shutdown()
-        super().server_close()
-
-
-def cut(most: int) -> Behaviour:
-    """Answers as a good server does, and breaks off after so many bytes."""
-
-    def behave(request: Request, content: bytes) -> None:
-        start = int(request.headers.get("Range", "bytes=0-")[6:-1])
-        if start >= len(content):
-            request.answer(416, 0)
-            return
-        rest = content[start:]
-        where = [("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")] if start else []
-        request.answer(206 if start else 200, len(rest), *where)
-        request.wfile.write(rest[:most])
-        request.server.sent += len(rest[:most])
-
-    return behave
-
-
-whole = cut(2**40)
-
-
-def status(code: int, *headers: tuple[str, str]) -> Behaviour:
-    return lambda request, _: request.answer(code, 0, *headers)
-
-
-def without_ranges(request: Request, content: bytes) -> None:
-    request.answer(200, len(content))
-    request.wfile.write(content)
-
-
-def without_length(request: Request, content: bytes) -> None:
-    request.send_response(200)
-    request.end_headers()
-    request.wfile.write(content)
-
-
-def other_range(request: Request, content: bytes) -> None:
-    request.answer(206, 10, ("Content-Range", f"bytes 0-9/{len(content)}"))
-    request.wfile.write(content[:10])
-
-
-def tampered(request: Request, content: bytes) -> None:
-    without_ranges(request, content[:-1] + b"!")
-
-
-def login_page(request: Request, _: bytes) -> None:
-    without_ranges(request, b"<html>Welcome to the hotel's network")
-
-
-def hang(request: Request, _: bytes) -> None:
-    time.sleep(3)
-
-
-def hang_in_the_middle(request: Request, content: bytes) -> None:
-    cut(1000)(request, content)
-    time.sleep(3)
-
-
-def drip(request: Request, content: bytes) -> None:
-    request.answer(200, len(content))
-    for n in range(60):
-        request.wfile.write(content[n : n + 1])
-        time.sleep(0.05)
-
-
-def drip_headers(request: Request, _: bytes) -> None:
-    for letter in "HTTP/1.0 200 OK\r\nX-Slow: " + 30 * "slow":
-        request.wfile.write(letter.encode())
-        time.sleep(0.02)
-
-
-def endless(request: Request, _: bytes) -> None:
-    request.send_response(200)
-    request.end_headers()
-    while True:
-        request.wfile.write(bytes(10_000))
-
-
-def no_http(request: Request, _: bytes) -> None:
-    request.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
-
-
-def redirect_to(where: str) -> Behaviour:
-    return status(302, ("Location", where))
 
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in WITHOUT_PROXY.items():
         monkeypatch.setenv(name, value)
-
-
-def archive(folder: Path, *urls: str, packed: bytes = PACKED, name: str = "a.gz") -> Archive:
-    digest = hashlib.md5(packed).hexdigest()
-    return Archive(folder / "Set/raw" / name, urls, digest, {"a": folder / "Set/raw/a"})
-
-
-def got(folder: Path, *urls: str, limits: Limits = SOON) -> bytes:
-    """What is there after a fetch; and nothing is there that is of no use later."""
-    fetch("set", [archive(folder, *urls)], folder, True, limits)
-    assert sorted(p.name for p in (folder / "Set/raw").iterdir()) == ["a", "a.gz"]
-    return (folder / "Set/raw/a").read_bytes()
 
 
 BAD: dict[str, tuple[Behaviour, str]] = {
@@ -413,81 +281,6 @@ def test_a_killed_download_is_continued_by_the_next_process(tmp_path: Path) -> N
         assert not (part.parent / "a").exists() and 0 < came <= 70_000
         assert got(tmp_path / "data", mirror.url) == PIXELS
         assert mirror.asked[1:] == [("/a.gz", f"bytes={came}-")]
-
-
-def test_a_decompression_bomb_is_stopped_before_it_fills_the_disk(tmp_path: Path) -> None:
-    packed = gzip.compress(bytes(50_000_000))
-    (tmp_path / "server").mkdir()
-    (tmp_path / "server/a.gz").write_bytes(packed)
-    bomb = archive(tmp_path, (tmp_path / "server/a.gz").as_uri(), packed=packed)
-    with pytest.raises(UserError, match=r"a of .*a\.gz unpacks to more than 10,000,000 bytes"):
-        fetch("set", [bomb], tmp_path, True, Limits(largest=10_000_000))
-    assert [p.name for p in (tmp_path / "Set/raw").iterdir()] == ["a.gz"]
-
-
-def outside(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
-
-
-def test_only_expected_files_of_a_zip_are_unpacked_and_none_outside_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from torchvision import datasets
-
-    path = tmp_path / "server/gzip.zip"
-    path.parent.mkdir()
-    names = [f"emnist-digits-{p}-{k}" for p in ("train", "test") for k in ("images-idx3-ubyte", "labels-idx1-ubyte")]
-    contents = [b"\0\0\x08\x03" + bytes((0, 0, 0, 1, 0, 0, 0, 28, 0, 0, 0, 28)) + bytes(784), b"\0\0\x08\x01\0\0\0\1\7"]
-    with zipfile.ZipFile(path, "w") as zipped:
-        for name in ("../../evil", "/tmp/evil", "gzip/../../../evil", "gzip/emnist-letters-test-images-idx3-ubyte.gz"):
-            zipped.writestr(name, b"evil")
-        for name, content in zip(names, contents * 2, strict=True):
-            zipped.writestr(f"gzip/{name}.gz", gzip.compress(content))
-    monkeypatch.setattr(datasets.EMNIST, "url", path.as_uri())
-    monkeypatch.setattr(datasets.EMNIST, "md5", hashlib.md5(path.read_bytes()).hexdigest())
-    found = emnist(tmp_path / "deep/data", True, "digits")
-    assert found.test_labels.tolist() == [7]
-    assert outside(tmp_path) == sorted(
-        ["server/gzip.zip", *(f"deep/data/EMNIST/raw/{n}" for n in ["gzip.zip", *names])]
-    )
-    assert not Path("/tmp/evil").exists()
-    with pytest.raises(UserError, match=r"gzip\.zip has no gzip/emnist-balanced-train-images-idx3-ubyte\.gz"):
-        emnist(tmp_path / "deep/data", True, "balanced")
-
-
-def test_only_expected_regular_files_of_a_tar_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data_files import write_cifar
-    from torchvision import datasets
-
-    write_cifar(tmp_path / "real", monkeypatch)
-    path = tmp_path / "server/cifar-10-python.tar.gz"
-    path.parent.mkdir()
-
-    def pack(link: str) -> None:
-        with tarfile.open(path, "w:gz") as tar:
-            for name in ("../../evil", "/tmp/evil", "cifar-10-batches-py/../../../evil"):
-                info = tarfile.TarInfo(name)
-                info.size = 4
-                tar.addfile(info, io.BytesIO(b"evil"))
-            for real in sorted((tmp_path / "real/cifar-10-batches-py").iterdir(), reverse=True):
-                info = tarfile.TarInfo(f"cifar-10-batches-py/{real.name}")
-                if real.name == link:
-                    info.type, info.linkname = tarfile.SYMTYPE, "/etc/hostname"
-                    tar.addfile(info)
-                else:
-                    info.size = real.stat().st_size
-                    tar.addfile(info, io.BytesIO(real.read_bytes()))
-        monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
-
-    monkeypatch.setattr(datasets.CIFAR10, "url", path.as_uri())
-    pack(link="")
-    assert len(cifar10(tmp_path / "deep/data", True).train_labels) == 10
-    files = [f"cifar-10-batches-py/{p.name}" for p in (tmp_path / "real/cifar-10-batches-py").iterdir()]
-    assert outside(tmp_path / "deep") == sorted(f"data/{n}" for n in ["cifar-10-python.tar.gz", *files])
-    assert not Path("/tmp/evil").exists()
-    pack(link="data_batch_2")
-    with pytest.raises(UserError, match=r"tar\.gz has no cifar-10-batches-py/data_batch_2"):
-        cifar10(tmp_path / "linked", True)
 
 
 @pytest.mark.parametrize("place", ["Set/raw/a.gz", "a.gz"])
