@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import warm
 from conftest import outcome
-from sweeps import SMALL, alive, wait_for
+from sweeps import alive, wait_for
 
 from mnist_lab.result import Result
 
@@ -150,7 +150,8 @@ def test_another_number_of_processes_resumes_at_an_epochs_end_with_a_note(tmp_pa
 
 
 def test_the_processes_of_a_loader_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
-    words = [*SMALL, "data.loader=workers", "data.workers=2", "trainer.max_epochs=400", "hydra.run.dir=run"]
+    words = ["data=mnist_5k", "model=mlp", "data.loader=workers", "data.workers=2", "trainer.max_epochs=400"]
+    words += ["report=false", "hydra.run.dir=run"]
     command = [sys.executable, "-m", "mnist_lab", *words]
     run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
     wait_for(lambda: (tmp_path / "run/history.csv").exists() and len(alive(run.pid)) == 3)
