@@ -68,9 +68,9 @@ def test_two_sweeps_in_one_database_share_nothing_else(lab: Command, tmp_path: P
 
 
 def test_a_sweep_waits_for_the_tables_that_another_is_making_in_its_database(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = dict.fromkeys(("argv", "objectives", "config", "code")) | {"study": "s", "directions": ["maximize"]}
+    asked = json.loads((finished_sweep / "sweep.json").read_text())
     (tmp_path / "sweep.json").write_text(json.dumps(asked | {"storage": f"sqlite:///{tmp_path}/trials.db"}))
     create, errors = optuna.create_study, ["table studies already exists\n[SQL: ...]"] * 3
 
