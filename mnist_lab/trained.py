@@ -22,6 +22,7 @@ from mnist_lab.errors import UserError, brief, printable
 from mnist_lab.network import give_logits
 from mnist_lab.result import Result
 from mnist_lab.run_folder import checkpoint_of, load_config
+from mnist_lab.startup import collect_garbage_again
 from mnist_lab.training import Classifier
 from mnist_lab.training.checkpoint_files import read_checkpoint
 from mnist_lab.user_code import errors_in_one_line
@@ -174,6 +175,7 @@ def load_run(
     Raises:
         UserError: there is no such run, device or checkpoint, or they don't belong together.
     """
+    collect_garbage_again()
     run_dir = path_of(run_dir)
     cfg = load_config(run_dir, list(overrides))
     checkpoint = checkpoint or cfg.test_checkpoint

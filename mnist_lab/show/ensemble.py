@@ -75,7 +75,7 @@ def _test(members: Sequence[Path], results: Sequence[Result], overrides: list[st
     from mnist_lab.terminal import relative, warn
     from mnist_lab.trained import load_classifier
 
-    found: list[Tensor] = []
+    total: Tensor | float = 0.0
     doubts = {note for result in results for note in result.notes}
     rows: list[tuple[str, dict[str, float]]] = []
     for member, result in zip(members, results, strict=True):
@@ -85,11 +85,11 @@ def _test(members: Sequence[Path], results: Sequence[Result], overrides: list[st
         if data.images.digest != result.data["digest"]:
             doubts.add("These are not the files that the runs recorded: their digest differs.")
         answers = answers_of(run, result, data)
-        found.append(answers.probabilities)
+        total = total + answers.probabilities
         accuracy = float((answers.probabilities.argmax(1) == answers.labels).double().mean())
-        rows.append((str(relative(member)), {"loss": _loss(found[-1], answers.labels), "acc": accuracy}))
+        rows.append((str(relative(member)), {"loss": _loss(answers.probabilities, answers.labels), "acc": accuracy}))
     title = f"{len(members)} runs, test, {len(answers.labels):,} images of {results[0].data['name']}"
-    _show(title, rows, torch.stack(found).mean(0), answers.labels)
+    _show(title, rows, torch.as_tensor(total) / len(members), answers.labels)
     warn(sorted(doubts))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ WIDEST_STROKE = 0.3
 """As a fraction of WORKING_SIZE: anything dark and wider is a shadow."""
 FAINTEST_INK = 0.06
 """Smallest share of the light that ink absorbs."""
+ENLARGED_INK, SOLID_INK = 50, 220
+"""Values, of 255, that the ink of an enlarged image of the data set exceeds when it is reduced again: at its blurred
+edges, and within strokes that are as wide as the data set's."""
 THINNEST_STROKE = 1.6 / 20
 """As a fraction of the longer side of the ink: hardly any in MNIST are thinner."""
 
@@ -72,10 +76,12 @@ def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.ui
             grey_or_colour = ImageOps.invert(grey_or_colour)
         pixels = np.asarray(_resized(grey_or_colour, preparation), np.uint8).reshape(height, width, channels)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1)), inverted
-    if image.size == (width, height):
-        pixels = np.asarray(image.convert("L"))
+    if image.width * height == image.height * width and image.width >= width:
+        # One of the data set's own, or an enlarged one.
+        pixels = np.asarray(image.convert("L").resize((width, height), Image.Resampling.BOX))
+        faintest = 0 if image.width == width else ENLARGED_INK
         for inverted, candidate in ((False, pixels), (True, 255 - pixels)):
-            if _is_of_the_data_set(candidate, preparation):
+            if _is_of_the_data_set(candidate, preparation, faintest):
                 return np.repeat(candidate[None], channels, 0), inverted
     ink, inverted = _ink(image)
     return np.repeat(_placed(ink, preparation)[None], channels, 0), inverted
@@ -95,13 +101,19 @@ def _margin(values: NDArray[np.uint8]) -> float:
     return float(np.median(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])))
 
 
-def _is_of_the_data_set(pixels: NDArray[np.uint8], preparation: Preparation) -> bool:
-    """Whether (H, W) pixels are already like the data set's: light on black, with ink of its size and position."""
-    if _margin(pixels) > 0 or pixels.max() < 128:
+def _is_of_the_data_set(pixels: NDArray[np.uint8], preparation: Preparation, faintest: int) -> bool:
+    """Whether (H, W) pixels are already like the data set's: light on black, with ink of its size and position.
+
+    Args:
+        pixels: the picture.
+        preparation: how the data set's images are.
+        faintest: pixels above it are ink. Above 0 the picture was larger; strokes must be as wide as the data set's.
+    """
+    if _margin(pixels) > 0 or pixels.max() < (SOLID_INK if faintest else 128):
         return False
     if not preparation.by_mass:
-        return True
-    ys, xs = np.nonzero(pixels)
+        return faintest == 0
+    ys, xs = np.nonzero(pixels > faintest)
     longer = max(np.ptp(ys) + 1 - preparation.box * len(pixels), np.ptp(xs) + 1 - preparation.box * pixels.shape[1])
     off = [c + 0.5 - n / 2 for c, n in zip(ndimage.center_of_mass(pixels), pixels.shape, strict=True)]
     return -1.5 < longer < 0.5 and all(-0.1 < o < 1.1 for o in off)
@@ -123,22 +135,18 @@ def _ink(image: Image.Image, nearer: bool = True) -> tuple[Grey, bool]:
     scale = WORKING_SIZE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     resample = Image.Resampling.BILINEAR if scale < 1 else Image.Resampling.BICUBIC
-    small = image.convert("RGB").resize(size, resample, reducing_gap=2.0)
-    grey = _along_ink(np.asarray(small, np.float32))
-    grey = ndimage.median_filter(ndimage.median_filter(grey, (3, 1)), (1, 3))  # much faster than (3, 3)
-    grey = ndimage.gaussian_filter(grey, 1.5)
+    small = np.asarray(image.resize(size, resample, reducing_gap=2.0), np.float32)
+    grey = small if small.ndim == 2 else _along_ink(small)
+    grey = ndimage.gaussian_filter(_median_of_3(_median_of_3(grey, 0), 1), 1.5)
     dark = not _is_light_on_dark(grey)
     if not dark:
         grey = 255 - grey
-    window = round(WIDEST_STROKE * WORKING_SIZE)
-    # Shadows continue beyond the picture's edge.
-    beyond = np.pad(ndimage.gaussian_filter(grey, 3), window, mode="edge")
-    paper = ndimage.grey_closing(beyond, (window, window))[window:-window, window:-window]
-    paper = ndimage.gaussian_filter(paper, 2)
+    paper = _paper(grey)
     # Light falls on ink and paper alike, so ink absorbs a share of it.
     ink = (paper - grey) / np.maximum(paper, 32)
     mask = _strokes(ink > _otsu(ink))
-    around = ndimage.binary_dilation(mask, iterations=5)
+    around, part = np.zeros_like(mask), _with_margin(mask, 6)
+    around[part] = ndimage.binary_dilation(mask[part], iterations=5)
     if not mask.any() or around.all():
         raise UserError("nothing is drawn in it")
     rows, columns = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
@@ -158,10 +166,34 @@ def _ink(image: Image.Image, nearer: bool = True) -> tuple[Grey, bool]:
     return ink[rows, columns], dark
 
 
+def _median_of_3(values: Grey, axis: int) -> Grey:
+    """The median of each value and its two neighbours along an axis; at the ends the value counts twice."""
+    padded = np.pad(values, [(int(axis == n), int(axis == n)) for n in (0, 1)], mode="edge")
+    before, after = (np.take(padded, range(k, k + values.shape[axis]), axis) for k in (0, 2))
+    return np.maximum(np.minimum(before, after), np.minimum(np.maximum(before, after), values))
+
+
+def _paper(grey: Grey) -> Grey:
+    """(H, W): how light the paper is at each pixel, ink and all else that is narrow and dark being filled.
+
+    Paper is smooth: it is estimated at half the size.
+    """
+    window = round(WIDEST_STROKE * WORKING_SIZE / 2)
+    half = np.pad(grey, [(0, n % 2) for n in grey.shape], mode="edge")
+    half = (half[::2, ::2] + half[1::2, ::2] + half[::2, 1::2] + half[1::2, 1::2]) / np.float32(4)
+    # Shadows continue beyond the picture's edge.
+    beyond = np.pad(ndimage.gaussian_filter(half, 1.5), window, mode="edge")
+    paper = ndimage.grey_closing(beyond, (window, window))[window:-window, window:-window]
+    paper = ndimage.gaussian_filter(paper, 1)
+    height, width = grey.shape
+    larger = Image.fromarray(paper).resize((2 * paper.shape[1], 2 * paper.shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(larger)[:height, :width]
+
+
 def _along_ink(colours: Grey) -> Grey:
     """(H, W, 3) → (H, W): the mixture of channels in which ink differs most from the paper around it."""
-    local = colours - ndimage.uniform_filter(colours, (WORKING_SIZE // 4, WORKING_SIZE // 4, 1))
-    values = local[::4, ::4].reshape(-1, 3)
+    coarse = colours[::4, ::4]
+    values = (coarse - ndimage.uniform_filter(coarse, (WORKING_SIZE // 16, WORKING_SIZE // 16, 1))).reshape(-1, 3)
     weights = np.linalg.eigh(values.T @ values)[1][:, -1]
     weights = weights if weights.sum() > 0 else -weights
     return np.asarray(colours @ (weights / np.abs(weights).sum()), np.float32)
@@ -175,9 +207,7 @@ def _is_light_on_dark(grey: Grey) -> bool:
     training digits.
     """
     grey = grey[::4, ::4]
-    height, width = grey.shape
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1).reshape(-1, 6)
+    terms = _quadratic(*grey.shape)
     light = terms @ np.linalg.solve(terms.T @ terms + 1e-6 * np.eye(6), terms.T @ grey.ravel())
     level = grey - light.reshape(grey.shape)
     rare = np.log((np.maximum(-level, 0) ** 3).sum() + 1) - np.log((np.maximum(level, 0) ** 3).sum() + 1)
@@ -190,10 +220,19 @@ def _is_light_on_dark(grey: Grey) -> bool:
     return bool(narrow + 0.56 * rare < 0)
 
 
+@cache
+def _quadratic(height: int, width: int) -> NDArray[np.float64]:
+    """(H·W, 6): 1, x, y, xy, x² and y² at each pixel, x and y being from -1 to 1."""
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    return np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1).reshape(-1, 6)
+
+
 def _otsu(values: Grey) -> float:
     """The threshold that maximises the variance between the two sides."""
-    counts, edges = np.histogram(values, 256)
-    middles = (edges[1:] + edges[:-1]) / 2
+    low, high = float(values.min()), float(values.max())
+    bins = ((values - low) * (255.999 / max(high - low, 1e-9))).astype(np.uint8)
+    counts = np.bincount(bins.ravel(), minlength=256)
+    middles = low + (np.arange(256) + 0.5) * (high - low) / 256
     below = counts.cumsum() / counts.sum()
     mean = (counts * middles).cumsum() / counts.sum()
     between = (mean[-1] * below - mean) ** 2 / np.maximum(below * (1 - below), 1e-9)
@@ -201,15 +240,25 @@ def _otsu(values: Grey) -> float:
 
 
 def _strokes(mask: Mask) -> Mask:
-    """The mask without specks, and without what touches the picture's edge unless that is most of it."""
+    """The mask without specks, and without what touches the picture's edge with more than a stroke's width.
+
+    What is most of the mask is kept.
+    """
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     areas[0] = 0
     inside = areas.copy()
-    inside[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = 0
+    edges = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    inside[np.bincount(edges, minlength=count + 1) > WORKING_SIZE // 16] = 0
     if inside.max() > 0.3 * areas.max():
         areas = inside
     return np.asarray((areas > 0.04 * areas.max())[labels], bool)
+
+
+def _with_margin(mask: Mask, margin: int) -> tuple[slice, ...]:
+    """The box around a mask, with so many pixels more on each side as far as the picture goes; all of an empty mask."""
+    lines = [np.flatnonzero(mask.any(1 - axis)) for axis in (0, 1)]
+    return tuple(slice(max(0, n[0] - margin), n[-1] + 1 + margin) if len(n) else slice(None) for n in lines)
 
 
 def _widened(mask: Mask, longer: int) -> Grey:
@@ -219,7 +268,9 @@ def _widened(mask: Mask, longer: int) -> Grey:
         mask: where ink is.
         longer: the longer side of the ink's bounding box, in pixels.
     """
-    width = 4 * ndimage.distance_transform_edt(mask)[mask].mean()  # across a line the mean distance is a quarter
+    part = _with_margin(mask, 1)
+    inside = ndimage.distance_transform_edt(mask[part])
+    width = 4 * inside[mask[part]].mean()  # across a line the mean distance is a quarter
     missing = THINNEST_STROKE * longer - width
     if missing <= 0:
         return np.zeros(mask.shape, np.float32)

@@ -1,5 +1,6 @@
 """`predict`: files of any kind in, classes out; photographed digits are read nearly as well as the data set's own."""
 
+import gc
 import json
 import os
 import re
@@ -13,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, needs_mnist
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from scipy import ndimage
+from torchvision.datasets import MNIST
 
 from mnist_lab.data import mnist_5k
 from mnist_lab.errors import UserError
@@ -340,3 +342,34 @@ def test_a_mistake_in_the_words_is_one_clear_answer(words: str, cnn_run: Path, l
     assert done.returncode == 2 and MISTAKES[words] in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 2 and done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_mnist
+@pytest.mark.parametrize("size", [56, 200])
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("noise", [0, 4])
+def test_a_digit_with_a_stroke_at_the_edge_is_read_whole(size: int, dark: bool, noise: int) -> None:
+    digit = np.asarray(MNIST(os.environ["MNIST_LAB_DATA"], train=False).data[1911])
+    picture = Image.fromarray(255 - digit if dark else digit).resize((size, size), Image.Resampling.BICUBIC)
+    values = np.asarray(picture, np.float32) + np.random.default_rng(0).normal(0, noise, (size, size))
+    found, inverted = prepare(Image.fromarray(values.clip(0, 255).astype(np.uint8)), Preparation("digit", (1, 28, 28)))
+    assert inverted == dark
+    assert np.corrcoef(found.ravel(), digit.ravel())[0, 1] > 0.85
+
+
+@pytest.mark.parametrize("resample", [Image.Resampling.NEAREST, Image.Resampling.BICUBIC])
+@pytest.mark.parametrize("dark", [False, True])
+def test_an_enlarged_image_of_the_data_set_is_that_image(
+    digits: tuple[Pixels, list[int]], dark: bool, resample: Image.Resampling
+) -> None:
+    for digit in digits[0][:50]:
+        picture = Image.fromarray(255 - digit if dark else digit).resize((200, 200), resample)
+        found, inverted = prepare(picture, Preparation("digit", (1, 28, 28)))
+        assert inverted == dark
+        assert np.abs(found[0].astype(int) - digit).mean() < 6
+
+
+def test_a_command_that_loads_many_runs_frees_each(cnn_run: Path) -> None:
+    gc.disable()  # as every command does while it imports
+    load_run(cnn_run)
+    assert gc.isenabled()
