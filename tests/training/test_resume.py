@@ -242,6 +242,21 @@ def test_a_run_that_stopped_early_is_finished(lab: Command, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_a_run_that_stopped_early_can_be_tested_finished_and_trained_longer(lab: Command, tmp_path: Path) -> None:
+    words = [*MLP, "callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=2"]
+    assert lab(*words, "hydra.run.dir=run").returncode == 0
+    before = Result.load(tmp_path / "run")
+    (tmp_path / "run/result.json").unlink()  # as if it had been stopped in its test
+    tested = lab("test", "run=run")
+    assert tested.returncode == 0 and f"{before.test['acc']:.2%}" in tested.stdout, tested
+    assert lab("resume", "run").returncode == 0
+    again = Result.load(tmp_path / "run")
+    assert (again.history, again.test) == (before.history, before.test)
+    assert lab("resume", "run", f"trainer.max_epochs={len(before.history) + 1}").returncode == 0
+    assert len(Result.load(tmp_path / "run").history) == len(before.history) + 1
+
+
+@pytest.mark.slow
 def test_a_longer_training_with_averaged_weights_ends_as_one_in_a_row(lab: Command, tmp_path: Path) -> None:
     words = [*MLP, "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"]
     assert lab(*words, "trainer.max_epochs=3", "hydra.run.dir=three").returncode == 0

@@ -112,6 +112,12 @@ def test_an_argument_has_lightnings_meaning(name: str, tmp_path: Path) -> None:
     assert holds(train(*WORDS, *NOTHING, f"trainer.{name}={value}", run_dir=tmp_path / "run"))
 
 
+def test_without_a_model_summary_no_layers_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for asked in ("true", "false"):
+        train(*WORDS, *NOTHING, f"trainer.enable_model_summary={asked}", run_dir=tmp_path / asked)
+        assert ("Flatten" in capsys.readouterr().out) == (asked == "true")
+
+
 @pytest.mark.parametrize("name", WITHOUT_EFFECT)
 def test_an_argument_without_effect_is_refused_with_the_reason(name: str) -> None:
     value = {"use_distributed_sampler": "true", "barebones": "true"}.get(name, "1")
