@@ -6,7 +6,6 @@ import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -191,7 +190,7 @@ class WorkerBatches(Batches):
             _Transformed(self.images, self.labels, transform),
             batch_sampler=_Shares(self),
             num_workers=workers,
-            worker_init_fn=partial(_end_with, os.getpid()),
+            worker_init_fn=_end_with_parent,
             generator=torch.Generator(),  # not PyTorch's own, which the dropout masks come from
             pin_memory=self.device.type == "cuda",
         )
@@ -230,8 +229,8 @@ class WorkerBatches(Batches):
             yield
 
 
-def _end_with(parent: int, worker: int) -> None:
-    end_with(parent)
+def _end_with_parent(worker: int) -> None:
+    end_with(os.getppid())  # the run's process, or the server that it forks workers from
 
 
 class _Shares:

@@ -59,6 +59,9 @@ def test_the_files_of_a_new_sweep_are_synced_with_their_names(tmp_path: Path, ev
         "study": "s",
         "directions": ["maximize"],
         "objectives": [],
+        "options": {"max_failures": None, "pruner": "none", "patience": 1, "retries": 0},
+        "axes": [],
+        "side_by_side": 1,
         "config": {},
     }
     save_asked(folder, asked | {"code": {}}, own=False)

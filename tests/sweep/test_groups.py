@@ -6,7 +6,7 @@ from statistics import stdev
 
 import pytest
 from conftest import Command
-from results import ROW, compared, result
+from results import DATA, ROW, compared, result
 
 from mnist_lab.sweep.groups import grouped
 from mnist_lab.sweep.report import _curves, _importance
@@ -63,7 +63,7 @@ def test_the_seconds_of_a_resumed_run_are_those_of_all_its_processes(lab: Comman
 
 
 def test_data_sets_of_one_name_with_other_digests_are_compared_apart(lab: Command, tmp_path: Path) -> None:
-    other = replace(result(1, 0.1, 0.8), data={"name": "mnist", "digest": "1" * 64})
+    other = replace(result(1, 0.1, 0.8), data={**DATA, "digest": "1" * 64})
     rows, _ = compared(lab, tmp_path, {"a": result(0, 0.1, 0.9), "b": other}, ".")
     assert [(row["n"], row["data.name"]) for row in rows] == [("1", "mnist (00000000)"), ("1", "mnist (11111111)")]
 

@@ -244,7 +244,7 @@ def test_a_run_that_stopped_early_is_finished(lab: Command, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_run_that_stopped_early_can_be_tested_finished_and_trained_longer(lab: Command, tmp_path: Path) -> None:
     words = [*MLP, "callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=2"]
-    assert lab(*words, "hydra.run.dir=run").returncode == 0
+    assert lab(*words, "trainer.max_epochs=60", "hydra.run.dir=run").returncode == 0
     before = Result.load(tmp_path / "run")
     (tmp_path / "run/result.json").unlink()  # as if it had been stopped in its test
     tested = lab("test", "run=run")
