@@ -78,6 +78,7 @@ def test_articles_resumes_a_stopped_run_unless_another_process_works_on_it(lab: 
     assert outcome(run_dir) == whole and "epoch 1/" not in done.stdout
 
 
+@pytest.mark.slow
 def test_the_folder_of_articles_may_have_any_name(lab: Command, tmp_path: Path) -> None:
     done = lab("articles", "experiments=a1_neuron", *SHORT, "dir=it's, mine")
     assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@ import pytest
 import mnist_lab
 
 
+@pytest.mark.slow
 def test_python_is_told_the_folder_by_the_same_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["model=mlp_784_32", "data=mnist_5k", "trainer.max_epochs=1", "report=false"]

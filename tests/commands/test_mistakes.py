@@ -209,6 +209,7 @@ def test_help_and_cfg_are_answered_without_torch(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_help_lists_verbs_groups_and_examples(lab: Command) -> None:
     shown = lab("--help").stdout
     for line in (
@@ -260,6 +261,7 @@ def test_a_mistake_that_only_the_libraries_can_see_is_one_line_and_leaves_nothin
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_has_files_is_refused_and_keeps_them(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/config.yaml").write_text("keep: me")
@@ -270,12 +272,14 @@ def test_a_run_folder_that_has_files_is_refused_and_keeps_them(lab: Command, tmp
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["config.yaml", "mine"]
 
 
+@pytest.mark.slow
 def test_a_failed_command_removes_nothing_that_it_did_not_make(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "outputs/other").mkdir(parents=True)
     assert lab("data=mnist_5k", "model.num_classes=5").returncode == 2
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["other", "outputs"]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     key=st.sampled_from(

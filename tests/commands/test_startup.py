@@ -38,6 +38,7 @@ print(scipy.signal.windows.hann(3).tolist(), float(accuracy(torch.tensor([0, 1])
     assert found.endswith("[0.0, 1.0, 0.0] 0.5")
 
 
+@pytest.mark.slow
 def test_torchmetrics_is_imported_normally_where_it_needs_scipy(tmp_path: Path) -> None:
     (tmp_path / "torchmetrics").mkdir()
     (tmp_path / "torchmetrics/__init__.py").write_text("from torchmetrics import part\nimport scipy.signal\n")
@@ -67,6 +68,7 @@ main()
     assert python(code, tmp_path) == "True"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("told", "expected"), [({}, "6000"), ({"GOMP_SPINCOUNT": "77"}, "77")])
 def test_openmp_threads_spin_briefly_unless_the_user_sets_it(told: dict[str, str], expected: str) -> None:
     code = "from mnist_lab.startup import prepare_process; prepare_process(); import torch"

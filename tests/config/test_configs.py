@@ -62,6 +62,7 @@ def test_every_group_has_options() -> None:
 SAMPLERS = [option for group, option in OPTIONS if group == "sweep" and option != "grid"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "space"), [*((option, "mlp") for option in SAMPLERS), ("random", "cnn")])
 def test_a_sampler_draws_values_that_the_network_takes(option: str, space: str) -> None:
     cfg = compose_config([f"model={space}", f"sweep={option}", f"space={space}"])

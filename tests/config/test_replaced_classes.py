@@ -51,6 +51,7 @@ def test_a_typed_argument_that_the_class_does_not_take_is_an_error(tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_pytorch_loss_replaces_ours(tmp_path: Path) -> None:
     result = mnist_lab.train(*WORDS, "loss._target_=torch.nn.MultiMarginLoss", run_dir=tmp_path / "run").result
     assert result.config["loss"] == {"_target_": "torch.nn.MultiMarginLoss"}
@@ -58,6 +59,7 @@ def test_a_pytorch_loss_replaces_ours(tmp_path: Path) -> None:
     assert first is not None and 0 < first < 1, "a margin loss of ten classes begins near 0.9"
 
 
+@pytest.mark.slow
 def test_a_command_may_give_a_whole_group(lab: Command, tmp_path: Path) -> None:
     done = lab(*WORDS, "report=false", "loss={_target_: torch.nn.MultiMarginLoss, margin: 2.0}", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr

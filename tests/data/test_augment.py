@@ -161,6 +161,7 @@ def noise(image: Tensor) -> Tensor:
     return image + torch.rand(())
 
 
+@pytest.mark.slow
 def test_random_numbers_of_a_transform_depend_on_the_seed_and_the_epoch() -> None:
     first = module(loader="workers", workers=2, transform=noise).train_dataloader()
     one = pixels(first)

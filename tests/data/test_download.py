@@ -170,6 +170,7 @@ def test_a_server_without_ranges_or_a_wrong_part_starts_the_download_anew(
         assert got(tmp_path, mirror.url) == PIXELS
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     content=st.binary(max_size=3000),
@@ -331,6 +332,7 @@ def test_a_data_source_of_ones_own_can_download(tmp_path: Path, lab: Command) ->
     assert result_in(tmp_path / "outputs").data["name"] == "own"
 
 
+@pytest.mark.slow
 def test_a_download_with_a_wrong_digest_ends_the_command_and_leaves_nothing(tmp_path: Path, lab: Command) -> None:
     nobody = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
     with Mirror(PACKED, tampered) as mirror:

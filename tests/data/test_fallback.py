@@ -11,6 +11,7 @@ from mnist_lab.data import ImageDataModule, mnist_5k
 from mnist_lab.result import Result
 
 
+@pytest.mark.slow
 def test_mnist_5k_replaces_mnist_with_a_warning_at_the_start_and_beside_the_result(
     lab: Command, tmp_path: Path
 ) -> None:
@@ -32,6 +33,7 @@ def test_an_eighth_of_the_replacement_is_validated_on() -> None:
     assert (len(data.train_index), data.val_count) == (3500, 500)
 
 
+@pytest.mark.slow
 def test_missing_data_without_a_fallback_is_an_error_with_three_remedies(lab: Command, tmp_path: Path) -> None:
     done = lab("data.fallback=null", MNIST_LAB_DATA=str(tmp_path / "data"), **OFFLINE)
     assert done.returncode == 2
@@ -39,6 +41,7 @@ def test_missing_data_without_a_fallback_is_an_error_with_three_remedies(lab: Co
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_experiments_that_compare_with_a_published_number_never_fall_back(lab: Command, tmp_path: Path) -> None:
     done = lab("experiment=d_mlp_512", MNIST_LAB_DATA=str(tmp_path / "data"), **OFFLINE)
     assert done.returncode == 2
@@ -74,6 +77,7 @@ def test_testing_again_never_changes_the_data(lab: Command, tmp_path: Path) -> N
     assert other.returncode == 2 and "Three ways out" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_damaged_archive_is_named(lab: Command, tmp_path: Path) -> None:
     raw = tmp_path / "data/MNIST/raw"
     raw.mkdir(parents=True)

@@ -94,6 +94,7 @@ def test_a_hostile_picture_in_a_class_folder_is_named_in_one_line(kind: str, tmp
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_pictures_of_every_kind_are_read_alike(tmp_path: Path) -> None:
     for name in ("a", "b"):
         for number, make in enumerate(GOOD.values()):
@@ -120,6 +121,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units")
 @pytest.mark.parametrize(
     ("side", "colour", "depth", "most"),
@@ -137,6 +139,7 @@ def test_a_picture_of_kilobytes_never_takes_gigabytes(
     assert float(taken) < most
 
 
+@pytest.mark.slow
 def test_predict_names_each_hostile_picture_and_reads_the_others(cnn_run: Path, lab: Command, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
@@ -156,6 +159,7 @@ def test_predict_names_each_hostile_picture_and_reads_the_others(cnn_run: Path, 
     assert not (tmp_path / "ran").exists(), "a picture ran a program"
 
 
+@pytest.mark.slow
 def test_a_decompression_bomb_in_the_training_data_ends_the_command_in_one_line(lab: Command, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "data" / name).mkdir(parents=True)

@@ -84,6 +84,7 @@ def template_rows() -> list[tuple[str, str]]:
     return [(there, here) for there, here in rows][1:]
 
 
+@pytest.mark.slow
 def test_what_replaces_a_templates_words_is_understood(
     hydra: Hydra, examples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

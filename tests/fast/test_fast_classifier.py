@@ -77,6 +77,7 @@ def assert_same(one: tuple[Result, dict[str, Tensor]], other: tuple[Result, dict
                 assert row[key] == expected[key], key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", SEVERAL.values(), ids=SEVERAL)
 def test_several_steps_at_a_time_are_the_steps_of_the_textbook(words: list[str], tmp_path: Path) -> None:
     fast, textbook = (trained(tmp_path, name, *words) for name in ("classifier", "textbook"))
@@ -89,6 +90,7 @@ def test_several_steps_at_a_time_are_the_steps_of_the_textbook(words: list[str],
     assert_same(fast, textbook)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "why"), SINGLE.values(), ids=SINGLE)
 def test_steps_are_made_one_at_a_time_where_something_follows_or_limits_them(
     words: list[str], why: str, tmp_path: Path
@@ -104,6 +106,7 @@ def test_several_steps_in_bfloat16_are_the_steps_of_the_textbook(tmp_path: Path)
     assert_same(*(trained(tmp_path, name, *words) for name in ("classifier", "textbook")))
 
 
+@pytest.mark.slow
 def test_a_subclass_of_ones_own_makes_single_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_classifier.py").write_text(
         "from mnist_lab.fast import FastClassifier\n\n\nclass Mine(FastClassifier):\n"
@@ -116,6 +119,7 @@ def test_a_subclass_of_ones_own_makes_single_steps(tmp_path: Path, monkeypatch: 
     assert result.module["steps"] == "one at a time" and "Mine" in result.module["why"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_the_textbook_makes_the_steps_of_a_plain_loop(name: str, tmp_path: Path) -> None:
     _, weights = trained(tmp_path, "textbook", f"model={name}", "optimizer=adam")

@@ -41,6 +41,7 @@ def same(layer: nn.Module, plain: Callable[..., Tensor], inputs: Tensor) -> None
     close(*penalties)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     images=st.integers(0, 300),

@@ -54,6 +54,7 @@ def test_rmsprop_decouples_weight_decay_from_the_gradient() -> None:
     assert weight.item() == pytest.approx(2.0 * (1 - 0.05))
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**31),
     kind=st.one_of(

@@ -38,6 +38,7 @@ def numbers(folder: Path) -> list[tuple[float, float]]:
     ]
 
 
+@pytest.mark.slow
 def test_optimizer_state_has_no_denormal_numbers(lab: Command, tmp_path: Path) -> None:
     # Near the border a pixel is lit in one mini-batch of hundreds, and dark in the next thousand.
     words = ["model=mlp_512", "model.hidden=8", *SHORT, "trainer.max_epochs=5", "data.val=none", "data.batch_size=4"]
@@ -60,6 +61,7 @@ def test_train_does_not_flush_denormals_in_the_callers_process(tmp_path: Path) -
     assert done.stdout.splitlines()[-1] == str(2**20), done.stderr
 
 
+@pytest.mark.slow
 def test_a_callback_on_batches_sees_each_of_them(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "follower.py").write_text(
         "from pathlib import Path\n"
@@ -97,12 +99,14 @@ def test_a_lambda_callback_on_batches_makes_single_steps() -> None:
         assert steps.choose_step_path(trainer, data, module, callbacks) == steps.StepPath(together, why)
 
 
+@pytest.mark.slow
 def test_half_precision_on_a_cpu_is_refused(lab: Command, tmp_path: Path) -> None:
     done = lab(*SHORT, "trainer.precision=16-mixed", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     assert "16-mixed needs a GPU" in done.stderr and "bf16-mixed" in done.stderr
 
 
+@pytest.mark.slow
 def test_bfloat16_is_refused_on_processors_that_emulate_it_and_auto_is_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +126,7 @@ def test_bfloat16_is_refused_on_processors_that_emulate_it_and_auto_is_float32(
         trainer_of("bf16-mixed", computes=False)
 
 
+@pytest.mark.slow
 def test_a_run_records_the_precision_that_auto_chose(lab: Command, tmp_path: Path) -> None:
     done = lab(*SHORT, "trainer=cpu", "trainer.precision=auto", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
@@ -131,6 +136,7 @@ def test_a_run_records_the_precision_that_auto_chose(lab: Command, tmp_path: Pat
     assert "not supported" not in done.stderr
 
 
+@pytest.mark.slow
 def test_only_compile_needs_a_compiler(lab: Command, tmp_path: Path) -> None:
     nowhere = {"PATH": str(tmp_path), "CXX": ""}
     done = lab(*SHORT, "compile=default", f"hydra.run.dir={tmp_path / 'run'}", **nowhere)
@@ -167,6 +173,7 @@ def test_the_benchmark_leaves_a_table_a_chart_and_its_measurements(tmp_path: Pat
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_the_benchmark_changes_the_order_of_contenders_each_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

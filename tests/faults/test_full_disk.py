@@ -156,6 +156,7 @@ def long_run(folder: Path) -> BaseProcess:
     return process
 
 
+@pytest.mark.slow
 def test_removing_the_run_folder_stops_the_run(tmp_path: Path) -> None:
     process = long_run(tmp_path)
     (tmp_path / "run").rename(tmp_path / "away")
@@ -164,6 +165,7 @@ def test_removing_the_run_folder_stops_the_run(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_removing_the_files_of_a_run_one_by_one_stops_it(tmp_path: Path) -> None:
     process = long_run(tmp_path)
     shutil.rmtree(tmp_path / "run/tensorboard")
@@ -177,6 +179,7 @@ def test_an_exception_that_is_its_own_cause_is_looked_through_once() -> None:
     assert disk_fault(first) is None
 
 
+@pytest.mark.slow
 def test_a_download_that_fills_the_disk_is_an_error_and_leaves_no_part(
     disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def test_the_folder_is_synced_after_a_file_is_replaced(tmp_path: Path, events: E
     assert then == [("rename", "result.json"), ("sync", tmp_path.name)]
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_on_disk_before_last_refers_to_it(tmp_path: Path, events: Events) -> None:
     words = ["model=mlp_784_32", "data=mnist_5k", "data.val=random", "data.train_size=200", "trainer.max_epochs=1"]
     train(*words, "trainer.accelerator=cpu", "logger=none", "report=false", run_dir=tmp_path / "run")
@@ -70,6 +71,7 @@ def test_the_files_of_a_new_sweep_are_synced_with_their_names(tmp_path: Path, ev
     assert events.count(("sync", "sweep")) > 1, "study.journal is new, too"
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_synced_with_the_folders_that_it_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Events
 ) -> None:

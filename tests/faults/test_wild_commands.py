@@ -163,6 +163,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["compare run dir=.", "--help", "test run=run", "predict run=run images=a.png"])
 def test_a_closed_pipe_ends_the_command_quietly(words: str, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
@@ -196,6 +197,7 @@ def test_a_home_folder_of_an_unknown_user_is_an_error_in_one_line(words: str, ru
 ANYHOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 
 
+@pytest.mark.slow
 @seed(0)
 @settings(max_examples=100, deadline=None, database=None, suppress_health_check=ANYHOW)
 @given(words=commands())
@@ -215,6 +217,7 @@ def test_many_random_commands_end_without_a_traceback(run: Path, tally: Tally) -
     many()
 
 
+@pytest.mark.slow
 def test_output_in_ascii_ends_without_a_traceback(lab: Command, tmp_path: Path) -> None:
     done = lab("data=mnist_5k", "trainer=debug", "hydra.run.dir=run", PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and "gap, train \\u2212 test" in done.stdout, done.stderr

@@ -181,6 +181,7 @@ def test_device_stats_without_psutil_say_so_in_one_line(lab: Command) -> None:
     assert "error: callbacks.stats (DeviceStatsMonitor): " in done.stderr
 
 
+@pytest.mark.slow
 def test_the_log_of_a_run_that_is_kept_has_the_traceback(own: Path, lab: Command) -> None:
     words = [*MLP, *SMALL, "+callbacks.x={_target_: own.Callback, hook: on_test_end}", "hydra.run.dir=run"]
     done = lab(*words)
@@ -193,6 +194,7 @@ def test_the_log_of_a_run_that_is_kept_has_the_traceback(own: Path, lab: Command
     assert done.returncode == 0 and (own / "run/result.json").exists(), done.stderr
 
 
+@pytest.mark.slow
 def test_an_exception_in_ones_own_code_is_one_line_for_test_and_predict(own: Path, lab: Command) -> None:
     assert lab(*net("Net"), *SMALL, "hydra.run.dir=run").returncode == 0
     (own / "own.py").write_text(OWN.replace("return self.layer(", "raise LookupError('gone'); return self.layer("))
@@ -202,6 +204,7 @@ def test_an_exception_in_ones_own_code_is_one_line_for_test_and_predict(own: Pat
         assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 2
 
 
+@pytest.mark.slow
 def test_hydra_full_error_shows_the_traceback(own: Path, lab: Command) -> None:
     path = {"PYTHONPATH": f"{own}"}
     done = lab(*net("FailsInTraining"), *SMALL, HYDRA_FULL_ERROR="1", **path)
@@ -219,12 +222,14 @@ def test_a_bug_of_this_package_keeps_its_traceback(monkeypatch: pytest.MonkeyPat
         mnist_lab.train(*MLP, *SMALL, "module=textbook", run_dir=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_trial_records_class_and_message_of_an_exception(own: Path, lab: Command) -> None:
     done = lab("-m", *net("FailsInTraining"), *SMALL, "seed=0", "hydra.sweep.dir=s", "sweep.retries=0")
     assert done.returncode == 1 and "KeyError: 'mine'" in done.stdout, done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Dictionary", "Pair", "Attribute", "PairWhileTraining"])
 def test_a_network_may_return_its_logits_in_a_dict_a_tuple_or_an_attribute(
     name: str, own: Path, monkeypatch: pytest.MonkeyPatch
@@ -258,17 +263,20 @@ def test_one_image_in_the_last_batch_is_refused_where_the_network_cannot_train_o
     assert lab(*net("Grouped"), *words, "data.train_size=201").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_trained_graph_can_be_logged(tmp_path: Path, lab: Command) -> None:
     done = lab(*MLP, *SMALL, "logger=tensorboard", "+logger.tensorboard.log_graph=true")
     assert done.returncode == 0 and result_in(tmp_path).test["n"] == 1000, done.stderr
 
 
+@pytest.mark.slow
 def test_a_job_that_changes_its_folder_shows_paths_from_where_the_user_is(tmp_path: Path, lab: Command) -> None:
     done = lab(*MLP, *SMALL, "hydra.job.chdir=true", "hydra.run.dir=my/run")
     assert done.returncode == 0 and "python -m mnist_lab test run=my/run" in done.stdout, done.stdout
     assert lab("test", "run=my/run").returncode == 0
 
 
+@pytest.mark.slow
 def test_the_home_folder_is_not_a_folder_called_tilde(
     tmp_path: Path, lab: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

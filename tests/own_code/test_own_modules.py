@@ -95,6 +95,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_BRIEF)
 def test_metrics_of_ones_own_module_are_in_result_history_and_tensorboard(name: str, whole: Any) -> None:
     folder, shown = whole(name)
@@ -217,6 +218,7 @@ def test_a_subclass_of_our_classifier_predicts(whole: Any) -> None:
     assert done.returncode == 0 and "a.png" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_early_stopping_follows_the_monitor(own: Command, tmp_path: Path) -> None:
     words = [
         "callbacks=early_stopping",
@@ -279,6 +281,7 @@ def test_options_that_ones_own_module_does_not_use_are_named(own: Command, tmp_p
     assert not (tmp_path / "compiled").exists()
 
 
+@pytest.mark.slow
 def test_ones_own_data_and_module_work_together(own: Command, tmp_path: Path) -> None:
     words = [word for word in words_of("pairs") if not word.startswith("model=")]
     done = own(*words, "module=contrastive", "model=cnn", "hydra.run.dir=run", "report=false", "trainer.max_epochs=1")

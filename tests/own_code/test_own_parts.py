@@ -127,6 +127,7 @@ def mine(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_network_an_optimizer_and_data_of_ones_own_train_and_are_recorded(mine: Path, lab: Command) -> None:
     path = os.pathsep.join([str(mine / "lib"), os.environ.get("PYTHONPATH", "")])
     done = lab("--config-dir", "my_conf", "model=mine", "optimizer=nudge", "data=stripes", PYTHONPATH=path)
@@ -140,6 +141,7 @@ def test_a_network_an_optimizer_and_data_of_ones_own_train_and_are_recorded(mine
     assert lab("test", f"run={run}", PYTHONPATH=path).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_loss_a_schedule_and_an_augmentation_of_ones_own_train_and_are_recorded(mine: Path, lab: Command) -> None:
     words = ["--config-dir", "my_conf", "model=mine", "data=stripes", "loss=focal", "schedule=halving", "augment=flip"]
     done = lab(*words, "optimizer.lr=0.1", "trainer.max_epochs=3", PYTHONPATH=str(mine / "lib"))
@@ -197,6 +199,7 @@ def test_images_and_labels_of_a_wrong_type_or_shape_are_refused(part: str, value
         ImageSet("own", classes=("a", "b"), **(parts | {part: value}))
 
 
+@pytest.mark.slow
 def test_a_network_for_another_shape_is_refused_in_a_line(mine: Path, lab: Command) -> None:
     done = lab("--config-dir", "my_conf", "model=mine", "data=mnist_5k", PYTHONPATH=str(mine / "lib"))
     assert done.returncode == 2
@@ -273,6 +276,7 @@ def test_an_exception_in_a_data_source_names_file_and_line(mine: Path, lab: Comm
     assert "data.source: FileNotFoundError" in done.stderr and "(own.py, line 37)" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_a_softmax_at_the_end_of_a_network_is_noted(mine: Path, lab: Command) -> None:
     own = (mine / "lib/own.py").read_text()
     (mine / "lib/own.py").write_text(own.replace("return self.layers(images)", "return self.layers(images).softmax(1)"))
@@ -333,6 +337,7 @@ def test_rerun_names_a_module_that_has_changed(mine: Path, lab: Command) -> None
     assert "can't be repeated exactly" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_lock_link_of_an_editor_is_no_code(mine: Path, lab: Command) -> None:
     (mine / "lib/package").mkdir()
     (mine / "lib/own.py").rename(mine / "lib/package/__init__.py")
@@ -346,6 +351,7 @@ def test_a_lock_link_of_an_editor_is_no_code(mine: Path, lab: Command) -> None:
     assert "package/__init__.py" in own and not any("#" in name for name in own)
 
 
+@pytest.mark.slow
 def test_a_sweep_names_the_folder_of_its_configs(mine: Path, lab: Command) -> None:
     path = str(mine / "lib")
     words = ["-m", "--config-dir", "my_conf", "model=mine", "data=stripes", "trainer.max_epochs=1", "seed=0"]

@@ -120,6 +120,7 @@ def test_rerun_compares_the_commit_and_not_the_place() -> None:
     assert told(older, of("/a", "2")) == [], "it was not recorded then"
 
 
+@pytest.mark.slow
 def test_a_run_and_its_page_name_both_commits(lab: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = module_in(tmp_path / "lib", "own_net", monkeypatch)
     (folder / "own_net.py").write_text(

@@ -51,6 +51,7 @@ def other_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(L.Trainer, "_teardown", lambda trainer: None)  # brings everything back
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("other_device")
 @pytest.mark.parametrize(
     "words",
@@ -68,6 +69,7 @@ def test_a_run_on_a_device_leaves_no_tensor_on_the_cpu_and_no_step_synchronizes(
     assert result is not None and len(result.history) == 2
 
 
+@pytest.mark.slow
 def test_a_run_on_a_device_resumes_within_an_epoch(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     cfg = run_config(compose_config([*WORDS, "model=mlp", "checkpoint.every=2 steps"]))
     with pytest.raises(Broken):

@@ -45,6 +45,7 @@ def test_the_configs_name_the_new_places() -> None:
     assert "mnist_lab.fast.Adam" in named and not named & MOVED.keys()
 
 
+@pytest.mark.slow
 def test_names_that_have_moved_work_in_a_users_file_and_on_the_command_line(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "mine/optimizer").mkdir(parents=True)
     described = {"_target_": "mnist_lab.training.SGD", "_partial_": True, "lr": 0.1}
@@ -90,6 +91,7 @@ def assert_same_numbers(run_dir: Path, epochs: int = 3) -> None:
         assert found.test["n"] == expected.test["n"]
 
 
+@pytest.mark.slow
 def test_an_old_run_is_tested_compared_reported_and_predicts(old: Path, lab: Command) -> None:
     for words in ("test run=finished checkpoint=best", "report run=finished", "compare finished sweep"):
         done = lab(*words.split())
@@ -101,6 +103,7 @@ def test_an_old_run_is_tested_compared_reported_and_predicts(old: Path, lab: Com
     assert probabilities.shape == (2, 10) and torch.allclose(probabilities.sum(1), torch.ones(2))
 
 
+@pytest.mark.slow
 def test_an_old_run_is_repeated_and_made_longer(old: Path, lab: Command) -> None:
     done = lab("rerun", "finished", "dir=again")
     assert done.returncode in (0, 1), done.stderr  # 1: another processor or PyTorch rounds otherwise
@@ -111,6 +114,7 @@ def test_an_old_run_is_repeated_and_made_longer(old: Path, lab: Command) -> None
     assert_same_numbers(old / "finished", epochs=4)
 
 
+@pytest.mark.slow
 def test_an_old_run_of_an_article_counts_in_the_table(old: Path, lab: Command) -> None:
     config: Any = OmegaConf.to_container(compose("experiment=d_mlp_512"))
     del config["module"], config["monitor"], config["mode"], config["data"]["eval_transform"]
@@ -124,6 +128,7 @@ def test_an_old_run_of_an_article_counts_in_the_table(old: Path, lab: Command) -
     assert done.returncode == 2 and "another config: optimizer.lr: 0.001 → 0.1\n" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_an_old_run_that_was_stopped_at_an_epochs_end_is_resumed(old: Path, lab: Command) -> None:
     shutil.copy(old / "stopped/checkpoints/best.ckpt", old / "stopped/checkpoints/last.ckpt")
     done = lab("resume", "stopped")

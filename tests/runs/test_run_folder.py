@@ -42,6 +42,7 @@ def run_dir(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_prints_nothing_to_stderr(folder: Path) -> None:
     assert (folder / "stderr").read_text() == ""
 
@@ -127,6 +128,7 @@ def test_test_again_gives_the_recorded_numbers(folder: Path) -> None:
     assert done.stdout.count(row) == 2, done.stdout
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers(folder: Path, lab: Command, tmp_path: Path) -> None:
     assert lab(*RUN).returncode == 0
     again, first = result_in(tmp_path), result_in(folder)
@@ -138,6 +140,7 @@ def test_the_same_command_gives_the_same_numbers(folder: Path, lab: Command, tmp
     assert numbers(again.history) == numbers(first.history)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_numbers(folder: Path, lab: Command, tmp_path: Path) -> None:
     assert lab(*RUN, "seed=1").returncode == 0
     assert result_in(tmp_path).history[0]["train/loss"] != result_in(folder).history[0]["train/loss"]
@@ -153,6 +156,7 @@ def test_a_notebook_shows_a_table_once_and_the_log_keeps_it(tmp_path: Path, monk
     assert "│ test │ 0.5000 │   25.00% │\n" in (tmp_path / "run.log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["b\\s", "it's", "\\", "b\\'s, \\\\"])
 def test_a_run_folder_is_below_the_current_folder_whatever_its_name(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()

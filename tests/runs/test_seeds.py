@@ -61,17 +61,20 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return look(tmp_path_factory.mktemp("usual") / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_changing_one_seed_changes_one_thing(kind: str, usual: dict[str, str], tmp_path: Path) -> None:
     found = look(tmp_path / "run", f"seeds.{kind}=1")
     assert {name for name in KINDS if found[name] != usual[name]} == {kind}
 
 
+@pytest.mark.slow
 def test_seed_changes_all_random_numbers(usual: dict[str, str], tmp_path: Path) -> None:
     found = look(tmp_path / "run", "seed=1")
     assert {name for name in KINDS if found[name] != usual[name]} == set(KINDS)
 
 
+@pytest.mark.slow
 def test_a_bigger_network_sees_the_same_images_in_the_same_order(usual: dict[str, str], tmp_path: Path) -> None:
     found = look(tmp_path / "run", "model.hidden=[600,300]")
     assert {name for name in KINDS if found[name] != usual[name]} == {"weights"}
@@ -98,6 +101,7 @@ def test_a_sweep_that_is_judged_by_the_test_set_notes_it_in_each_result(lab: Com
     assert result_in(tmp_path / "repeated/0").notes == [], "to repeat is not to choose"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_chosen_by_the_test_set_is_noted(lab: Command, tmp_path: Path) -> None:
     words = ["model=mlp_784_32", "data=mnist_5k", "trainer=debug", "logger=none", "data.val=test"]
     assert lab(*words, "test_checkpoint=best").returncode == 0

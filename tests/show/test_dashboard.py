@@ -23,6 +23,7 @@ def outputs(tmp_path: Path) -> Path:
     return tmp_path / "outputs"
 
 
+@pytest.mark.slow
 def test_the_dashboard_serves_tensorboard_and_ends_quietly(outputs: Path) -> None:
     probe = """
 import atexit, runpy, sys

@@ -135,6 +135,7 @@ def test_a_port_in_use_and_other_mistakes_of_draw_are_one_line(
         assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 @pytest.mark.parametrize("device", ["desktop", "phone"])
 def test_strokes_move_the_bars_and_clear_takes_them_back(device: str, address: tuple[str, int]) -> None:

@@ -28,6 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_image_gets_the_class_of_the_highest_mean_probability(runs: Path, lab: Command) -> None:
     images = mnist_5k(Path(), False)
     best = [torch.load(runs / f"{seed}/checkpoints/best.ckpt", weights_only=True)["epoch"] for seed in range(3)]
@@ -68,6 +69,7 @@ def test_runs_that_make_no_ensemble_are_refused_in_one_line(
     assert done.returncode == 2 and answer in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_an_ensembles_accuracies_are_of_the_current_images(lab: Command, tmp_path: Path) -> None:
     for n in range(60):
         folder = tmp_path / "pictures" / "ab"[n % 2]
@@ -89,6 +91,7 @@ def test_an_ensembles_accuracies_are_of_the_current_images(lab: Command, tmp_pat
     assert len(shown[0]) == 2 and shown[0] != shown[1], shown
 
 
+@pytest.mark.slow
 def test_losses_of_logits_far_apart_are_finite(lab: Command, tmp_path: Path) -> None:
     words = ["data=mnist_5k", "data.scale=none", "model.hidden=[]", "model.dropout=0", "optimizer.lr=0.002"]
     for seed in "01":

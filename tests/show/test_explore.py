@@ -35,6 +35,7 @@ def rows(folder: Path) -> list[list[str]]:
     return [line.split() for line in (folder / "stdout").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_explore_shows_the_arrays_before_and_after_preparation(folder: Path) -> None:
     shown = rows(folder)
     for line in (
@@ -56,6 +57,7 @@ def test_explore_counts_the_images_of_each_class(folder: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["index=1234", "data.one_vs_rest=5"]])
 def test_the_one_hot_label_is_that_of_the_shown_image(
     words: list[str], images: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -112,6 +114,7 @@ def test_without_colours_the_terminal_shows_the_digit_in_characters(folder: Path
         assert line.ljust(56)[::2] == line.ljust(56)[1::2] == "".join(SHADES[v * 9 // 255] for v in values)
 
 
+@pytest.mark.slow
 def test_in_colour_a_character_holds_two_pixels(lab: Command, images: ImageSet) -> None:
     done = lab("explore", "data=mnist_5k", f"index={INDEX}", "show=terminal", FORCE_COLOR="1", COLORTERM="truecolor")
     assert done.returncode == 0, done.stderr
@@ -128,6 +131,7 @@ def test_in_colour_a_character_holds_two_pixels(lab: Command, images: ImageSet) 
             assert set(style.bgcolor.get_truecolor()) == {int(grey[2 * n + 1, x])}
 
 
+@pytest.mark.slow
 def test_colours_and_names_of_classes_are_those_of_the_data(lab: Command, tmp_path: Path) -> None:
     for name, colour in (("$red$", (200, 30, 10)), ("sky blue", (20, 40, 220))):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -141,6 +145,7 @@ def test_colours_and_names_of_classes_are_those_of_the_data(lab: Command, tmp_pa
     assert [200, 30, 10] in means and [20, 40, 220] in means
 
 
+@pytest.mark.slow
 def test_names_in_brackets_are_shown_as_they_are(lab: Command, tmp_path: Path) -> None:
     for n in range(24):
         folder = tmp_path / "photos[new]" / ("[cat]", "[dog]")[n % 2]
@@ -157,6 +162,7 @@ def test_names_in_brackets_are_shown_as_they_are(lab: Command, tmp_path: Path) -
         assert "images of photos[new] " in text and "\n[/a]" in text
 
 
+@pytest.mark.slow
 def test_explore_warns_of_replaced_data(lab: Command, tmp_path: Path) -> None:
     done = lab("explore", "data=mnist", MNIST_LAB_DATA=str(tmp_path / "data"), **OFFLINE)
     assert done.returncode == 0, done.stderr

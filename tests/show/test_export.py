@@ -80,6 +80,7 @@ def test_every_network_can_be_exported_for_colour_images(model: str, kind: str, 
         torch.testing.assert_close(predict(images), run.predict(images), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_file_names_the_classes_and_holds_standard_operators_alone(run_dir: Path, tmp_path: Path) -> None:
     import onnx
 

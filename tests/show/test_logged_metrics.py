@@ -119,6 +119,7 @@ def ranked_elbos(folder: Path) -> list[float]:
         return [float(row["mean"]) for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_runs_are_compared_by_a_metric_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = saved(tmp_path, *(vae(n, -90.0 + n, optimizer={"lr": n / 10}) for n in range(3)))
     compare([str(runs), "metric=val/elbo"])

@@ -200,6 +200,7 @@ def test_clothes_photographed_on_white_become_light_on_black_as_fashion_mnist_ha
             assert np.allclose(pixels, original if expected else 255.0 - original, atol=1)
 
 
+@pytest.mark.slow
 def test_the_table_and_the_lines_of_json_say_what_was_seen(
     cnn_run: Path, digits: tuple[Pixels, list[int]], lab: Command, tmp_path: Path
 ) -> None:

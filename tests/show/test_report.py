@@ -67,6 +67,7 @@ def tables(page: str) -> list[list[list[str]]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_that_asks_for_nothing(page: str) -> None:
     assert not re.search(r"<(script|link|iframe)", page)
     assert re.findall(r'(?:src|href)="(?!data:image/svg\+xml;base64,)', page) == []
@@ -226,6 +227,7 @@ def test_the_report_verb_makes_the_same_files_again(folder: Path, lab: Command, 
         assert (tmp_path / name / "report.html").read_bytes() == (folder / "report.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_finite_number_has_a_page_with_gaps(folder: Path, lab: Command, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "nan")
     checkpoint = tmp_path / "nan/checkpoints/last.ckpt"
@@ -281,6 +283,7 @@ def own(tmp_path: Path) -> tuple[str, ...]:
     return ("--config-dir", "conf", "data=mnist_5k", "model=mine", "trainer=debug", "logger=none", "data.val=random")
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_has_a_page(lab: Command, tmp_path: Path, own: tuple[str, ...]) -> None:
     done = lab(*own)
     assert done.returncode == 0 and done.stderr == "", done.stderr
@@ -292,6 +295,7 @@ def test_a_network_of_ones_own_has_a_page(lab: Command, tmp_path: Path, own: tup
     assert "predicted again" not in text
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_harms_nothing(lab: Command, tmp_path: Path, own: tuple[str, ...]) -> None:
     done = lab(*own, TWICE="1")
     assert done.returncode == 0, done.stderr
@@ -336,6 +340,7 @@ def test_a_run_that_never_ended_has_no_report(folder: Path, lab: Command, tmp_pa
     assert done.returncode == 2 and "is no finished run" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="there is no Chromium")
 def test_a_browser_opens_the_report_without_errors(folder: Path, tmp_path: Path) -> None:
     words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]

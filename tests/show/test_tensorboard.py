@@ -66,6 +66,7 @@ def steps(events: EventAccumulator, tag: str) -> list[int]:
     return [event.step for event in events.Scalars(tag)]
 
 
+@pytest.mark.slow
 def test_every_run_draws_its_curves_at_the_last_step_of_each_epoch(plain: Path) -> None:
     events = read(plain)
     for tag in ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "train/images_per_second"):
@@ -84,6 +85,7 @@ def test_every_run_has_training_and_validation_on_one_chart(plain: Path) -> None
     assert charts == {"loss": ["train/loss", "val/loss"], "accuracy": ["train/acc", "val/acc"]}
 
 
+@pytest.mark.slow
 def test_the_dashboard_changes_no_number(plain: Path, full: Path) -> None:
     rows = [[{**row, "seconds": 0} for row in Result.load(folder).history] for folder in (plain, full)]
     assert rows[0] == rows[1]
@@ -107,6 +109,7 @@ def test_mistakes_of_each_epoch_and_the_confusion_matrix_are_pictures(full: Path
         assert min(picture.shape[:2]) >= 700 and picture.std() > 20
 
 
+@pytest.mark.slow
 def test_the_worst_mistakes_come_first_and_the_confusion_matrix_has_labels_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +183,7 @@ def test_the_projector_has_the_last_hidden_layer_with_pictures_and_classes(full:
     assert [" → " in row[0] for row in rows[1:]] == wrong and any(wrong)
 
 
+@pytest.mark.slow
 def test_pictures_are_of_the_images_that_were_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, int] = {}
     for name in ("least_probable", "confusion_matrix"):
@@ -193,6 +197,7 @@ def test_pictures_are_of_the_images_that_were_counted(tmp_path: Path, monkeypatc
     assert seen == {"least_probable": 400, "confusion_matrix": 800} and tested == 800
 
 
+@pytest.mark.slow
 def test_the_dashboard_works_without_validation(tmp_path: Path) -> None:
     words = ["model=cnn", "data=mnist_5k", "data.val=none", "trainer=debug", "trainer.accelerator=cpu"]
     tags = read(trained(tmp_path / "run", *words, "callbacks=dashboard")).Tags()
@@ -222,6 +227,7 @@ class Patches(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_the_projector_has_the_last_linear_layer_that_an_image_meets_whatever_its_shape(
     lab: Command, tmp_path: Path
 ) -> None:
@@ -241,6 +247,7 @@ def test_the_projector_has_the_last_linear_layer_that_an_image_meets_whatever_it
     assert sprite.size[0] % 24 == sprite.size[1] % 24 == 0
 
 
+@pytest.mark.slow
 def test_the_hparams_tab_has_a_column_for_all_settings_of_all_runs_as_they_are_now(
     lab: Command, tmp_path: Path
 ) -> None:
@@ -268,6 +275,7 @@ def test_the_hparams_tab_has_a_column_for_all_settings_of_all_runs_as_they_are_n
     assert values["test/acc"] == pytest.approx(Result.load(tmp_path / "runs/cnn").test["acc"])
 
 
+@pytest.mark.slow
 def test_class_names_that_the_font_lacks_cause_no_warnings(lab: Command, tmp_path: Path) -> None:
     for n in range(24):
         (tmp_path / "images" / "猫犬"[n % 2]).mkdir(parents=True, exist_ok=True)
@@ -277,6 +285,7 @@ def test_class_names_that_the_font_lacks_cause_no_warnings(lab: Command, tmp_pat
     assert done.returncode == 0 and done.stderr == "", done.stderr
 
 
+@pytest.mark.slow
 def test_another_logger_gets_the_test_and_the_config_too(lab: Command, tmp_path: Path) -> None:
     words = ["model=mlp_784_32", "data=mnist_5k", "trainer.max_epochs=1", "report=false", "hydra.run.dir=run"]
     done = lab(*words, "logger=none", "+logger._target_=lightning.pytorch.loggers.CSVLogger")

@@ -145,6 +145,7 @@ def test_other_programs_are_drawn_beside_the_runs_with_their_test_images() -> No
     assert "What it takes" in before and "What it takes" not in after
 
 
+@pytest.mark.slow
 def test_a_result_has_what_the_sections_need(lab: Command, tmp_path: Path) -> None:
     words = ["data=mnist_5k", "data.train_size=200", "trainer.max_epochs=1", "report=false", "logger=none"]
     assert lab("model=neuron", *words, "hydra.run.dir=runs/neuron").returncode == 0

@@ -36,6 +36,7 @@ def test_labels_of_a_comparison_do_not_overlap(seed: int) -> None:
         assert not first.overlaps(second)
 
 
+@pytest.mark.slow
 def test_learning_curves_name_the_runs_that_have_one(lab: Command, tmp_path: Path) -> None:
     words = ("model=neuron", "data=mnist_5k", "trainer.max_epochs=1", "report=false")
     lab(*words, "data.val=random", "hydra.run.dir=runs/validated")

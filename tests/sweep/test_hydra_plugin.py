@@ -47,6 +47,7 @@ distance()
 """
 
 
+@pytest.mark.slow
 def test_the_sweeper_minimizes_what_another_application_returns(tmp_path: Path) -> None:
     (tmp_path / "distance.py").write_text(APPLICATION)
     search = ["hydra/sweeper=study", "+hydra.sweeper.sampler=tpe", "+hydra.sweeper.trials=40", "hydra.sweep.dir=found"]

@@ -9,6 +9,7 @@ from conftest import Command
 from mnist_lab.result import Result
 
 
+@pytest.mark.slow
 def test_a_multirun_trains_each_combination_once(lab: Command, tmp_path: Path) -> None:
     done = lab("-m", "model=mlp_512,cnn", "seed=range(0,2)", "data=mnist_5k", "trainer=debug")
     assert done.returncode == 0, done.stderr
@@ -28,6 +29,7 @@ def test_a_job_of_a_sweep_gives_what_the_same_run_gives_alone(lab: Command, tmp_
     assert Result.load(tmp_path / "alone").test == swept.test
 
 
+@pytest.mark.slow
 def test_globs_and_folders_of_yours_work_as_in_hydra(lab: Command, tmp_path: Path) -> None:
     folder = tmp_path / "own, (it's) café"
     (folder / "model").mkdir(parents=True)
@@ -43,6 +45,7 @@ def test_globs_and_folders_of_yours_work_as_in_hydra(lab: Command, tmp_path: Pat
     assert shlex.split(result.command)[3:7] == ["--config-dir", str(folder), "--config-name", "mine"]
 
 
+@pytest.mark.slow
 def test_a_log_file_of_another_logging_config_is_no_other_run(lab: Command, tmp_path: Path) -> None:
     words = ["data=mnist_5k", "trainer=debug", "report=false", "hydra/job_logging=default", "hydra.run.dir=run"]
     done = lab(*words)
@@ -50,6 +53,7 @@ def test_a_log_file_of_another_logging_config_is_no_other_run(lab: Command, tmp_
     assert (tmp_path / "run/mnist_lab.log").exists() and (tmp_path / "run/result.json").exists()
 
 
+@pytest.mark.slow
 def test_a_job_never_writes_into_the_folder_of_another(lab: Command, tmp_path: Path) -> None:
     words = ["-m", "seed=0,1", "hydra.sweep.subdir=same", "data=mnist_5k", "trainer=debug", "hydra.sweep.dir=s"]
     done = lab(*words)

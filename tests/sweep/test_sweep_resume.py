@@ -25,6 +25,7 @@ def sweep(finished_sweep: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished_sweep, tmp_path / "s")
 
 
+@pytest.mark.slow
 def test_finished_trials_never_run_again(sweep: Path, lab: Command) -> None:
     before = (sweep / "0/result.json").stat().st_mtime_ns
     done = lab("resume", "s")
@@ -80,6 +81,7 @@ def test_a_half_written_last_line_of_the_journal_costs_nothing(sweep: Path, lab:
     assert [outcome(sweep / str(n)) for n in range(4)] == before
 
 
+@pytest.mark.slow
 def test_a_damaged_line_within_the_journal_is_one_line_of_error(sweep: Path, lab: Command) -> None:
     lines = (sweep / "study.journal").read_bytes().splitlines(keepends=True)
     (sweep / "study.journal").write_bytes(b"".join([*lines[:3], lines[3][:10] + b"\n", *lines[4:]]))
@@ -128,6 +130,7 @@ def test_a_search_never_has_more_trials_than_asked_and_can_be_continued_with_mor
     assert done.returncode == 2 and "only sweep.* can be changed" in done.stderr
 
 
+@pytest.mark.slow
 def test_trials_that_are_not_planned_yet_are_counted_as_left(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(STOPPING)
     search = ["sweep=tpe", "sweep.trials=3", "optimizer.lr=interval(0.01,0.1)", STOP, "hydra.sweep.dir=s"]
@@ -135,6 +138,7 @@ def test_trials_that_are_not_planned_yet_are_counted_as_left(lab: Command, tmp_p
     assert stopped.returncode == 130 and "3 of 3 trials are left. To go on: " in stopped.stdout, stopped.stdout
 
 
+@pytest.mark.slow
 def test_sweep_trials_limits_no_grid(lab: Command, tmp_path: Path) -> None:
     grid = lab("-m", *SMALL, "seed=0,1", "sweep.trials=3", "hydra.sweep.dir=t")
     assert grid.returncode == 0 and "2 trials, 2 complete" in grid.stdout and " left. " not in grid.stdout
@@ -155,6 +159,7 @@ def test_a_sweep_is_resumed_with_the_options_that_it_was_given_last(lab: Command
     assert again["argv"] == [word for word in asked["argv"] if word != "sweep.trials=2"] + more[:3]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_another_process_works_on_is_left_alone(sweep: Path, lab: Command) -> None:
     (sweep / ".holder").write_text("process 1 on elsewhere\n")
     with FileLock(sweep / ".held"):
@@ -178,6 +183,7 @@ def test_a_sweep_whose_config_changed_is_resumed_only_when_changes_are_accepted(
     assert lab("resume", "s", "sweep.accept_changes=true").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_code_changed_is_resumed_only_when_changes_are_accepted(sweep: Path, lab: Command) -> None:
     asked = json.loads((sweep / "sweep.json").read_text())
     asked["code"]["models/mlp.py"] = "0" * 64

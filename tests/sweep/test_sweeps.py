@@ -15,6 +15,7 @@ from mnist_lab.result import Result
 from mnist_lab.sweep.study import open_study
 
 
+@pytest.mark.slow
 def test_a_grid_trains_each_combination_once_in_a_numbered_folder(finished_sweep: Path) -> None:
     found = {n: Result.load(finished_sweep / str(n)) for n in range(4)}
     pairs = {n: (result.config["optimizer"]["lr"], result.seed) for n, result in found.items()}
@@ -67,6 +68,7 @@ def test_two_sweeps_in_one_database_share_nothing_else(lab: Command, tmp_path: P
     assert lab("resume", "a/s").returncode == 0 and len(states(tmp_path / "a/s")) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_waits_for_the_tables_that_another_is_making_in_its_database(
     finished_sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +130,7 @@ def test_values_that_hydra_sweeps_from_a_config_are_swept(lab: Command, tmp_path
     assert "trial 1   seed=1\n2 trials would run; 0 of them can't" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_and_checks_every_job_and_leaves_nothing(lab: Command, tmp_path: Path) -> None:
     done = lab("-m", "model=mlp,mlp_512", "seed=range(0,3)", "sweep.dry_run=true")
     assert done.returncode == 0 and "6 trials would run; 0 of them can't" in done.stdout

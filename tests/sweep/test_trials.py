@@ -52,6 +52,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_data_folder_without_write_permission_is_a_trials_reason(lab: Command, tmp_path: Path) -> None:
     words = ["-m", "data=kmnist", "data.root=/sys/x", "model=mlp_784_32", "trainer.max_epochs=1", "seed=0,1"]
     done = lab(*words, "hydra.sweep.dir=s")
@@ -74,6 +75,7 @@ def test_a_failing_trial_is_tried_again_and_then_recorded_with_its_error(lab: Co
     assert "out of luck" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_up_after_max_failures(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(FAILING)
     done = lab(
@@ -101,6 +103,7 @@ def test_each_trial_process_takes_a_free_gpu(
         lock.release()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words, why",
     [

@@ -22,6 +22,7 @@ def weights_in(folder: Path) -> Tensor:
     return torch.cat([value.flatten() for value in saved.values()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [[], CLASSES, ["+loss.ignore_index=3"]], ids=["images", "class weights", "ignored"])
 @pytest.mark.parametrize(
     ("images", "size", "group"),

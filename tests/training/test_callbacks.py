@@ -92,6 +92,7 @@ def test_weights_that_a_callback_changes_at_the_end_are_tested_and_kept(tmp_path
     assert not any(weights.any() for weights in saved.values())
 
 
+@pytest.mark.slow
 def test_a_model_checkpoint_of_ones_own_leaves_ours_as_they_are(tmp_path: Path) -> None:
     words = ["+callbacks.x.save_last=true", "optimizer.lr=0.5", "trainer.max_epochs=9"]
     found = [row["val/acc"] for row in trained_with(CHECKPOINT, tmp_path, *words).history]
@@ -123,6 +124,7 @@ def test_overfit_batches_trains_on_the_same_mini_batches_in_each_epoch(tmp_path:
     assert len(seen) == 6 and seen[:2] == seen[2:4] == seen[4:] and seen[0] != seen[1]
 
 
+@pytest.mark.slow
 def test_a_callback_has_an_epochs_metrics_when_lightning_says_that_it_is_over(tmp_path: Path) -> None:
     result = trained_with("Metrics", tmp_path, "trainer.max_epochs=3", "data.batch_size=300")
     keys = ("val/acc", "train/loss", "train/loss")

@@ -90,6 +90,7 @@ def test_each_callback_that_lightning_exports_is_tried() -> None:
     assert {*DOES, *ABSTRACT, *ELSEWHERE} == set(lightning.pytorch.callbacks.__all__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DOES)
 def test_a_callback_does_its_work(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -160,6 +161,7 @@ def history(words: list[str], folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in Result.load(folder).history]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", CHANGING.values(), ids=CHANGING)
 def test_both_classifiers_do_the_same(words: list[str], tmp_path: Path) -> None:
     ours, textbook = (history([*words, f"module={name}"], tmp_path / name) for name in ("classifier", "textbook"))
@@ -168,6 +170,7 @@ def test_both_classifiers_do_the_same(words: list[str], tmp_path: Path) -> None:
         assert one == pytest.approx(other, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_learning_rate_finder_leaves_everything_else_unchanged(tmp_path: Path) -> None:
     plain = history(["module=textbook", "model.dropout=0.5"], tmp_path / "plain")
     searched = history(

@@ -13,6 +13,7 @@ WORDS = ["model=mlp", "model.hidden=[32]", "data=mnist_5k", "data.train_size=100
 WORDS += ["data.val=random", "report=false", "logger=none", "trainer.accelerator=cpu"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "ended"),
     [
@@ -87,6 +88,7 @@ def test_max_time_of_a_finished_run_can_be_raised(lab: Command, tmp_path: Path) 
     assert not any("seconds: 1" in word for word in after.overrides)
 
 
+@pytest.mark.slow
 def test_a_limit_that_did_not_end_a_run_can_be_raised_without_harm(lab: Command, tmp_path: Path) -> None:
     assert lab(*WORDS, "trainer.max_epochs=2", "trainer.max_steps=100", "hydra.run.dir=run").returncode == 0
     before = Result.load(tmp_path / "run")
@@ -96,6 +98,7 @@ def test_a_limit_that_did_not_end_a_run_can_be_raised_without_harm(lab: Command,
     assert load_run(tmp_path / "run").cfg.trainer.max_steps == 200
 
 
+@pytest.mark.slow
 def test_a_limit_of_1_is_one_mini_batch_and_1_0_is_all_of_them(tmp_path: Path) -> None:
     found = {}
     for limit in ("1", "1.0"):
@@ -106,6 +109,7 @@ def test_a_limit_of_1_is_one_mini_batch_and_1_0_is_all_of_them(tmp_path: Path) -
     assert found == {"1": (1, 400), "1.0": (10, 1000)}
 
 
+@pytest.mark.slow
 def test_an_epoch_that_max_steps_cuts_short_is_kept_validated_and_noted(tmp_path: Path) -> None:
     words = ["data.batch_size=30", "trainer.max_epochs=9", "trainer.max_steps=15", "checkpoint.every=9 epochs"]
     result = train(*QUICK, *words, "optimizer.lr=0.1", run_dir=tmp_path / "run").result
@@ -115,6 +119,7 @@ def test_an_epoch_that_max_steps_cuts_short_is_kept_validated_and_noted(tmp_path
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 15
 
 
+@pytest.mark.slow
 def test_a_run_that_is_tested_later_says_as_well_that_its_epoch_was_cut_short(lab: Command, tmp_path: Path) -> None:
     before = train(*QUICK, "data.batch_size=30", "trainer.max_steps=15", run_dir=tmp_path / "run").result
     (tmp_path / "run/result.json").unlink()  # as if it had been stopped in its test
@@ -129,6 +134,7 @@ def test_a_training_without_a_step_is_no_result(tmp_path: Path) -> None:
     assert not (tmp_path / "run/result.json").exists()
 
 
+@pytest.mark.slow
 def test_val_check_interval_may_be_a_time(tmp_path: Path) -> None:
     words = ["trainer.max_epochs=2", "+trainer.val_check_interval=00:01:00:00"]
     assert len(train(*QUICK, *words, run_dir=tmp_path / "run").result.history) == 2

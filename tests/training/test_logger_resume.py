@@ -85,6 +85,7 @@ def test_a_resumed_runs_points_count_though_it_began_in_the_same_second(
     assert [(point.step, point.value) for point in points] == [(1, 9999.0), (6, 10001.0)]
 
 
+@pytest.mark.slow
 def test_values_logged_by_a_callback_have_the_same_steps_as_ours(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN + DRAWS)
     for name, callback in (("fast", "Draws"), ("single steps", "DrawsSteps")):
@@ -97,6 +98,7 @@ def test_values_logged_by_a_callback_have_the_same_steps_as_ours(tmp_path: Path)
         assert set(points["epoch"]) == {(3, 0.0), (7, 1.0), (11, 2.0), (12, 3.0)}
 
 
+@pytest.mark.slow
 def test_each_run_in_one_process_is_a_wandb_run_of_its_own(tmp_path: Path) -> None:
     wandb = pytest.importorskip("wandb")
     words = [*WORDS, "trainer.max_epochs=1", "logger=none", "+logger._target_=lightning.pytorch.loggers.WandbLogger"]

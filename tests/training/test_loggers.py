@@ -90,6 +90,7 @@ def of_mlflow(run: Path) -> tuple[Curves, str]:
 READERS = {"tensorboard": of_tensorboard, "csv": of_csv, "wandb": of_wandb, "mlflow": of_mlflow}
 
 
+@pytest.mark.slow
 def test_each_logger_has_the_curves_the_config_and_the_test(tmp_path: Path) -> None:
     words = [*SMALL, f"logger=[{','.join(INSTALLED)}]", "optimizer.lr=0.00789", "callbacks=dashboard"]
     result = train(*words, run_dir=tmp_path / "run").result

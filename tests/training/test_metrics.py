@@ -53,6 +53,7 @@ def _of_predictions(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_metric_values_are_those_of_the_runs_predictions(run: TrainedRun) -> None:
     data = build_tested(run.cfg, run.run_dir)
     assert data.images is not None and isinstance(data.images.test_images, Tensor)
@@ -81,6 +82,7 @@ def test_metrics_are_in_the_history_and_in_tensorboard(run: TrainedRun) -> None:
         assert f"train/{name}" not in rows[0], "of validation and test"
 
 
+@pytest.mark.slow
 def test_both_classifiers_have_the_same_metrics(run: TrainedRun, tmp_path: Path) -> None:
     words = [*WORDS, "metrics=classification", KAPPA, "module=textbook", "logger=none"]
     other = mnist_lab.train(*words, run_dir=tmp_path / "textbook").result
@@ -91,6 +93,7 @@ def test_both_classifiers_have_the_same_metrics(run: TrainedRun, tmp_path: Path)
         assert {n: ours[n] for n in names} == pytest.approx({n: theirs[n] for n in names}, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_can_be_judged_by_a_chosen_metric(tmp_path: Path) -> None:
     words = [*WORDS, KAPPA, "logger=none", "monitor=val/kappa", "mode=max", "callbacks=early_stopping"]
     run = mnist_lab.train(

@@ -197,6 +197,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(lab: Comma
     assert outcome(tmp_path / "run") == whole
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_trained_longer(lab: Command, tmp_path: Path) -> None:
     assert lab(*MLP, "trainer.max_epochs=4", "hydra.run.dir=four").returncode == 0
     assert lab(*MLP, "trainer.max_epochs=2", "hydra.run.dir=two").returncode == 0
@@ -232,6 +233,7 @@ def test_a_stopped_longer_training_has_no_result_until_it_is_resumed(lab: Comman
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_is_finished(lab: Command, tmp_path: Path) -> None:
     words = [*MLP, "callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=2"]
     assert lab(*words, "trainer.max_epochs=60", "hydra.run.dir=run").returncode == 0
@@ -284,6 +286,7 @@ def test_a_run_is_resumed_only_on_the_images_that_it_began_with(lab: Command, tm
     assert lab("resume", "run", "trainer.max_epochs=2").returncode == 0
 
 
+@pytest.mark.slow
 def test_report_false_holds_when_a_run_is_resumed(lab: Command, tmp_path: Path) -> None:
     assert lab(*MLP, "trainer.max_epochs=1", "hydra.run.dir=run").returncode == 0
     assert lab("resume", "run", "trainer.max_epochs=2").returncode == 0
@@ -301,6 +304,7 @@ def test_resume_and_rerun_take_a_folder_named_like_an_option(lab: Command, tmp_p
     assert done.returncode == 0 and "reproduced" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_works_on_is_left_alone(lab: Command, tmp_path: Path) -> None:
     process = warm.start([*MLP, "trainer.max_epochs=500", "hydra.run.dir=run"], tmp_path, tmp_path / "shown")
     try:
@@ -324,6 +328,7 @@ def test_the_second_of_two_runs_that_begin_in_one_folder_is_refused(tmp_path: Pa
         assert (folder / ".holder").exists()
 
 
+@pytest.mark.slow
 def test_resume_names_what_it_cannot_resume(lab: Command, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for words, message in {
@@ -361,6 +366,7 @@ def test_a_checkpoint_file_is_always_whole(lab: Command, tmp_path: Path) -> None
     torch.load(last, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", ["on_fit_start", "on_sanity_check_start", "on_test_start"])
 def test_ctrl_c_outside_the_training_loop_ends_with_status_130(hook: str, lab: Command, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(

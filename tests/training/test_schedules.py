@@ -102,6 +102,7 @@ class Rates(Callback):
         Rates.seen = []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -124,6 +125,7 @@ def test_the_cosine_schedule_moves_at_each_step_to_the_end_of_the_run(tmp_path: 
     assert Rates.seen[-1] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_history_has_the_rate_that_each_epoch_used(tmp_path: Path) -> None:
     words = ["optimizer.lr=0.1", "trainer.max_epochs=4", "schedule=step", "schedule.every=1"]
     run = train(*WORDS, *words, "trainer.check_val_every_n_epoch=2", run_dir=tmp_path / "run")
@@ -131,6 +133,7 @@ def test_history_has_the_rate_that_each_epoch_used(tmp_path: Path) -> None:
     assert [row["val/acc"] is None for row in run.result.history] == [True, False, True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("monitor", ["val/loss", "train/acc"])
 def test_plateau_lowers_the_rate_when_its_metric_stands_still(monitor: str, tmp_path: Path) -> None:
     words = ["optimizer=sgd", "optimizer.lr=0.5", "trainer.max_epochs=16", "trainer.check_val_every_n_epoch=2"]

@@ -125,6 +125,7 @@ def test_an_argument_without_effect_is_refused_with_the_reason(name: str) -> Non
         compose(*WORDS, f"+trainer.{name}={value}")
 
 
+@pytest.mark.slow
 def test_without_checkpointing_a_run_has_its_result_and_report_and_no_weights(lab: Command, tmp_path: Path) -> None:
     done = lab(*WORDS, "report=true", "+trainer.enable_checkpointing=false", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
@@ -138,6 +139,7 @@ def test_without_checkpointing_a_run_has_its_result_and_report_and_no_weights(la
         train(*WORDS, "+trainer.enable_checkpointing=false", run_dir=tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_loggers_get_no_config_without_autolog_hparams(tmp_path: Path) -> None:
     for asked in ("true", "false"):
         train(*WORDS, "logger=[tensorboard,csv]", f"+trainer.enable_autolog_hparams={asked}", run_dir=tmp_path / asked)
@@ -148,6 +150,7 @@ def test_loggers_get_no_config_without_autolog_hparams(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "false/run.json").read_text())["loggers"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["classifier", "textbook"])
 def test_curves_by_step_are_drawn_on_request(module: str, tmp_path: Path) -> None:
     for number, words in enumerate([["+trainer.log_every_n_steps=2"], []]):

@@ -20,6 +20,7 @@ from mnist_lab.result import Result
 from mnist_lab.training import Classifier
 
 
+@pytest.mark.slow
 def test_accumulated_mini_batches_are_one_larger_mini_batch(tmp_path: Path) -> None:
     """In the loss, in the weights, and in the steps that the schedule counts."""
     words = ["trainer.max_epochs=3", "optimizer.lr=0.5", "schedule=cosine", "optimizer.momentum=0.9"]
@@ -80,6 +81,7 @@ def test_loss_and_accuracy_are_over_images_not_over_batches(tmp_path: Path) -> N
     assert trainer.callback_metrics["test/loss"].item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_training_and_the_best_weights_are_tested(tmp_path: Path) -> None:
     words = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=0.5"]
     words += ["callbacks.early_stopping.min_delta=0.02", "trainer.max_epochs=60", "test_checkpoint=best"]
@@ -94,6 +96,7 @@ def test_early_stopping_ends_a_training_and_the_best_weights_are_tested(tmp_path
     assert result.history[saved["best"]["epoch"]]["val/acc"] == max(row["val/acc"] for row in result.history)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_the_first_with_the_highest_accuracy_and_is_tested(lab: Command, tmp_path: Path) -> None:
     """Of all epochs: those after the run was resumed too."""
     words = ["model=mlp", "model.hidden=[64]", "data=mnist_5k", "data.val=random", "data.val_size=10", "seed=1"]
@@ -132,6 +135,7 @@ def test_a_run_that_validates_on_the_test_set_says_so(tmp_path: Path, capsys: py
     assert result.history[0]["val/acc"] == result.test["acc"]
 
 
+@pytest.mark.slow
 def test_the_neuron_shows_its_forward_pass_and_learns_its_digit(lab: Command, tmp_path: Path) -> None:
     done = lab("data=mnist_5k", "model=neuron", "model.digit=0", "trainer.max_epochs=3", "report=false", "logger=none")
     assert "sigmoid 0.9525741268224334" in done.stdout
@@ -157,6 +161,7 @@ def test_a_training_that_diverges_stops_and_says_where(batches: int, tmp_path: P
         train(*QUICK, *words, run_dir=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_computes_what_a_hand_written_loop_does(tmp_path: Path) -> None:
     words = ["data.val=none", "data.train_size=null", "data.batch_size=300", "trainer.max_epochs=2", "seed=3"]
     test = train(*QUICK, *words, run_dir=tmp_path / "run").result.test
@@ -179,6 +184,7 @@ def test_a_run_computes_what_a_hand_written_loop_does(tmp_path: Path) -> None:
     assert test["loss"] == pytest.approx(nn.functional.cross_entropy(logits, found.test_labels).item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_classes_can_weigh_differently_in_the_loss(tmp_path: Path) -> None:
     weights = "{_target_: torch.tensor, data: [1.0,1,1,1,1,1,1,1,1,0]}"
     plain, weighed = (

@@ -83,6 +83,7 @@ class Swaps(Callback):
         pl_module.load_state_dict(self.own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "callback", [f"{{{PRUNING}, use_lottery_ticket_hypothesis: false}}", f"{{_target_: {__name__}.Swaps}}"]
 )

@@ -72,6 +72,7 @@ def test_every_value_that_is_needed_is_missed(tmp_path: Path) -> None:
             Result.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_comparison_names_a_damaged_result_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for n in range(2):
         (tmp_path / str(n)).mkdir()

@@ -148,6 +148,7 @@ def resumed(sweep: Path, lab: Command, **changes: object) -> str:
     return f"{done.returncode} {done.stdout} {done.stderr}"
 
 
+@pytest.mark.slow
 def test_a_stranger_s_sweep_has_its_study_in_its_folder(sweep: Path, lab: Command, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/mine.db"
     said = resumed(sweep, lab, words=[f"sweep.storage={url}"], storage=url)

@@ -146,6 +146,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "outputs"
 
 
+@pytest.mark.slow
 def test_tensorboard_answers_its_own_pages(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program: Any = import_module("tensorboard.program")  # its package has a stand-in of that name
 

@@ -76,6 +76,7 @@ def in_folder(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_current_folder_shadows_no_installed_module(tmp_path: Path) -> None:
     for name in ("yaml", "pathlib", "difflib", "rich"):
         (tmp_path / f"{name}.py").write_text("print('mine')\n")

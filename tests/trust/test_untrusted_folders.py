@@ -66,6 +66,7 @@ def test_an_untrusted_config_may_name_layers_and_nothing_that_does_more(
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_an_untrusted_config_may_not_hide_a_target_in_an_interpolation(run: Path, lab: Command, tmp_path: Path) -> None:
     shutil.copy(Path(__file__), tmp_path / "a")
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -86,6 +87,7 @@ def test_an_untrusted_config_may_not_hide_a_target_in_an_interpolation(run: Path
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_an_untrusted_config_may_have_no_yaml_objects(run: Path, lab: Command) -> None:
     config = (run / "config.yaml").read_text()
     changed = re.sub("(?m)^name: .*", "name: !!python/object/apply:pathlib.Path [x]", config)
@@ -95,6 +97,7 @@ def test_an_untrusted_config_may_have_no_yaml_objects(run: Path, lab: Command) -
     assert done.returncode == 2 and "was not written here and has a PosixPath" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_copied_to_another_machine_works(run: Path, lab: Command, tmp_path: Path) -> None:
     elsewhere = str(tmp_path / "another home")
     done = lab("test", "run=run", XDG_CACHE_HOME=elsewhere)
@@ -118,6 +121,7 @@ def test_trusting_one_package_trusts_no_other(monkeypatch: pytest.MonkeyPatch) -
     assert trusts("owner") and not any(trusts(name) for name in ("own", "sweep", "o", "owner,sweeper"))
 
 
+@pytest.mark.slow
 def test_code_in_a_pickled_checkpoint_is_not_run(run: Path, lab: Command, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
@@ -128,6 +132,7 @@ def test_code_in_a_pickled_checkpoint_is_not_run(run: Path, lab: Command, tmp_pa
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_a_report_escapes_html_in_a_result(run: Path, lab: Command) -> None:
     evil = "<script>alert(1)</script>"
     result = replace(Result.load(run), started_at="<b onclick=x()>", name=evil, notes=[evil])
