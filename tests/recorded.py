@@ -1,14 +1,24 @@
 """All that a finished run leaves, to be compared bit by bit."""
 
 import csv
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from mnist_lab import train
 from mnist_lab.result import Result
+
+
+@cache
+def tested(*words: str) -> dict[str, Any]:
+    """Return what the test of a run finds. Runs of the same words are made once."""
+    with TemporaryDirectory() as folder:
+        return train(*words, run_dir=Path(folder) / "run").result.test
 
 
 def timeless(value: Any) -> Any:

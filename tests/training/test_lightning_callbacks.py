@@ -1,15 +1,13 @@
 """Each callback that Lightning exports works with either classifier, or is refused in one line that says why."""
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import lightning.pytorch.callbacks
 import pytest
 import torch
 from conftest import Command, outcome
+from recorded import tested
 from torch import Tensor, nn
 
 from mnist_lab import UserError, train
@@ -29,14 +27,8 @@ def columns(run: TrainedRun) -> set[str]:
     return set(path.read_text().partition("\n")[0].split(","))
 
 
-@cache
-def plain_result() -> dict[str, Any]:
-    with TemporaryDirectory() as folder:
-        return train(*WORDS, run_dir=Path(folder) / "run").result.test
-
-
 def same_numbers(run: TrainedRun) -> bool:
-    return run.result.test == plain_result()
+    return run.result.test == tested(*WORDS)
 
 
 def other_numbers(run: TrainedRun) -> bool:
@@ -69,7 +61,6 @@ DOES: dict[str, tuple[str, Holds]] = {
     ),
     "ModelPruning": ("pruning_fn: l1_unstructured, amount: 0.3", lambda run: share_of_zeros(run) > 0.29),
     "ModelSummary": ("max_depth: 2", same_numbers),
-    "OnExceptionCheckpoint": ("dirpath: kept", same_numbers),
     "RichModelSummary": ("max_depth: 2", same_numbers),
     "RichProgressBar": ("refresh_rate: 2", same_numbers),
     "SpikeDetection": ("warmup: 2", same_numbers),
@@ -83,7 +74,7 @@ DOES: dict[str, tuple[str, Holds]] = {
     "WeightAveraging": ("use_buffers: true", other_numbers),
 }
 ABSTRACT = {"BaseFinetuning", "BasePredictionWriter", "Callback", "Checkpoint", "ProgressBar"}
-ELSEWHERE = {"BackboneFinetuning", "BatchSizeFinder"}  # below
+ELSEWHERE = {"BackboneFinetuning", "BatchSizeFinder", "OnExceptionCheckpoint"}  # below
 
 
 def test_each_callback_that_lightning_exports_is_tried() -> None:
@@ -98,6 +89,15 @@ def test_a_callback_does_its_work(name: str, tmp_path: Path, monkeypatch: pytest
     words = [f"+callbacks.it={{_target_: {CALLBACKS}.{name}, {arguments}}}"]
     words += ["trainer.log_every_n_steps=5"] if "Monitor" in name else []
     assert holds(train(*WORDS, "logger=csv", *words, run_dir=tmp_path / "run"))
+
+
+def test_a_checkpoint_is_written_when_a_callback_raises(tmp_path: Path) -> None:
+    raises = "on_train_batch_end: {_target_: hydra.utils.get_method, path: builtins.len}"
+    words = [f"+callbacks.it={{_target_: {CALLBACKS}.OnExceptionCheckpoint, dirpath: {tmp_path / 'kept'}}}"]
+    words += [f"+callbacks.raises={{_target_: {CALLBACKS}.LambdaCallback, {raises}}}"]
+    with pytest.raises(UserError, match="len"):
+        train(*WORDS, *words, run_dir=tmp_path / "run")
+    assert list((tmp_path / "kept").glob("*.ckpt"))
 
 
 def test_device_stats_without_psutil_say_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

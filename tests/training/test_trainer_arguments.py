@@ -4,14 +4,12 @@ import csv
 import inspect
 import json
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import lightning as L
 import pytest
 from conftest import Command
+from recorded import tested
 
 from mnist_lab import UserError, compose, train
 from mnist_lab.keys import IN_BASE, INSTEAD, OF_TRAINER, WITHOUT_EFFECT
@@ -32,14 +30,8 @@ def validated(*epochs: int) -> Callable[[TrainedRun], bool]:
     return lambda run: [row["epoch"] for row in run.result.history if row["val/loss"] is not None] == list(epochs)
 
 
-@cache
-def plain_result() -> dict[str, Any]:
-    with TemporaryDirectory() as folder:
-        return train(*WORDS, *NOTHING, run_dir=Path(folder) / "run").result.test
-
-
 def same_numbers(run: TrainedRun) -> bool:
-    return run.result.test == plain_result()
+    return run.result.test == tested(*WORDS, *NOTHING)
 
 
 def other_numbers(run: TrainedRun) -> bool:
