@@ -21,7 +21,7 @@ from mnist_lab.composing import run_config
 from mnist_lab.errors import ProcessLost, UserError, one_line
 from mnist_lab.files import CONF_DIR, folder_lock, is_sweep
 from mnist_lab.folders import remove_on_failure
-from mnist_lab.hydra_adapter import let_errors_through
+from mnist_lab.hydra_adapter import let_errors_through, take_mode_from_words
 from mnist_lab.processes import end_with, fail, helping, is_helper_process, refuse_launcher
 from mnist_lab.rules import check
 
@@ -55,6 +55,7 @@ def launch(words: list[str], fresh: bool = True) -> None:
     sys.argv = [sys.argv[0], *words]
     job = Job(command, existing)
     let_errors_through()
+    take_mode_from_words()
     with remove_on_failure(folder, until=existing if command.runs and fresh else None):
         try:
             hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
