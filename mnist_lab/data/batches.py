@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import get_all_start_methods, get_start_method
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,7 @@ class WorkerBatches(Batches):
             batch_sampler=_Shares(self),
             num_workers=workers,
             worker_init_fn=_end_with_parent,
+            multiprocessing_context=_start_method() if workers else None,
             generator=torch.Generator(),  # not PyTorch's own, which the dropout masks come from
             pin_memory=self.device.type == "cuda",
         )
@@ -227,6 +229,12 @@ class WorkerBatches(Batches):
             random.seed(seed)
             np.random.seed(seed % 2**32)
             yield
+
+
+def _start_method() -> str:
+    """Return how to start processes: as Python does, whose default joblib's workers replace by one of their own."""
+    known = get_all_start_methods()  # the system's default comes first
+    return current if (current := get_start_method()) in known else known[0]
 
 
 def _end_with_parent(worker: int) -> None:

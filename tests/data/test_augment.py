@@ -1,6 +1,7 @@
 """Augmentation: each training image its own way, by the seed and the epoch; images that are tested stay as they are."""
 
 import math
+import multiprocessing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,16 @@ def test_workers_load_the_same_images_in_the_same_order(workers: int) -> None:
     again = memory.train_dataloader()
     again.sampler.set_epoch(1)
     torch.testing.assert_close(pixels(loaded), pixels(again), rtol=0, atol=0)
+
+
+def test_workers_start_where_joblib_has_set_a_start_method_of_its_own() -> None:
+    pytest.importorskip("joblib.externals.loky")
+    multiprocessing.set_start_method("loky", force=True)  # as in each process of hydra/launcher=joblib
+    try:
+        loaded = pixels(module(loader="workers", workers=1).train_dataloader())
+    finally:
+        multiprocessing.set_start_method(None, force=True)
+    torch.testing.assert_close(loaded, pixels(module().train_dataloader()), rtol=0, atol=0)
 
 
 def noise(image: Tensor) -> Tensor:
