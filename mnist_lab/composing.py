@@ -18,7 +18,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from mnist_lab.errors import UserError, closest, one_line
 from mnist_lab.hydra_adapter import Hydra, hydra_with
 from mnist_lab.image_folders import class_folders
-from mnist_lab.keys import IN_BASE, INSTEAD, OF_TRAINER, WITHOUT_EFFECT, check_read, keys_of, unknown_key_hint
+from mnist_lab.keys import IN_BASE, OF_TRAINER, SET_ELSEWHERE, WITHOUT_EFFECT, check_read, keys_of, unknown_key_hint
 from mnist_lab.metrics import known_mode, steady
 from mnist_lab.rules import EMNIST_CLASSES, MAY_BE_EMPTY, NEEDED, PACKAGES, RULES, SECTIONS, check
 from mnist_lab.targets import parameters_of, with_current_names
@@ -115,11 +115,17 @@ def with_plus_signs(overrides: Sequence[str]) -> list[str]:
       place of those that have sections of their own.
     - `trainer.NAME=VALUE` sets any argument of Lightning's Trainer, with or without a `+`.
     """
-    replaced = rf"(?=({'|'.join(REPLACEABLE)})=\{{.*\b_target_\b|logger\._target_=)"
-    added, there = (
-        rf"\+?(?=trainer\.({'|'.join(names)})=)" for names in ((*OF_TRAINER, *INSTEAD, *WITHOUT_EFFECT), IN_BASE)
-    )
-    return [re.sub(f"^{there}", "", re.sub(f"^({replaced}|{added})", "++", word)) for word in overrides]
+    return [_with_plus_signs(word) for word in overrides]
+
+
+def _with_plus_signs(word: str) -> str:
+    key, _, value = word.partition("=")
+    section, _, name = key.lstrip("+").partition(".")
+    if key == "logger._target_" or (key in REPLACEABLE and value.startswith("{") and "_target_" in value):
+        return f"++{word}"
+    if section == "trainer" and name in (*OF_TRAINER, *SET_ELSEWHERE, *WITHOUT_EFFECT):
+        return f"++{word.lstrip('+')}"
+    return word.lstrip("+") if section == "trainer" and name in IN_BASE else word
 
 
 def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ from mnist_lab.training import Classifier, History, Pace, ResumeState
 from mnist_lab.training.checkpoint_files import to_resume
 from mnist_lab.training.loggers import versions_of
 
-INSTEAD = {
+REFUSED = {
     BatchSizeFinder: "The size that it finds depends on the memory that is free and is in no config, so the run "
     "couldn't be resumed or repeated. A sweep compares sizes: -m data.batch_size=32,128,512",
 }
@@ -147,7 +147,7 @@ def build_callbacks(cfg: DictConfig, run_dir: Path) -> dict[str, L.Callback]:
         callback = build(cfg, f"callbacks.{key}") if OmegaConf.is_dict(described) else None
         if not isinstance(callback, L.Callback):
             raise UserError(f"callbacks.{key} is no Lightning callback: it needs a _target_ that is one")
-        for kind, instead in INSTEAD.items():
+        for kind, instead in REFUSED.items():
             if isinstance(callback, kind):
                 raise UserError(f"callbacks.{key}: Lightning's {kind.__name__} is not supported. {instead}")
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:

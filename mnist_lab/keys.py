@@ -17,7 +17,7 @@ WITHOUT_EFFECT = {
     "model_registry": (None, "it uploads checkpoints to Lightning's service, and a run's stay in its folder"),
 }
 """Arguments of Lightning's Trainer that nothing here uses: the value that changes nothing, and why."""
-INSTEAD = {"callbacks": "callbacks.NAME", "logger": "logger", "default_root_dir": "hydra.run.dir"}
+SET_ELSEWHERE = {"callbacks": "callbacks.NAME", "logger": "logger", "default_root_dir": "hydra.run.dir"}
 """Those that are options of their own here."""
 OF_TRAINER = (
     *("min_epochs", "min_steps", "max_time", "fast_dev_run", "overfit_batches", "val_check_interval"),
@@ -131,11 +131,10 @@ def check_read(cfg: DictConfig, overrides: Sequence[str], known: Sequence[str], 
 def _check_trainer(cfg: DictConfig) -> None:
     trainer = cfg.trainer
     if trainer._target_ in ("lightning.Trainer", "lightning.pytorch.Trainer"):
-        for key in trainer:
-            if key not in (known := (*OF_TRAINER, *IN_BASE, *INSTEAD, *WITHOUT_EFFECT)) and not str(key).startswith(
-                "_"
-            ):
-                raise UserError(f"trainer.{key}: Lightning's Trainer has no such argument.{closest(str(key), known)}")
+        known = (*OF_TRAINER, *IN_BASE, *SET_ELSEWHERE, *WITHOUT_EFFECT)
+        for key in map(str, trainer):
+            if key not in known and not key.startswith("_"):
+                raise UserError(f"trainer.{key}: Lightning's Trainer has no such argument.{closest(key, known)}")
     own_loaders = not str(cfg.data.get("_target_")).startswith("mnist_lab.")
     for key, (neutral, why) in WITHOUT_EFFECT.items():
         if key in trainer and trainer[key] != neutral and not (own_loaders and key in OF_LOADERS):

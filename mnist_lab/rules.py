@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from mnist_lab.errors import CONTROLS, UserError, closest, one_line
-from mnist_lab.keys import INSTEAD, keys_of
+from mnist_lab.keys import SET_ELSEWHERE, keys_of
 from mnist_lab.metrics import metric_conflicts
 from mnist_lab.targets import logger_sections, writes_tensorboard
 
@@ -383,7 +383,7 @@ def _conflicts(cfg: DictConfig) -> Iterator[str]:
     if get("callbacks.dashboard") is not None and not writes_tensorboard(cfg.logger):
         yield "callbacks=dashboard writes for TensorBoard: add logger=tensorboard"
     yield from metric_conflicts(cfg)
-    for key, instead in INSTEAD.items():
+    for key, instead in SET_ELSEWHERE.items():
         if key in cfg.trainer:
             yield f"trainer.{key} is not allowed, it is {instead} here"
     clips, fused = get("trainer.gradient_clip_val") is not None, get("optimizer.fused")

@@ -12,7 +12,7 @@ from conftest import Command
 from recorded import tested
 
 from mnist_lab import UserError, compose, train
-from mnist_lab.keys import IN_BASE, INSTEAD, OF_TRAINER, WITHOUT_EFFECT
+from mnist_lab.keys import IN_BASE, OF_TRAINER, SET_ELSEWHERE, WITHOUT_EFFECT
 from mnist_lab.result import Result
 from mnist_lab.trained import TrainedRun
 
@@ -77,7 +77,7 @@ TAKEN: dict[str, tuple[str, Callable[[TrainedRun], bool]]] = {
     "enable_autolog_hparams": ("false", same_numbers),
     "plugins": ("[{_target_: lightning.pytorch.plugins.environments.LightningEnvironment}]", same_numbers),
 }
-REFUSED = {*WITHOUT_EFFECT, *INSTEAD}
+REFUSED = {*WITHOUT_EFFECT, *SET_ELSEWHERE}
 
 
 def test_each_argument_is_either_taken_or_refused() -> None:
