@@ -99,15 +99,13 @@ def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lab(tmp_path: Path) -> Command:
     """Runs `python -m mnist_lab WORDS` in an empty folder, without a terminal.
 
-    Forked from a Python that has imported everything, but for what a forked one does otherwise: an environment that
-    is read before that, and processes of a launcher or of a loader, which wait 5 s for each other there.
+    Forked from a Python that has imported everything, unless its environment is read before that.
     """
 
     def command(*words: str, **environment: str) -> warm.Done | subprocess.CompletedProcess[str]:
-        workers = "data.loader=workers" in words and "data.workers=0" not in words
-        read_before = environment.keys() & {"PYTHONIOENCODING", "OMP_DISPLAY_ENV"}
-        if not (workers or read_before or any("launcher" in word for word in words)):
+        if not environment.keys() & {"PYTHONIOENCODING", "OMP_DISPLAY_ENV"}:
             helpers = 2 if any(re.search("devices|ddp", word) for word in words) else 0
+            helpers = 4 if "hydra/launcher=joblib" in words else helpers
             return warm.lab(list(words), tmp_path, 600, environment, helpers)
         return subprocess.run(
             [sys.executable, "-m", "mnist_lab", *words],

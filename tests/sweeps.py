@@ -1,8 +1,8 @@
 """Small sweeps, and what the tests of sweeps ask about them."""
 
-import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from conftest import QUICK
@@ -40,7 +40,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
     raise AssertionError("it never came")
 
 
-def alive(group: int) -> list[str]:
-    """The processes of a group that have not ended."""
-    listed = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if line.split()[0] == str(group) and line.split()[1][0] != "Z"]
+def alive(folder: Path) -> list[str]:
+    """The processes at work in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if (process / "cwd").resolve(strict=True) == folder:
+                found.append((process / "cmdline").read_text())
+    return found

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import _posixsubprocess
+import atexit
+import fcntl
 import json
 import os
+import runpy
+import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,6 +24,8 @@ from typing import Any
 
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(["warmed"])
+MODULES = ("mnist_lab", "joblib.externals.loky.backend.popen_loky_posix")
+"""Which commands start themselves: a run's other processes, and the workers of a sweep."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ def start(
     environment: dict[str, str] | None = None,
     helpers: int = 0,
     open_end: Connection | None = None,
+    module: str = "mnist_lab",
 ) -> BaseProcess:
     """Start `python -m mnist_lab WORDS`.
 
@@ -44,22 +53,28 @@ def start(
         cwd: its folder.
         shown: what it shows goes to the files `shown`.out and .err.
         environment: variables beside those of this process.
-        helpers: number of `python -m mnist_lab` that it may start itself and that are forked as well; more are fresh.
+        helpers: number of processes, MODULES, that it may start itself and that are forked as well; more are fresh.
         open_end: of a pipe, which is closed when the command and its helpers have ended.
+        module: another one.
     """
     variables = {**os.environ, **(environment or {})}
-    process = FORKS.Process(target=_front_door, args=(words, cwd, shown, variables, helpers, open_end))
+    process = FORKS.Process(target=_front_door, args=([module, *words], cwd, shown, variables, helpers, open_end))
     process.start()
     return process
 
 
 def lab(
-    words: list[str], cwd: Path, seconds: float = 300, environment: dict[str, str] | None = None, helpers: int = 0
+    words: list[str],
+    cwd: Path,
+    seconds: float = 300,
+    environment: dict[str, str] | None = None,
+    helpers: int = 0,
+    module: str = "mnist_lab",
 ) -> Done:
-    """Run `python -m mnist_lab WORDS` to its end, or for so many seconds; `helpers` as for `start`."""
+    """Run `python -m mnist_lab WORDS` to its end, or for so many seconds; the rest as for `start`."""
     with TemporaryDirectory() as folder:
         shown, (reader, writer) = Path(folder) / "shown", FORKS.Pipe(duplex=False)
-        process = start(words, cwd, shown, environment, helpers, writer)
+        process = start(words, cwd, shown, environment, helpers, writer, module)
         writer.close()
         process.join(seconds)
         if helpers:
@@ -93,16 +108,33 @@ def _front_door(
         os.dup2(handle, number)
         os.close(handle)
     sys.path[:0] = [str(cwd), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    environment |= {"COLUMNS": "120"}
     if helpers:
         words, environment = _with_helpers(helpers, words, environment)
-    _run(words, {**environment, "COLUMNS": "120"})
+    status = 0
+    try:
+        _run(*words, environment=environment)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    # The end of a Python. That of `multiprocessing` waits for child processes before it has told them to end.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
-def _run(words: list[str], environment: dict[str, str]) -> None:
+def _run(module: str, *words: str, environment: dict[str, str]) -> None:
     from mnist_lab import __main__, startup
 
+    set_start_method(None, force=True)  # the system's, as in a fresh Python
     os.environ.clear()
     os.environ.update(environment)
+    if module != "mnist_lab":
+        sys.argv = [module, *words]
+        sys.modules.pop(module, None)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return
     sys.argv = [str(Path(__main__.__file__)), *words]
     startup.STARTED = time.perf_counter()
     with suppress(BrokenPipeError):
@@ -110,35 +142,49 @@ def _run(words: list[str], environment: dict[str, str]) -> None:
 
 
 def _with_helpers(number: int, words: list[str], environment: dict[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Fork processes that wait to be a `python -m mnist_lab WORDS` that this one starts.
+    """Fork processes that wait to be a `python -m MODULE WORDS` that this one starts.
 
     Returns:
-        Words and environment of the command: in a helper those that it is started with.
+        Module, words and environment of the command: in a helper those that it is started with.
     """
-    ready: list[tuple[int, int]] = []
+    ready: list[tuple[int, socket.socket]] = []
     for _ in range(number):
-        reader, writer = os.pipe()
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if (process := os.fork()) == 0:
-            for handle in (writer, *(handle for _, handle in ready)):
-                os.close(handle)
-            with os.fdopen(reader, encoding="utf-8") as pipe:
-                told = pipe.read()
-            if not told:  # there was no need for it
-                os._exit(0)
-            words, environment = json.loads(told)
-            return words, environment
-        os.close(reader)
-        ready.append((process, writer))
-    fork_exec = subprocess._fork_exec  # type: ignore[attr-defined]
+            for end in (here, *(end for _, end in ready)):
+                end.close()
+            return _told_by(there)
+        there.close()
+        ready.append((process, here))
+    fork_exec = _posixsubprocess.fork_exec
 
-    def fork_or_exec(args: list[str], *others: Any) -> int:
-        if not ready or list(args[:3]) != [sys.executable, "-m", "mnist_lab"]:
+    def fork_or_exec(args: list[str | bytes], *others: Any) -> int:
+        words = [word for word in map(os.fsdecode, args[1:]) if word not in ("-u", "-m")]
+        if not ready or words[0] not in MODULES:
             return int(fork_exec(args, *others))
-        process, writer = ready.pop(0)
-        variables = dict(os.fsdecode(variable).split("=", 1) for variable in others[4])
-        with os.fdopen(writer, "w", encoding="utf-8") as pipe:
-            json.dump([args[3:], variables], pipe)
+        (process, there), variables = ready.pop(0), [os.fsdecode(variable) for variable in others[4]]
+        handles, own_session = [handle for handle in others[2] if handle != others[12]], others[14]
+        socket.send_fds(there, [json.dumps([words, variables, handles, own_session]).encode()], handles)
+        there.close()
         return process
 
-    subprocess._fork_exec = fork_or_exec  # type: ignore[attr-defined]
+    subprocess._fork_exec = _posixsubprocess.fork_exec = fork_or_exec  # type: ignore[assignment, attr-defined]
     return words, environment
+
+
+def _told_by(parent: socket.socket) -> tuple[list[str], dict[str, str]]:
+    """Module, words and environment that a helper is started with, which gets the file handles that go with them."""
+    message, received, *_ = socket.recv_fds(parent, 1 << 20, 99)
+    parent.close()
+    if not message:  # there was no need for it
+        os._exit(0)
+    words, variables, handles, own_session = json.loads(message)
+    moved = [fcntl.fcntl(handle, fcntl.F_DUPFD, 500) for handle in received]
+    for handle in received:
+        os.close(handle)
+    for handle, number in zip(moved, handles, strict=True):
+        os.dup2(handle, number)
+        os.close(handle)
+    if own_session:
+        os.setsid()
+    return words, dict(variable.split("=", 1) for variable in variables)

@@ -7,8 +7,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -152,10 +150,11 @@ def test_another_number_of_processes_resumes_at_an_epochs_end_with_a_note(tmp_pa
 def test_the_processes_of_a_loader_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
     words = ["data=mnist_5k", "model=mlp", "data.loader=workers", "data.workers=2", "trainer.max_epochs=400"]
     words += ["report=false", "hydra.run.dir=run"]
-    command = [sys.executable, "-m", "mnist_lab", *words]
-    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
-    wait_for(lambda: (tmp_path / "run/history.csv").exists() and len(alive(run.pid)) == 3)
+    run = warm.start(words, tmp_path, tmp_path.with_name("shown"))
+    wait_for(lambda: (tmp_path / "run/history.csv").exists() and len(alive(tmp_path)) == 3)
     run.kill()
-    run.wait()
-    time.sleep(2)
-    assert alive(run.pid) == []
+    run.join()
+    latest = time.monotonic() + 2
+    while left := alive(tmp_path):
+        assert time.monotonic() < latest, left
+        time.sleep(0.05)

@@ -1,8 +1,6 @@
 """Several processes on a CPU, started by the run, torchrun or srun: one folder, one result, each image counted once."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -94,13 +92,13 @@ def test_all_processes_validate_the_same_network(lab: Command, tmp_path: Path) -
 @pytest.mark.slow
 def test_what_torchrun_starts_is_one_run(tmp_path: Path) -> None:
     words = [*DDP, "trainer.max_epochs=1", "test_checkpoint=best"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "mnist_lab", *words]
-    done = subprocess.run(torchrun, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    torchrun = ["--nproc_per_node=2", "-m", "mnist_lab", *words]
+    done = warm.lab(torchrun, tmp_path, helpers=2, module="torch.distributed.run")
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "outputs").glob("*/*")
     assert result_in(folder).machine["processes"] == 2
     assert done.stdout.count("epoch 1/1") == 1
-    few = subprocess.run([*torchrun, "trainer.devices=3"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    few = warm.lab([*torchrun, "trainer.devices=3"], tmp_path, helpers=2, module="torch.distributed.run")
     assert few.returncode != 0
     assert few.stderr.count("error: torchrun has started 2 processes, and the run is for 3") == 1
     assert list((tmp_path / "outputs").glob("*/*")) == [folder]

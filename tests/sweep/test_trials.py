@@ -2,13 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from conftest import Command
 from filelock import FileLock
 from sweeps import SMALL, STOP, STOPPING, alive, states, wait_for
@@ -32,24 +32,35 @@ class Net(MLP):
             raise ArithmeticError("out of luck")
 """
 KILLING = """
-import os, signal
+import os, signal, time
+from pathlib import Path
 from mnist_lab.models import MLP
 
 
 class Net(MLP):
+    '''Kills its process where it is 13 wide, beside one that is 16 wide.'''
+
     def forward(self, images):
-        if self.training and self.layers[-1].in_features == 13:
+        width = self.layers[-1].in_features
+        if self.training and width == 13:
+            with open("kills", "a") as file:
+                file.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
+        while self.training and width == 16 and "MEET" in os.environ and not Path("kills").exists():
+            time.sleep(0.01)
         return super().forward(images)
 """
+JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+def start(folder: Path, *words: str) -> BaseProcess:
     """Start a command that goes on while the test looks."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "mnist_lab", *words],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    return warm.start(list(words), folder, folder.with_name("shown"), helpers=2)
+
+
+def end(process: BaseProcess, folder: Path) -> warm.Done:
+    process.join(120)
+    return warm.told(process, folder.with_name("shown"))
 
 
 @pytest.mark.slow
@@ -123,23 +134,12 @@ def test_a_trial_that_cannot_run_says_why_and_is_not_tried_again(
 @pytest.mark.slow
 def test_a_killed_worker_costs_its_trial_one_attempt_and_no_other_trial(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    words = ["-m", *SMALL, "seed=range(0,3)", "trainer.max_epochs=60", "sweep.retries=2", "hydra.sweep.dir=s"]
-    process = start(tmp_path, *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    wait_for(lambda: (tmp_path / "s/2/history.csv").exists())
-    os.kill(int((tmp_path / "s/2/.holder").read_text().split()[1]), signal.SIGKILL)
-    said = process.communicate()[0]
-    assert process.returncode == 0, said
-    assert states(tmp_path / "s") == dict.fromkeys(range(3), "COMPLETE")
-
-
-@pytest.mark.slow
-def test_a_trial_that_kills_its_worker_fails_and_no_other_does(lab: Command, tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     (tmp_path / "own.py").write_text(KILLING)
-    words = ["-m", *SMALL, "model=mlp", "model._target_=own.Net", "model.hidden=16,13,32", "sweep.retries=0"]
-    done = lab(*words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=s")
+    words = ["-m", *SMALL, "model=mlp", "model._target_=own.Net", "model.hidden=16,13,32", "sweep.retries=1"]
+    done = warm.lab([*words, *JOBLIB, "hydra.sweep.dir=s"], tmp_path, 120, {"MEET": "1"}, helpers=8)
     assert done.returncode == 1 and "trial 1   model.hidden=13   failed   its process was killed" in done.stdout
     assert states(tmp_path / "s") == {0: "COMPLETE", 1: "FAIL", 2: "COMPLETE"}
+    assert (tmp_path / "kills").read_text() == "xxx", "once beside another, whose process ends as well, and twice alone"
 
 
 @pytest.mark.slow
@@ -156,28 +156,27 @@ def test_a_trial_that_kills_the_whole_sweep_holds_up_no_other(lab: Command, tmp_
 def test_sigterm_to_a_sweep_of_several_processes_prints_the_command_that_resumes_it(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["-m", *SMALL, "trainer.max_epochs=2000", "seed=0,1", "hydra.sweep.dir=s"]
-    process = start(tmp_path, *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    process = start(tmp_path, *words, *JOBLIB)
     wait_for(lambda: (tmp_path / "s/0/history.csv").exists())
     process.terminate()
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 143 and "To go on: python -m mnist_lab resume s" in said, said
+    done = end(process, tmp_path)
+    assert done.returncode == 143 and "To go on: python -m mnist_lab resume s" in done.stdout, done
 
 
 @pytest.mark.slow
 def test_workers_end_with_a_sweep_that_is_killed_and_resume_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["-m", *SMALL, "trainer.max_epochs=40", "seed=0,1", "sweep.retries=0", "hydra.sweep.dir=s"]
-    process = start(tmp_path, *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    process = start(tmp_path, *words, *JOBLIB)
     wait_for(lambda: all((tmp_path / f"s/{n}/history.csv").exists() for n in (0, 1)))
     process.kill()
-    process.wait()
-    end = time.monotonic() + 5  # 2, where the cores have nothing else to do
-    while left := alive(process.pid):  # those that it has started, and theirs
-        assert time.monotonic() < end, left
+    process.join()
+    latest = time.monotonic() + 5  # 2, where the cores have nothing else to do
+    while left := alive(tmp_path):  # those that it has started, and theirs
+        assert time.monotonic() < latest, left
         time.sleep(0.1)
-    again = start(tmp_path, "resume", "s")
-    said = again.communicate()[0]
-    assert again.returncode == 0, said
+    done = end(start(tmp_path, "resume", "s"), tmp_path)
+    assert done.returncode == 0, done
     assert states(tmp_path / "s") == dict.fromkeys(range(2), "COMPLETE")
 
 
