@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import warm
 from filelock import FileLock
+from hypothesis import settings
 
 from mnist_lab.torchmetrics_adapter import TorchmetricsWithoutSciPy
 
@@ -41,7 +42,8 @@ needs_mnist = pytest.mark.skipif(
     reason="the full MNIST is not in MNIST_LAB_DATA",
 )
 
-
+settings.register_profile("mnist_lab", deadline=None)  # how long an example takes depends on what else the machine does
+settings.load_profile("mnist_lab")
 sys.meta_path.insert(0, TorchmetricsWithoutSciPy())  # as every command does
 gc.disable()  # until the tests are imported, which leaves next to nothing to collect: looking for it takes a second
 

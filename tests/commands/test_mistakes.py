@@ -280,7 +280,7 @@ def test_a_failed_command_removes_nothing_that_it_did_not_make(lab: Command, tmp
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     key=st.sampled_from(
         ["model", "optimizer.lr", "data.batch_size", "seed", "+x", "~trainer", "trainer.devices", "", "a.b"]

@@ -52,7 +52,6 @@ def test_each_image_is_augmented_in_its_own_way_by_the_seed(seed: int) -> None:
     assert first.shape == images.shape and first.dtype == torch.float32
 
 
-@settings(deadline=None)
 @given(shift=st.floats(0.5, 8), height=st.integers(35, 45), width=st.integers(35, 45), seed=st.integers(0, 2**31))
 def test_a_shift_is_in_pixels_and_at_most_as_configured(shift: float, height: int, width: int, seed: int) -> None:
     moved = middle(Augment(shift=shift)(dot(0, 0, height, width), generator(seed)))
@@ -61,7 +60,6 @@ def test_a_shift_is_in_pixels_and_at_most_as_configured(shift: float, height: in
     assert abs(float(torch.corrcoef(moved.T)[0, 1])) < 0.7, "each axis for itself"
 
 
-@settings(deadline=None)
 @given(degrees=st.floats(5, 180), height=st.integers(35, 60), width=st.integers(35, 60), seed=st.integers(0, 2**31))
 def test_a_rotation_is_in_degrees_about_the_centre(degrees: float, height: int, width: int, seed: int) -> None:
     turned = middle(Augment(rotate=degrees)(dot(9, 0, height, width), generator(seed)))
@@ -70,7 +68,6 @@ def test_a_rotation_is_in_degrees_about_the_centre(degrees: float, height: int, 
     assert angles.max() <= degrees + 0.5 and angles.max() > degrees / 2
 
 
-@settings(deadline=None)
 @given(scale=st.floats(0.1, 0.4), seed=st.integers(0, 2**31))
 def test_a_scale_change_is_a_fraction(scale: float, seed: int) -> None:
     sizes = (Augment(scale=scale)(dot(0, 0), generator(seed)).sum((1, 2, 3)) / dot(0, 0).sum((1, 2, 3))).sqrt()
@@ -84,7 +81,7 @@ def test_elastic_deformation_has_its_standard_deviation_in_pixels() -> None:
     assert 0.4 < at_points < 0.55 and abs(float(inside.mean())) < 0.02
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(erase=st.floats(0.1, 1.0), seed=st.integers(0, 2**31))
 def test_a_rectangle_is_erased_with_its_probability(erase: float, seed: int) -> None:
     erased = Augment(erase=erase)(torch.ones(600, 2, 40, 60), generator(seed)) == 0

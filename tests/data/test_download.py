@@ -171,7 +171,7 @@ def test_a_server_without_ranges_or_a_wrong_part_starts_the_download_anew(
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     content=st.binary(max_size=3000),
     cuts=st.lists(st.integers(0, 3000), max_size=4),

@@ -42,7 +42,6 @@ def same(layer: nn.Module, plain: Callable[..., Tensor], inputs: Tensor) -> None
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(
     images=st.integers(0, 300),
     inputs=st.integers(1, 900),
@@ -65,7 +64,7 @@ def test_a_linear_layer_computes_what_torch_does(
 
 
 @pytest.mark.parametrize("avx512", [True, False])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     images=st.integers(1, 40),
     channels=st.integers(1, 4),
@@ -93,7 +92,7 @@ def test_a_convolution_with_pooling_computes_what_torch_does(
             close(layer(inputs), F.max_pool2d(F.conv2d(inputs, layer.weight, layer.bias), pool))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rate=st.floats(0.01, 0.95), seed=st.integers(0, 2**31), last=st.booleans())
 def test_dropout_has_its_rate_and_scale_and_its_gradient_the_same_mask(rate: float, seed: int, last: bool) -> None:
     torch.manual_seed(seed)
@@ -129,7 +128,7 @@ def test_dropout_drops_each_value_independently_and_anew_at_each_step() -> None:
     relus=st.lists(st.booleans(), min_size=3, max_size=3),
     seed=st.integers(0, 2**31),
 )
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_layers_give_the_same_without_gradients(sizes: list[int], batch: int, relus: list[bool], seed: int) -> None:
     torch.manual_seed(seed)
     parts = [
@@ -215,7 +214,7 @@ def test_networks_can_be_exported_traced_and_copied() -> None:
 
 
 @given(seed=st.integers(0, 2**31), decay=st.sampled_from([0.0, 0.01]))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_fused_rmsprop_is_rmsprop(seed: int, decay: float) -> None:
     torch.manual_seed(seed)
     start = [torch.randn(30, 20), torch.randn(7)]

@@ -199,7 +199,7 @@ ANYHOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function
 
 @pytest.mark.slow
 @seed(0)
-@settings(max_examples=100, deadline=None, database=None, suppress_health_check=ANYHOW)
+@settings(max_examples=100, database=None, suppress_health_check=ANYHOW)
 @given(words=commands())
 def test_a_hundred_random_commands_end_without_a_traceback(words: list[str], run: Path) -> None:
     assert (fault := answers(words, run)) is None, fault
@@ -208,7 +208,7 @@ def test_a_hundred_random_commands_end_without_a_traceback(words: list[str], run
 @pytest.mark.faults
 def test_many_random_commands_end_without_a_traceback(run: Path, tally: Tally) -> None:
     @seed(tally.seed)
-    @settings(max_examples=100 * tally.size, deadline=None, database=None, suppress_health_check=ANYHOW)
+    @settings(max_examples=100 * tally.size, database=None, suppress_health_check=ANYHOW)
     @given(words=commands())
     def many(words: list[str]) -> None:
         assert (fault := answers(words, run)) is None, fault

