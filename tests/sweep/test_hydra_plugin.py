@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.plugins import Plugins
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
 from hydra.version import _UNSPECIFIED_, VersionBase
 from omegaconf import DictConfig
@@ -31,7 +32,8 @@ def test_the_basic_launcher_gets_few_jobs_at_a_time(
     hydra_sweep_runner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It keeps the config of each job until its last one has ended: of 1,000 trials 0.3 GB."""
-    monkeypatch.setattr("hydra_plugins.mnist_lab_sweeper.AT_ONCE", 2)
+    Plugins.instance()  # imports it
+    monkeypatch.setattr(sys.modules["hydra_plugins.mnist_lab_sweeper"], "AT_ONCE", 2)
     words = ["hydra/sweeper=study", "hydra/launcher=basic", "bar=1,2,3"]
     where = {"calling_file": None, "calling_module": "hydra.test_utils.a_module", "config_path": "configs"}
     with hydra_sweep_runner(
