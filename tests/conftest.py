@@ -17,6 +17,7 @@ import pytest
 import warm
 from filelock import FileLock
 from hypothesis import settings
+from parsed import parse_once
 
 from mnist_lab.torchmetrics_adapter import TorchmetricsWithoutSciPy
 
@@ -49,6 +50,7 @@ gc.disable()  # until the tests are imported, which leaves next to nothing to co
 
 
 def pytest_collection_finish() -> None:
+    parse_once()
     gc.freeze()
     gc.enable()
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, set_start_method
 from multiprocessing.connection import Connection
@@ -25,7 +24,7 @@ from typing import Any
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(["warmed"])
 MODULES = ("mnist_lab", "joblib.externals.loky.backend.popen_loky_posix")
-"""Which commands start themselves: a run's other processes, and the workers of a sweep."""
+"""What commands start themselves: a run's other processes, the workers of a sweep, what is measured."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,7 @@ def _front_door(
         handle = os.open(f"{shown}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, number)
         os.close(handle)
+    sys.stdout = os.fdopen(1, "w", closefd=False)  # which knows whether it is a pipe
     sys.path[:0] = [str(cwd), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     environment |= {"COLUMNS": "120"}
     if helpers:
@@ -137,8 +137,7 @@ def _run(module: str, *words: str, environment: dict[str, str]) -> None:
         return
     sys.argv = [str(Path(__main__.__file__)), *words]
     startup.STARTED = time.perf_counter()
-    with suppress(BrokenPipeError):
-        __main__.main()
+    __main__.main()
 
 
 def _with_helpers(number: int, words: list[str], environment: dict[str, str]) -> tuple[list[str], dict[str, str]]:
@@ -160,11 +159,13 @@ def _with_helpers(number: int, words: list[str], environment: dict[str, str]) ->
 
     def fork_or_exec(args: list[str | bytes], *others: Any) -> int:
         words = [word for word in map(os.fsdecode, args[1:]) if word not in ("-u", "-m")]
-        if not ready or words[0] not in MODULES:
+        if not ready or not words[0].startswith(MODULES):
             return int(fork_exec(args, *others))
         (process, there), variables = ready.pop(0), [os.fsdecode(variable) for variable in others[4]]
-        handles, own_session = [handle for handle in others[2] if handle != others[12]], others[14]
-        socket.send_fds(there, [json.dumps([words, variables, handles, own_session]).encode()], handles)
+        handles = {handle: handle for handle in others[2] if handle != others[12]}  # its number there, and here
+        handles |= {n: handle for n, handle in enumerate((others[5], others[8], others[10])) if handle != -1}
+        message = json.dumps([words, variables, [*handles], others[14]]).encode()
+        socket.send_fds(there, [message], [*handles.values()])
         there.close()
         return process
 
@@ -178,11 +179,11 @@ def _told_by(parent: socket.socket) -> tuple[list[str], dict[str, str]]:
     parent.close()
     if not message:  # there was no need for it
         os._exit(0)
-    words, variables, handles, own_session = json.loads(message)
+    words, variables, numbers, own_session = json.loads(message)
     moved = [fcntl.fcntl(handle, fcntl.F_DUPFD, 500) for handle in received]
     for handle in received:
         os.close(handle)
-    for handle, number in zip(moved, handles, strict=True):
+    for handle, number in zip(moved, numbers, strict=True):
         os.dup2(handle, number)
         os.close(handle)
     if own_session:

@@ -5,6 +5,8 @@ import sys
 from contextlib import suppress
 from importlib import import_module
 
+from parsed import parse_once
+
 import mnist_lab
 from mnist_lab.torchmetrics_adapter import TorchmetricsWithoutSciPy
 
@@ -22,6 +24,11 @@ except ImportError as error:
 for name in OTHERS.split():
     with suppress(ImportError):  # not everything is installed
         import_module(name)
+parse_once()
+for path in import_module("mnist_lab.files").CONF_DIR.rglob("*.yaml"):
+    import_module("omegaconf").OmegaConf.load(path)
+with suppress(ImportError):
+    import_module("mnist_lab.data.sources").mnist_5k()
 # Hydra's parser remembers what it has seen of its grammar.
 mnist_lab.compose("model=mlp", "data=mnist_5k", "model.hidden=[32,64]", "optimizer.lr=1e-3", "name='a b'")
 gc.freeze()

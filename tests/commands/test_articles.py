@@ -1,9 +1,11 @@
 """`articles`: every experiment over several seeds, the table printed and saved, nothing run twice."""
 
+import shutil
 from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
+import warm
 from conftest import Command, outcome
 from filelock import FileLock
 
@@ -11,6 +13,23 @@ from mnist_lab.files import CONF_DIR
 from mnist_lab.result import Result
 
 SHORT = ("seeds=2", "data=mnist_5k", "data.fallback=null", "trainer=debug")
+D = ("articles", "experiments=d_mlp_512", *SHORT)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the command D has been typed."""
+    folder = tmp_path_factory.mktemp("made")
+    done = warm.lab([*D], folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def there(made: Path, tmp_path: Path) -> Path:
+    """The same, to be changed."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
 @pytest.mark.slow
@@ -29,51 +48,45 @@ def test_the_articles_table_has_the_results_of_its_runs(lab: Command, tmp_path: 
 
 
 @pytest.mark.slow
-def test_articles_repeats_no_finished_run_even_if_its_data_has_moved(lab: Command, tmp_path: Path) -> None:
-    words = ("articles", "experiments=d_mlp_512", *SHORT)
-    assert lab(*words).returncode == 0
-    paths = sorted(tmp_path.rglob("result.json"))
+def test_articles_repeats_no_finished_run_even_if_its_data_has_moved(lab: Command, there: Path) -> None:
+    paths = sorted(there.rglob("result.json"))
     assert len(paths) == 2
     before = [path.stat().st_mtime_ns for path in paths]
-    assert lab(*words).returncode == 0
-    done = lab(*words, f"data.root={tmp_path}/elsewhere", "name=other")
+    assert lab(*D).returncode == 0
+    done = lab(*D, f"data.root={there}/elsewhere", "name=other")
     assert done.returncode == 0, done.stderr
     assert [path.stat().st_mtime_ns for path in paths] == before
 
 
 @pytest.mark.slow
-def test_articles_neither_removes_nor_counts_a_run_of_another_config(lab: Command, tmp_path: Path) -> None:
-    words = ("articles", "experiments=d_mlp_512", "data=mnist_5k", "trainer=debug")
-    assert lab(*words, "seeds=1").returncode == 0
-    run_dir = tmp_path / "outputs/articles/d_mlp_512/seed=0"
-    before, table = Result.load(run_dir), (tmp_path / "outputs/articles/table.md").read_text()
+def test_articles_neither_removes_nor_counts_a_run_of_another_config(lab: Command, there: Path) -> None:
+    run_dir = there / "outputs/articles/d_mlp_512/seed=0"
+    before, table = Result.load(run_dir), (there / "outputs/articles/table.md").read_text()
     for other in ("optimizer.lr=0.1", "seeds.order=5"):
-        done = lab(*words, "seeds=2", other)
+        done = lab(*D, "seeds=3", other)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 2
         assert "d_mlp_512/seed=0 has a run of another config: " in done.stderr
         assert f"{other.replace('=', ': ').rpartition(' ')[0]}" in done.stderr and "dir=" in done.stderr
-        (run_dir / "result.json").rename(tmp_path / "aside")
-        assert "has a run of another config: " in lab(*words, "seeds=2", other).stderr, "a stopped one stays as well"
-        (tmp_path / "aside").rename(run_dir / "result.json")
-    assert Result.load(run_dir) == before and (tmp_path / "outputs/articles/table.md").read_text() == table
-    assert not (run_dir.parent / "seed=1").exists(), "nothing has begun"
-    done = lab(*words, "seeds=1", "optimizer.lr=0.1", "dir=other")
+    (run_dir / "result.json").rename(there / "aside")
+    assert "has a run of another config: " in lab(*D, "seeds=3", other).stderr, "a stopped one stays as well"
+    (there / "aside").rename(run_dir / "result.json")
+    assert Result.load(run_dir) == before and (there / "outputs/articles/table.md").read_text() == table
+    assert not (run_dir.parent / "seed=2").exists(), "nothing has begun"
+    done = lab(*D, "seeds=1", "optimizer.lr=0.1", "dir=other")
     assert done.returncode == 0, done.stderr
-    result = Result.load(tmp_path / "other/d_mlp_512/seed=0")
-    assert f"| {100 * result.test['acc']:.2f} % | 1 |" in (tmp_path / "other/table.md").read_text()
+    result = Result.load(there / "other/d_mlp_512/seed=0")
+    assert f"| {100 * result.test['acc']:.2f} % | 1 |" in (there / "other/table.md").read_text()
 
 
 @pytest.mark.slow
-def test_articles_resumes_a_stopped_run_unless_another_process_works_on_it(lab: Command, tmp_path: Path) -> None:
-    words = ("articles", "experiments=d_mlp_512", *SHORT)
-    assert lab(*words).returncode == 0
-    run_dir = tmp_path / "outputs/articles/d_mlp_512/seed=1"
+def test_articles_resumes_a_stopped_run_unless_another_process_works_on_it(lab: Command, there: Path) -> None:
+    run_dir = there / "outputs/articles/d_mlp_512/seed=1"
     whole = outcome(run_dir)
     (run_dir / "result.json").unlink()
     with FileLock(run_dir / ".held"):
-        done = lab(*words)
+        done = lab(*D)
     assert done.returncode == 2 and "seed=1 is being worked on by process" in done.stderr
-    done = lab(*words)
+    done = lab(*D)
     assert done.returncode == 0, done.stderr
     assert outcome(run_dir) == whole and "epoch 1/" not in done.stdout
 
@@ -90,7 +103,7 @@ def test_the_folder_of_articles_may_have_any_name(lab: Command, tmp_path: Path) 
 def test_articles_compares_curves_up_to_the_shortest_run(lab: Command, tmp_path: Path) -> None:
     words = ["data=mnist_5k", "data.fallback=null", "data.train_size=300", "optimizer.lr=0.02", "trainer.max_epochs=9"]
     words += ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "data.val=random", "data.val_size=500"]
-    done = lab("articles", "experiments=d_mlp_512", "seeds=4", *words)
+    done = lab("articles", "experiments=d_mlp_512", "seeds=3", *words)
     assert done.returncode == 0, done.stderr
     lengths = [len(Result.load(path.parent).history) for path in tmp_path.rglob("result.json")]
     table = (tmp_path / "outputs/articles/table.md").read_text()

@@ -1,10 +1,9 @@
 """`mnist_lab.train` from Python: the words of the command line, and nothing of the caller's is disturbed."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 import mnist_lab
 
@@ -55,7 +54,7 @@ main()
 def test_a_hydra_and_a_ctrl_c_of_the_callers_own_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(ITS_OWN)
     (tmp_path / "own.yaml").write_text("a: 1")
-    done = subprocess.run([sys.executable, "own.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = warm.lab([], tmp_path, module="own")
     assert done.returncode == 0 and "stopped, cnn-mnist 1" in done.stdout, done.stderr
 
 

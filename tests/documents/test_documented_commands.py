@@ -243,13 +243,14 @@ def test_the_mistake_in_a_document_is_answered_as_it_says(hydra: Hydra) -> None:
 
 
 @pytest.mark.slow
-def test_the_notebooks_lines_train_a_network_and_ask_it(tmp_path: Path) -> None:
+def test_the_notebooks_lines_train_a_network_and_ask_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (python,) = (code for code in blocks("python", CONF) if "mnist_lab.train" in code)
-    environment = {**os.environ, "MNIST_LAB_DATA": str(tmp_path / "no-data"), "COLUMNS": "100"}
-    words = [sys.executable, "-c", python.replace("trainer.max_epochs=4", "trainer.max_epochs=1")]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    *shown, numbers, asked = done.stdout.splitlines()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MNIST_LAB_DATA", str(tmp_path / "no-data"))
+    exec(python.replace("trainer.max_epochs=4", "trainer.max_epochs=1"), {})
+    *shown, numbers, asked = capsys.readouterr().out.splitlines()
     result = Result.load(tmp_path / "first")
     assert numbers == f"{result.test['acc']} {result.history[-1]['val/acc']}"
     assert re.fullmatch(r"\d \{'_target_': .*Adam.*\}", asked), asked

@@ -4,8 +4,6 @@ import csv
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from base64 import b64decode
 from pathlib import Path
@@ -14,11 +12,12 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Command, needs_mnist, result_in
+import warm
+from conftest import Command, needs_mnist, result_in
 from lightning.pytorch.callbacks import LambdaCallback
 from PIL import Image
 
-from mnist_lab import bench, build, checks
+from mnist_lab import bench, build, checks, train
 from mnist_lab import trainer as trainers
 from mnist_lab.bench.contenders import CONTENDERS
 from mnist_lab.composing import compose_config
@@ -51,14 +50,8 @@ def test_optimizer_state_has_no_denormal_numbers(lab: Command, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_train_does_not_flush_denormals_in_the_callers_process(tmp_path: Path) -> None:
-    program = (
-        "import mnist_lab, torch\n"
-        f"mnist_lab.train('model=mlp_784_32', *{SHORT}, 'trainer.max_epochs=1', run_dir='run')\n"
-        "print(int((torch.full((2**20,), 1e-30) * 1e-10 > 0).sum()))\n"
-    )
-    words = [sys.executable, "-c", program]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert done.stdout.splitlines()[-1] == str(2**20), done.stderr
+    train("model=mlp_784_32", *SHORT, "data.train_size=300", "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    assert (torch.full((2**20,), 1e-30) * 1e-10 > 0).all()
 
 
 @pytest.mark.slow
@@ -147,8 +140,10 @@ def test_only_compile_needs_a_compiler(lab: Command, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not any(Path(p, "g++").exists() for p in os.get_exec_path()), reason="there is no C++ compiler")
 def test_a_compiled_network_learns_what_the_plain_one_does(lab: Command, tmp_path: Path) -> None:
+    # Mini-batches of one size: each other size is compiled anew.
+    same = ["data.train_size=1000", "data.batch_size=100", "data.eval_batch_size=1000", "data.val=none"]
     for name, words in {"plain": [], "compiled": ["compile=default"]}.items():
-        done = lab("model=mlp_512", *SHORT, *words, f"hydra.run.dir={tmp_path / name}")
+        done = lab("model=mlp_512", "model.hidden=[64]", *SHORT, *same, *words, f"hydra.run.dir={tmp_path / name}")
         assert done.returncode == 0, done.stderr
     for plain, compiled in zip(numbers(tmp_path / "plain"), numbers(tmp_path / "compiled"), strict=True):
         assert compiled == pytest.approx(plain, rel=1e-3)
@@ -159,9 +154,7 @@ def test_a_compiled_network_learns_what_the_plain_one_does(lab: Command, tmp_pat
 def test_the_benchmark_leaves_a_table_a_chart_and_its_measurements(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     words = ["bench", "rounds=1", "epochs=2", "networks=C", "contenders=ours,our_loop,pytorch", f"dir={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "mnist_lab", *words], cwd=ROOT, capture_output=True, text=True, timeout=500
-    )
+    done = warm.lab(words, tmp_path, helpers=3)
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "table.md").read_text()
     assert "ours ÷ best of PyTorch loop, Keras" in table and "arithmetic floor" in table
@@ -214,18 +207,20 @@ def test_the_benchmark_answers_mistakes_in_a_line(lab: Command, word: str, answe
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_benchmark_leaves_nothing_running(number: signal.Signals, tmp_path: Path) -> None:
-    words = ["bench", "rounds=1", "epochs=1000", "networks=D", "contenders=pytorch", f"dir={tmp_path}"]
-    program = subprocess.Popen([sys.executable, "-m", "mnist_lab", *words], cwd=ROOT, stderr=subprocess.DEVNULL)
+    words = ["bench", "rounds=1", "epochs=1000", "networks=D", "contenders=pytorch", "dir=measured"]
+    program = warm.start(words, tmp_path, tmp_path / "shown")
     children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
     for _ in range(600):
         if measured := children.read_text().split():
             break
         time.sleep(0.05)
-    program.send_signal(number)
+    assert program.pid is not None
+    os.kill(program.pid, number)
+    program.join(60)
     try:
-        assert program.wait(60) == 128 + number
+        assert program.exitcode == 128 + number
     finally:
-        program.terminate()  # where it didn't stop it would measure for minutes beside the other tests
+        program.kill()  # where it didn't stop it would measure for minutes beside the other tests
     assert not any(Path("/proc", process).exists() for process in measured)
 
 

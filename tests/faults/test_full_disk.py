@@ -194,9 +194,6 @@ def test_a_download_that_fills_the_disk_is_an_error_and_leaves_no_part(
     for kilobytes in (100, 400):  # while it is fetched, while it is unpacked
         disk.room(kilobytes)
         words = ["data.source._target_=own.source", f"data.root={disk.folder}", "hydra.run.dir=run"]
-        done = subprocess.run(
-            ["python", "-m", "mnist_lab", *words], cwd=tmp_path, capture_output=True, text=True, timeout=100
-        )
-        answer = f"data.root={disk.folder} can't be written to: No space left"
-        in_one_line(Done(done.returncode, done.stdout, done.stderr), answer)
+        done = lab(words, tmp_path)
+        in_one_line(done, f"data.root={disk.folder} can't be written to: No space left")
         assert {path.name for path in disk.folder.rglob("*")} <= {"images.gz"}, "which is whole, or isn't there"

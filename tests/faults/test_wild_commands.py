@@ -2,8 +2,7 @@
 
 import os
 import shutil
-import subprocess
-import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +11,7 @@ from conftest import Command, Tally
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
-from warm import Done, lab
+from warm import Done, lab, start
 
 from mnist_lab.__main__ import VERBS
 from mnist_lab.composing import compose_config
@@ -164,16 +163,30 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["compare run dir=.", "--help", "test run=run", "predict run=run images=a.png"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "compare run dir=.",
+        "test run=run",
+        "predict run=run images=a.png",
+        pytest.param(
+            "--help",
+            marks=pytest.mark.xfail(strict=True, reason="Hydra ends the program, and the pipe's error comes then"),
+        ),
+    ],
+)
 def test_a_closed_pipe_ends_the_command_quietly(words: str, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     Image.linear_gradient("L").save(tmp_path / "a.png")
-    reader, writer = os.pipe()
+    out, err = (tmp_path / f"shown.{kind}" for kind in ("out", "err"))
+    os.mkfifo(out)
+    reader = os.open(out, os.O_RDONLY | os.O_NONBLOCK)
+    process = start(words.split(), tmp_path, out.with_suffix(""))
+    while not err.exists():  # which is opened after the pipe, and before anything is shown
+        time.sleep(0.001)
     os.close(reader)
-    command = [sys.executable, "-m", "mnist_lab", *words.split()]
-    done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (1, "")
+    process.join(300)
+    assert (process.exitcode, err.read_text()) == (1, "")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """A module anywhere on the Python path and a YAML file in any --config-dir are enough."""
 
 import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 import yaml
 from conftest import Command, result_in
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from mnist_lab import load_run
 from mnist_lab.data import ImageDataModule, ImageSet, from_datasets
 from mnist_lab.errors import UserError
 
@@ -250,7 +251,9 @@ def test_a_source_that_is_no_dataset_is_refused_in_one_line(mine: Path, lab: Com
 
 
 @pytest.mark.slow
-def test_predict_and_export_refuse_a_run_on_float_images(mine: Path, lab: Command) -> None:
+def test_predict_and_export_refuse_a_run_on_float_images(
+    mine: Path, lab: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = [f"+data.source.{part}.kind=float32" for part in ("train", "test")]
     words += ["data.loader=workers", "data.workers=0", "trainer.max_epochs=1", "report=false", "hydra.run.dir=r"]
     path = str(mine / "lib")
@@ -259,11 +262,11 @@ def test_predict_and_export_refuse_a_run_on_float_images(mine: Path, lab: Comman
     for verb in (["predict", "r", "images=a.png"], ["export", "r", "format=torch_export"]):
         done = lab(*verb, PYTHONPATH=path)
         assert done.returncode == 2 and "float32 images that its own dataset finished" in done.stderr, done.stderr
-    ask = "import mnist_lab, torch; run = mnist_lab.load_run('r'); x = torch.rand(2, 1, 4, 4); print(run)\n"
-    ask += "assert run.predict(x).equal(run.net(x).softmax(1))"
-    done = subprocess.run([sys.executable, "-c", ask], cwd=mine, env=os.environ | {"PYTHONPATH": path}, check=True,
-                          capture_output=True, text=True)  # fmt: skip
-    assert done.stdout == "TrainedRun(r, last: Net, 154 parameters)\n"
+    monkeypatch.syspath_prepend(path)
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    run, images = load_run(mine / "r"), torch.rand(2, 1, 4, 4)
+    assert run.predict(images).equal(run.net(images).softmax(1))
+    assert str(run).endswith("/r, last: Net, 154 parameters)")
 
 
 def test_an_exception_in_a_data_source_names_file_and_line(mine: Path, lab: Command) -> None:
@@ -357,9 +360,7 @@ def test_a_sweep_names_the_folder_of_its_configs(mine: Path, lab: Command) -> No
     words = ["-m", "--config-dir", "my_conf", "model=mine", "data=stripes", "trainer.max_epochs=1", "seed=0"]
     assert lab(*words, "hydra.sweep.dir=sweep", PYTHONPATH=path).returncode == 0
     (mine / "elsewhere").mkdir()
-    words = [sys.executable, "-m", "mnist_lab", "resume", "../sweep"]
-    done = subprocess.run(words, cwd=mine / "elsewhere", env=os.environ | {"PYTHONPATH": path}, check=False,
-                          capture_output=True, text=True)  # fmt: skip
+    done = warm.lab(["resume", "../sweep"], mine / "elsewhere", environment={"PYTHONPATH": path})
     assert done.returncode == 2 and f"Resume the sweep from {mine}\n" in done.stderr, done.stderr
 
 

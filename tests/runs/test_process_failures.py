@@ -19,9 +19,18 @@ from mnist_lab.result import Result
 
 pytestmark = pytest.mark.slow
 
-# Of 3,501 images, in batches of 125, no share is like the other, and dropout has each process use up random numbers of
+# Of 501 images, in batches of 125, no share is like the other, and dropout has each process use up random numbers of
 # its own; the last batch, of one image, is empty for the second.
-DDP = ["data=mnist_5k", "model=mlp", "data.val=random", "data.val_size=499", "data.batch_size=125", "logger=none"]
+DDP = [
+    "data=mnist_5k",
+    "data.train_size=501",
+    "model=mlp",
+    "model.hidden=[32]",
+    "data.val=random",
+    "data.val_size=499",
+    "data.batch_size=125",
+    "logger=none",
+]
 DDP += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=3", "report=false"]
 DDP += ["augment=affine", "schedule=cosine"]
 HIT = """
@@ -95,7 +104,7 @@ def test_killing_the_first_process_ends_the_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_its_trial(rank: int, tmp_path: Path) -> None:
-    sweep = ["hydra.mode=MULTIRUN", "seed=0,1", "hydra.sweep.dir='my sweep'", "data.train_size=1000"]
+    sweep = ["hydra.mode=MULTIRUN", "seed=0,1", "hydra.sweep.dir='my sweep'"]
     lost = hit(tmp_path, "SIGKILL", rank, *sweep)
     said = (tmp_path / "my sweep/0/run.log").read_text() if rank == 1 else lost.stderr
     assert told_to_type(said) == ["resume", "my sweep"]

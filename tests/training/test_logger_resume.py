@@ -57,19 +57,21 @@ def rows(run: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_loggers_have_each_point_of_a_killed_run_once(recipe: str, tmp_path: Path) -> None:
+    """One run is killed at each moment in turn."""
     (tmp_path / "own.py").write_text(OWN + DRAWS)
     words = [*WORDS, *RECIPES[recipe], "+callbacks.killed._target_=own.Killed"]
     assert warm.lab([*words, "hydra.run.dir=whole"], tmp_path).returncode == 0
+    command = [*words, "hydra.run.dir=run"]
     for moment in ("on_train_batch_end 0", "on_train_epoch_start 1", "on_train_epoch_end 1", "on_train_end 3"):
-        run = moment.replace(" ", "_")
-        killed = warm.lab([*words, f"hydra.run.dir={run}"], tmp_path, environment={"KILLED": moment})
+        killed = warm.lab(command, tmp_path, environment={"KILLED": moment})
         assert killed.returncode == -9, killed
-        done = warm.lab(["resume", run], tmp_path)
-        assert done.returncode == 0, (moment, done.stderr)
-        if recipe in ("csv", "both"):
-            assert rows(tmp_path / run) == rows(tmp_path / "whole"), moment
-        if recipe != "csv":
-            assert found(tmp_path / run)["points"] == found(tmp_path / "whole")["points"], moment
+        command = ["resume", "run"]
+    done = warm.lab(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    if recipe in ("csv", "both"):
+        assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    if recipe != "csv":
+        assert found(tmp_path / "run")["points"] == found(tmp_path / "whole")["points"]
 
 
 def test_a_resumed_runs_points_count_though_it_began_in_the_same_second(
