@@ -215,8 +215,9 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def _is_meant(self) -> bool:
-        """Refuse requests of other sites' pages."""
-        why = objection(self.command, self.headers, self.server.host)  # type: ignore[arg-type]
+        """Refuse requests of other sites' pages, and of other users of this machine."""
+        ports = self.client_address[1], self.server.server_port
+        why = objection(self.command, self.headers, self.server.host, ports)  # type: ignore[arg-type]
         if why is not None:
             self.send_error(HTTPStatus.FORBIDDEN, why)
         return why is None

@@ -4,6 +4,7 @@ import http.client
 import io
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -79,6 +80,27 @@ def test_the_own_page_and_a_link_to_it_are_answered(drawing: tuple[Server, int])
     link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
     assert ask(port, "GET", "/", **link)[0] == 200
     assert ask(port, "POST", "/predict", b"x", **link)[0] == 403
+
+
+def asked_by(user: int, port: int) -> bytes:
+    """What a process of another user is answered."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setuid(user)
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            os.write(writer, connection.recv(10_000))
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        return pipe.read()
+
+
+@pytest.mark.skipif(not (sys.platform == "linux" and os.getuid() == 0), reason="only root can become another user")
+def test_another_user_of_the_machine_gets_no_answer(drawing: tuple[Server, int]) -> None:
+    assert b"drawing board" in asked_by(0, drawing[1])
+    refused = asked_by(65534, drawing[1])
+    assert b" 403 " in refused and b"drawing board" not in refused
 
 
 def test_two_pictures_are_decoded_at_a_time(drawing: tuple[Server, int], monkeypatch: pytest.MonkeyPatch) -> None:
