@@ -18,6 +18,7 @@ from mnist_lab.show.export import export
 from mnist_lab.show.predict import predict
 
 WORDS = ["data=mnist_5k", "data.train_size=200", "data.val_size=100", "trainer.max_epochs=1", "logger=none"]
+WORDS += ["report=false"]
 RESNET = ["model._target_=torchvision.models.resnet18", "data.resize=[32,32]", "data.channels=3"]
 
 
@@ -61,7 +62,7 @@ def test_a_pytorch_loss_replaces_ours(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_command_may_give_a_whole_group(lab: Command, tmp_path: Path) -> None:
-    done = lab(*WORDS, "report=false", "loss={_target_: torch.nn.MultiMarginLoss, margin: 2.0}", "hydra.run.dir=run")
+    done = lab(*WORDS, "loss={_target_: torch.nn.MultiMarginLoss, margin: 2.0}", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     assert result_in(tmp_path / "run").config["loss"] == {"_target_": "torch.nn.MultiMarginLoss", "margin": 2.0}
 

@@ -138,7 +138,7 @@ def test_articles_are_run_as_a_document_says(tmp_path: Path) -> None:
 @needs_mnist
 def test_a_network_is_measured_as_a_document_says(tmp_path: Path) -> None:
     line = next(line for line in of_verb("bench") if "contenders=ours" in line)
-    done = lab(words_of(line), tmp_path, 300)
+    done = lab(words_of(line), tmp_path, 300, helpers=1)
     assert done.returncode == 0 and (tmp_path / "outputs/bench/table.md").exists(), done.stderr
 
 

@@ -28,7 +28,13 @@ SEVERAL: dict[str, list[str]] = {
     "mlp_784_32, SGD": ["model=mlp_784_32"],
     "mlp_512, AdamW, cosine": ["model=mlp_512", "optimizer=adamw", "schedule=cosine"],
     "mlp_1000, Adam, step": ["model=mlp_1000", "optimizer=adam", "schedule=step"],
-    "cnn, momentum, one cycle": ["model=cnn", "optimizer=sgd", "optimizer.momentum=0.9", "schedule=one_cycle"],
+    "cnn, momentum, one cycle": [
+        "model=cnn",
+        "model.filters=8",
+        "optimizer=sgd",
+        "optimizer.momentum=0.9",
+        "schedule=one_cycle",
+    ],
     "conv_stack, plateau": ["model=conv_stack", "model.layers=[8,pool]", "model.hidden=16", "schedule=plateau"],
     "neuron": ["model=neuron"],
     "class weights": ["model=mlp_784_32", "+loss.weight={_target_: torch.tensor, data: [1,1,1,1,1,1,1,1,1,20.0]}"],
@@ -42,7 +48,7 @@ SEVERAL: dict[str, list[str]] = {
             "+schedule.gamma=0.5",
         ),
     ],
-    "repeated operations": ["model=mlp_784_32", "data.batch_size=16", "trainer.max_epochs=6"],
+    "repeated operations": ["model=mlp_784_32", "model.hidden=[32]", "data.batch_size=16", "trainer.max_epochs=6"],
 }
 SINGLE: dict[str, tuple[list[str], str]] = {
     "clipping": (["trainer.gradient_clip_val=0.01"], "trainer.gradient_clip_val"),

@@ -11,7 +11,7 @@ from PIL import Image
 from warm import Done, lab
 
 RUN = ["data=mnist_5k", "data.train_size=500", "data.val=random", "trainer.accelerator=cpu", "trainer.max_epochs=3"]
-RUN += ["model=mlp", "model.hidden=[8]"]
+RUN += ["model=mlp", "model.hidden=[8]", "report=false"]
 VERBS = {
     "resume": "resume run",
     "resume longer": "resume run trainer.max_epochs=4",

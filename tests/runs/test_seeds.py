@@ -22,8 +22,8 @@ from mnist_lab.data import Batches, ImageDataModule
 from mnist_lab.seeds import seed_of
 
 KINDS = ("weights", "split", "order", "dropout", "augment")
-SHORT = ["model=mlp", "data=mnist_5k", "data.val=random", "data.val_size=500", "trainer.max_epochs=1"]
-SHORT += ["trainer.accelerator=cpu", "logger=none", "report=false", "augment=affine"]
+SHORT = ["model=mlp", "data=mnist_5k", "data.val=random", "data.val_size=500", "data.train_size=500"]
+SHORT += ["trainer.max_epochs=1", "trainer.accelerator=cpu", "logger=none", "report=false", "augment=affine"]
 
 
 class Look(L.Callback):

@@ -25,7 +25,7 @@ MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "run"
     words = ["model=cnn", "data=mnist_5k", "data.scale=standard", "data.val=none", "trainer=cpu"]
-    words += ["trainer.max_epochs=1", f"hydra.run.dir={folder}", "logger=none"]
+    words += ["trainer.max_epochs=1", f"hydra.run.dir={folder}", "logger=none", "report=false"]
     done = warm.lab(words, folder.parent)
     assert done.returncode == 0, done.stderr
     return folder
@@ -121,7 +121,14 @@ class Net(nn.Module):
 def test_a_wrong_exported_file_is_removed(lab: Command, tmp_path: Path) -> None:
     path = f"{tmp_path}:{ROOT}"
     (tmp_path / "own.py").write_text(OWN.format("pass"))
-    words = ["data=mnist_5k", "trainer=debug", "model._target_=own.Net", "hydra.run.dir=run", "logger=none"]
+    words = [
+        "data=mnist_5k",
+        "trainer=debug",
+        "model._target_=own.Net",
+        "hydra.run.dir=run",
+        "logger=none",
+        "report=false",
+    ]
     words += [f"~model.{key}" for key in ("input_shape", "num_classes", "hidden", "activation", "dropout", "init")]
     assert lab(*words, PYTHONPATH=path).returncode == 0
     for line, status, said in (

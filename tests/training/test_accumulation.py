@@ -12,7 +12,14 @@ from mnist_lab.build import build, build_tested
 from mnist_lab.data import EpochOrder
 from mnist_lab.result import Result
 
-WORDS = ["model=mlp_784_32", "data=mnist_5k", "data.val=none", "trainer.max_epochs=2", "optimizer.lr=0.5"]
+WORDS = [
+    "model=mlp_784_32",
+    "model.hidden=[16]",
+    "data=mnist_5k",
+    "data.val=none",
+    "trainer.max_epochs=2",
+    "optimizer.lr=0.5",
+]
 WORDS += ["optimizer.momentum=0.9", "trainer.accelerator=cpu", "report=false", "logger=none"]
 CLASSES = ["+loss.weight._target_=torch.tensor", "+loss.weight.data=[0.0,0.1,3,1,1,20,1,1,0.5,7]"]
 

@@ -191,12 +191,10 @@ def test_learning_rate_finder_leaves_everything_else_unchanged(tmp_path: Path) -
     ids=["backbone", "checkpoint", "rates", "accumulation"],
 )
 def test_a_longer_training_ends_as_one_that_was_never_stopped(words: list[str], lab: Command, tmp_path: Path) -> None:
-    words = [*WORDS, *words]
-    whole = lab(*words, "trainer.max_epochs=3", "hydra.run.dir=whole")
-    assert whole.returncode == 0, whole.stderr
-    for command in ([*words, "hydra.run.dir=run"], ["resume", "run", "trainer.max_epochs=3"]):
-        done = lab(*command)
-        assert done.returncode == 0, done.stderr
+    train(*WORDS, *words, "trainer.max_epochs=3", run_dir=tmp_path / "whole")
+    train(*WORDS, *words, run_dir=tmp_path / "run")
+    done = lab("resume", "run", "trainer.max_epochs=3")
+    assert done.returncode == 0, done.stderr
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     kept = [sorted(p.name for p in tmp_path.glob(f"{name}/checkpoints/*/*.ckpt")) for name in ("run", "whole")]
     assert kept[0] == kept[1]

@@ -20,6 +20,7 @@ from conftest import Command, last_steps, outcome
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mnist_lab import train
 from mnist_lab.errors import UserError
 from mnist_lab.files import folder_lock
 from mnist_lab.folders import run_folder
@@ -77,7 +78,6 @@ def test_a_run_stopped_by_sigint_sigterm_and_sigkill_ends_as_an_undisturbed_one(
     done = lab(*line)
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
-    assert "is finished, after" in lab(*line).stdout
     history = Result.load(tmp_path / "run").history
     curve = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload().Scalars("train/loss")
     assert [point.step for point in curve] == last_steps(Result.load(tmp_path / "run"))
@@ -174,7 +174,7 @@ def test_a_checkpoint_is_due_after_so_many_steps_or_minutes(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(lab: Command, tmp_path: Path) -> None:
-    words = [*MLP, "trainer.max_epochs=3"]
+    words = [*MLP, "data.train_size=300", "trainer.max_epochs=3"]
     assert lab(*words, "hydra.run.dir=run").returncode == 0
     whole = outcome(tmp_path / "run")
     (tmp_path / "run/result.json").unlink()
@@ -199,8 +199,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(lab: Comma
 
 @pytest.mark.slow
 def test_a_finished_run_can_be_trained_longer(lab: Command, tmp_path: Path) -> None:
-    assert lab(*MLP, "trainer.max_epochs=4", "hydra.run.dir=four").returncode == 0
-    assert lab(*MLP, "trainer.max_epochs=2", "hydra.run.dir=two").returncode == 0
+    small = ["data.train_size=300", "model.hidden=[16]"]
+    assert lab(*MLP, *small, "trainer.max_epochs=4", "hydra.run.dir=four").returncode == 0
+    assert lab(*MLP, *small, "trainer.max_epochs=2", "hydra.run.dir=two").returncode == 0
     done = lab("resume", "two", "trainer.max_epochs=4")
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path / "two") == outcome(tmp_path / "four")
@@ -260,7 +261,7 @@ def test_a_run_that_stopped_early_can_be_tested_finished_and_trained_longer(lab:
 
 @pytest.mark.slow
 def test_a_longer_training_with_averaged_weights_ends_as_one_in_a_row(lab: Command, tmp_path: Path) -> None:
-    words = [*MLP, "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"]
+    words = [*MLP, "data.train_size=300", "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"]
     assert lab(*words, "trainer.max_epochs=3", "hydra.run.dir=three").returncode == 0
     assert lab(*words, "trainer.max_epochs=2", "hydra.run.dir=two").returncode == 0
     assert lab("resume", "two", "trainer.max_epochs=3").returncode == 0
@@ -288,7 +289,7 @@ def test_a_run_is_resumed_only_on_the_images_that_it_began_with(lab: Command, tm
 
 @pytest.mark.slow
 def test_report_false_holds_when_a_run_is_resumed(lab: Command, tmp_path: Path) -> None:
-    assert lab(*MLP, "trainer.max_epochs=1", "hydra.run.dir=run").returncode == 0
+    train(*MLP, "data.train_size=300", "trainer.max_epochs=1", run_dir=tmp_path / "run")
     assert lab("resume", "run", "trainer.max_epochs=2").returncode == 0
     assert len(Result.load(tmp_path / "run").history) == 2
     assert not (tmp_path / "run/report.html").exists()
@@ -296,7 +297,8 @@ def test_report_false_holds_when_a_run_is_resumed(lab: Command, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_resume_and_rerun_take_a_folder_named_like_an_option(lab: Command, tmp_path: Path) -> None:
-    assert lab(*MLP, "trainer.max_epochs=1", "hydra.run.dir='seed=0'").returncode == 0
+    small = ["data.train_size=300", "trainer.max_epochs=1"]
+    assert lab(*MLP, *small, "hydra.run.dir='seed=0'").returncode == 0
     done = lab("resume", "seed=0", "trainer.max_epochs=2")
     assert done.returncode == 0, done.stderr
     assert len(Result.load(tmp_path / "seed=0").history) == 2

@@ -35,7 +35,7 @@ RECIPES = {
     ],
 }
 MOMENTS = ["on_train_batch_end 1", "on_validation_epoch_end 1", "on_train_epoch_end 1", "on_train_epoch_end 2"]
-MOMENTS += ["on_train_end 3", "on_test_start 3", "on_test_epoch_end 3"]
+MOMENTS += ["on_train_end 3", "on_test_epoch_end 3"]
 
 
 @pytest.mark.slow
