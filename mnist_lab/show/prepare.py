@@ -16,9 +16,9 @@ from mnist_lab.pictures import flat
 Grey = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-WORKING_SIZE = 256
+WORKING_SIZE = 128
 """Longer side, in pixels, of the reduced picture in which ink is separated from paper."""
-DRAFT = 4 * WORKING_SIZE
+DRAFT = 8 * WORKING_SIZE
 """Pixels that both sides of a large JPEG keep when it is read, so that small ink can be enlarged."""
 WIDEST_STROKE = 0.3
 """As a fraction of WORKING_SIZE: anything dark and wider is a shadow."""
@@ -27,7 +27,7 @@ FAINTEST_INK = 0.06
 ENLARGED_INK, SOLID_INK = 50, 220
 """Values, of 255, that the ink of an enlarged image of the data set exceeds when it is reduced again: at its blurred
 edges, and within strokes that are as wide as the data set's."""
-THINNEST_STROKE = 1.6 / 20
+THINNEST_STROKE = 1.4 / 20
 """As a fraction of the longer side of the ink: hardly any in MNIST are thinner."""
 
 
@@ -136,95 +136,76 @@ def _ink(image: Image.Image, nearer: bool = True) -> tuple[Grey, bool]:
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     resample = Image.Resampling.BILINEAR if scale < 1 else Image.Resampling.BICUBIC
     small = np.asarray(image.resize(size, resample, reducing_gap=2.0), np.float32)
-    grey = small if small.ndim == 2 else _along_ink(small)
-    grey = ndimage.gaussian_filter(_median_of_3(_median_of_3(grey, 0), 1), 1.5)
-    dark = not _is_light_on_dark(grey)
+    grey = ndimage.gaussian_filter(small if small.ndim == 2 else _along_ink(small), 0.6)
+    paper, dark = _paper(grey)
     if not dark:
-        grey = 255 - grey
-    paper = _paper(grey)
+        paper, grey = 255 - paper, 255 - grey
     # Light falls on ink and paper alike, so ink absorbs a share of it.
     ink = (paper - grey) / np.maximum(paper, 32)
     mask = _strokes(ink > _otsu(ink))
-    around, part = np.zeros_like(mask), _with_margin(mask, 6)
-    around[part] = ndimage.binary_dilation(mask[part], iterations=5)
-    if not mask.any() or around.all():
+    outside = ndimage.distance_transform_edt(~mask)
+    far = outside > 3
+    if not mask.any() or not far.any():
         raise UserError("nothing is drawn in it")
     rows, columns = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask))
     longer = max(rows.stop - rows.start, columns.stop - columns.start)
-    if nearer and longer < WORKING_SIZE / 3 and scale < 1:
-        margin = longer
+    if nearer and longer < 0.45 * WORKING_SIZE and scale < 1:
+        margin = longer / 2
         box = (columns.start - margin, rows.start - margin, columns.stop + margin, rows.stop + margin)
         left, top, right, bottom = (round(n / scale) for n in box)
         near = image.crop((max(0, left), max(0, top), min(image.width, right), min(image.height, bottom)))
         return _ink(near, nearer=False)
-    none, full = np.median(ink[~around]), np.median(ink[mask])
-    if full - none < max(FAINTEST_INK, 1.8 * (np.percentile(ink[~around], 99) - none)):
+    none, full = np.median(ink[far]), np.median(ink[mask])
+    if full - none < max(FAINTEST_INK, 1.8 * (np.percentile(ink[far], 99) - none)):
         raise UserError("nothing is drawn in it")
-    ink = np.clip((ink - none - 0.05 * (full - none)) / (full - none), 0, 1) * around
-    ink = np.maximum(ink, _widened(mask, longer))
+    ink = np.clip((ink - none - 0.05 * (full - none)) / (full - none), 0, 1) * ~far
+    # Strokes thinner than MNIST's are widened. Across a line the mean distance to its edge is a quarter of its width;
+    # the transform measures it to the middle of the first pixel outside.
+    width = 4 * (ndimage.distance_transform_edt(mask)[mask].mean() - 0.5)
+    if (missing := THINNEST_STROKE * longer - width) > 0:
+        ink = np.maximum(ink, np.clip(missing / 2 + 0.5 - outside, 0, 1))
     rows, columns = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(ink > 0.3))
     return ink[rows, columns], dark
 
 
-def _median_of_3(values: Grey, axis: int) -> Grey:
-    """The median of each value and its two neighbours along an axis; at the ends the value counts twice."""
-    padded = np.pad(values, [(int(axis == n), int(axis == n)) for n in (0, 1)], mode="edge")
-    before, after = (np.take(padded, range(k, k + values.shape[axis]), axis) for k in (0, 2))
-    return np.maximum(np.minimum(before, after), np.minimum(np.maximum(before, after), values))
+def _paper(grey: Grey) -> tuple[Grey, bool]:
+    """How light the paper is at each pixel (H, W), all that is drawn being filled; and whether ink is darker than it.
 
-
-def _paper(grey: Grey) -> Grey:
-    """(H, W): how light the paper is at each pixel, ink and all else that is narrow and dark being filled.
-
-    Paper is smooth: it is estimated at half the size.
+    Two signs tell ink from paper: ink is rare, and ink is narrow. Each is a log ratio of dark to light. Neither
+    suffices: thin strokes are rare, but leave narrow paper between them; thick strokes in a tightly cropped picture are
+    not rare. The weight was fitted to such pictures of MNIST's training digits.
     """
+    coarse = np.asarray(Image.fromarray(grey).reduce(2))
     window = round(WIDEST_STROKE * WORKING_SIZE / 2)
-    half = np.pad(grey, [(0, n % 2) for n in grey.shape], mode="edge")
-    half = (half[::2, ::2] + half[1::2, ::2] + half[::2, 1::2] + half[1::2, 1::2]) / np.float32(4)
     # Shadows continue beyond the picture's edge.
-    beyond = np.pad(ndimage.gaussian_filter(half, 1.5), window, mode="edge")
-    paper = ndimage.grey_closing(beyond, (window, window))[window:-window, window:-window]
-    paper = ndimage.gaussian_filter(paper, 1)
-    height, width = grey.shape
-    larger = Image.fromarray(paper).resize((2 * paper.shape[1], 2 * paper.shape[0]), Image.Resampling.BILINEAR)
-    return np.asarray(larger)[:height, :width]
+    beyond = np.pad(coarse, window, mode="edge")
+    inner = (slice(window, -window), slice(window, -window))
+    darkest = ndimage.grey_opening(beyond, (window, window))[inner]
+    lightest = ndimage.grey_closing(beyond, (window, window))[inner]
+    terms, fit = _quadratic(*coarse.shape)
+    level = coarse - (terms @ (fit @ coarse.ravel())).reshape(coarse.shape)
+    rare = np.log((np.maximum(-level, 0) ** 3).sum() + 1) - np.log((np.maximum(level, 0) ** 3).sum() + 1)
+    narrow = np.log(((lightest - coarse) ** 2).sum() + 1) - np.log(((coarse - darkest) ** 2).sum() + 1)
+    dark = bool(narrow + 0.56 * rare >= 0)
+    paper = Image.fromarray(ndimage.gaussian_filter(lightest if dark else darkest, 0.75))
+    return np.asarray(paper.resize(grey.shape[::-1], Image.Resampling.BILINEAR)), dark
 
 
 def _along_ink(colours: Grey) -> Grey:
     """(H, W, 3) → (H, W): the mixture of channels in which ink differs most from the paper around it."""
-    coarse = colours[::4, ::4]
-    values = (coarse - ndimage.uniform_filter(coarse, (WORKING_SIZE // 16, WORKING_SIZE // 16, 1))).reshape(-1, 3)
+    coarse = colours[::2, ::2]
+    values = (coarse - ndimage.uniform_filter(coarse, (WORKING_SIZE // 8, WORKING_SIZE // 8, 1))).reshape(-1, 3)
     weights = np.linalg.eigh(values.T @ values)[1][:, -1]
     weights = weights if weights.sum() > 0 else -weights
     return np.asarray(colours @ (weights / np.abs(weights).sum()), np.float32)
 
 
-def _is_light_on_dark(grey: Grey) -> bool:
-    """Whether ink is lighter than its paper, by two signs: ink is rare, and ink is narrow.
-
-    Each sign is a log ratio of dark to light. Neither suffices: thin strokes are rare, but leave narrow paper between
-    them; thick strokes in a tightly cropped picture are not rare. The weight was fitted to such pictures of MNIST's
-    training digits.
-    """
-    grey = grey[::4, ::4]
-    terms = _quadratic(*grey.shape)
-    light = terms @ np.linalg.solve(terms.T @ terms + 1e-6 * np.eye(6), terms.T @ grey.ravel())
-    level = grey - light.reshape(grey.shape)
-    rare = np.log((np.maximum(-level, 0) ** 3).sum() + 1) - np.log((np.maximum(level, 0) ** 3).sum() + 1)
-    window = round(WIDEST_STROKE * WORKING_SIZE / 4)
-    beyond = np.pad(grey, window, mode="edge")
-    inner = (slice(window, -window), slice(window, -window))
-    dark_gone = ndimage.grey_closing(beyond, (window, window))[inner] - grey
-    light_gone = grey - ndimage.grey_opening(beyond, (window, window))[inner]
-    narrow = np.log((dark_gone**2).sum() + 1) - np.log((light_gone**2).sum() + 1)
-    return bool(narrow + 0.56 * rare < 0)
-
-
 @cache
-def _quadratic(height: int, width: int) -> NDArray[np.float64]:
-    """(H·W, 6): 1, x, y, xy, x² and y² at each pixel, x and y being from -1 to 1."""
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    return np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1).reshape(-1, 6)
+def _quadratic(height: int, width: int) -> tuple[Grey, Grey]:
+    """(H·W, 6): 1, x, y, xy, x² and y² at each pixel, x and y being from -1 to 1; and its pseudoinverse (6, H·W)."""
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+    terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1).reshape(-1, 6)
+    return terms, np.linalg.pinv(terms)
 
 
 def _otsu(values: Grey) -> float:
@@ -253,28 +234,6 @@ def _strokes(mask: Mask) -> Mask:
     if inside.max() > 0.3 * areas.max():
         areas = inside
     return np.asarray((areas > 0.04 * areas.max())[labels], bool)
-
-
-def _with_margin(mask: Mask, margin: int) -> tuple[slice, ...]:
-    """The box around a mask, with so many pixels more on each side as far as the picture goes; all of an empty mask."""
-    lines = [np.flatnonzero(mask.any(1 - axis)) for axis in (0, 1)]
-    return tuple(slice(max(0, n[0] - margin), n[-1] + 1 + margin) if len(n) else slice(None) for n in lines)
-
-
-def _widened(mask: Mask, longer: int) -> Grey:
-    """Strokes widened to MNIST's width if they are thinner; else all zeros.
-
-    Args:
-        mask: where ink is.
-        longer: the longer side of the ink's bounding box, in pixels.
-    """
-    part = _with_margin(mask, 1)
-    inside = ndimage.distance_transform_edt(mask[part])
-    width = 4 * inside[mask[part]].mean()  # across a line the mean distance is a quarter
-    missing = THINNEST_STROKE * longer - width
-    if missing <= 0:
-        return np.zeros(mask.shape, np.float32)
-    return np.asarray(np.clip(missing / 2 + 0.5 - ndimage.distance_transform_edt(~mask), 0, 1), np.float32)
 
 
 def _placed(ink: Grey, preparation: Preparation) -> NDArray[np.uint8]:
