@@ -259,7 +259,7 @@ def _print(
                 "runner_up_probability": round(answer.runner_up_probability, 6),
                 "inverted": answer.inverted,
             }
-            print(json.dumps(row | ({"saved": str(saved)} if saved else {}), ensure_ascii=False))
+            print(json.dumps(row | ({"saved": str(saved)} if saved else {})))
         else:
             print(
                 f"{printable(str(file)):{wide}}  {names[answer.name]:{of_name}}  {answer.probability:11.2%}  "

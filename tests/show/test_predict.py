@@ -252,6 +252,14 @@ def test_the_table_stays_in_line_whatever_the_classes_are_called(capsys: pytest.
     assert max(map(len, rows)) <= len(head)
 
 
+def test_a_line_of_json_gives_the_terminal_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "\x9b2J\x1b[2J ü.png"
+    found = iter([Prediction("1", 1.0, "2", 0.0, False, np.zeros((1, 2, 2), np.uint8))])
+    _print({Path(name): Path()}, found, None, ("1", "2"), as_json=True)
+    line = capsys.readouterr().out
+    assert line.rstrip("\n").isprintable() and json.loads(line)["file"] == name
+
+
 def test_the_list_of_pictures_may_be_long(
     cnn_run: Path, digits: tuple[Pixels, list[int]], lab: Command, tmp_path: Path
 ) -> None:
