@@ -91,6 +91,34 @@ def build_network(cfg: DictConfig) -> nn.Module:
     return net
 
 
+def check_size(cfg: DictConfig, path: Path, saved: dict[str, Any]) -> None:
+    """Check that the config's network is no larger than its checkpoint, before it takes memory.
+
+    Args:
+        cfg: the run's config.
+        path: the checkpoint's file, as errors name it.
+        saved: what `read_checkpoint` found there.
+
+    Raises:
+        UserError: it is larger.
+    """
+    if is_module(cfg) or "model" not in groups_used(cfg):
+        return
+    try:
+        with torch.device("meta"):
+            net = build_network(cfg)
+        needed, kept = (
+            sum(value.numel() for value in values.values() if isinstance(value, Tensor))
+            for values in (net.state_dict(), saved["state_dict"])
+        )
+    except (UserError, NotImplementedError, RuntimeError):  # of a network of one's own that needs values
+        return
+    if needed > kept:
+        raise UserError(
+            f"{path} is of another network than the run's config: it has {kept:,} values, and the config's {needed:,}"
+        )
+
+
 def build_module(cfg: DictConfig, data: L.LightningDataModule) -> L.LightningModule:
     """Make the LightningModule that `module` describes, or `model` where that is one.
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint, StochasticWeightAveraging
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_lab.build import build, build_data, build_module, load_weights
+from mnist_lab.build import build, build_data, build_module, check_size, load_weights
 from mnist_lab.checks import check_batches, check_device, check_fit, check_optimizer, check_processes, check_resumed
 from mnist_lab.composing import use_absolute_root
 from mnist_lab.data import ImageDataModule
@@ -80,6 +80,8 @@ def build_experiment(
     data = build_data(cfg)
     use_absolute_root(cfg)  # what is recorded holds in any folder
     last, saved = to_resume(run_dir / "checkpoints", limits_of(cfg))
+    if last is not None:
+        check_size(cfg, last, saved)
     pace, state, named = Pace(), ResumeState(), build_callbacks(cfg, run_dir)
     if last is not None:  # the rates that were found lie in the optimiser's state
         named = {name: callback for name, callback in named.items() if not isinstance(callback, LearningRateFinder)}

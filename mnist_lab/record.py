@@ -18,10 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_lab.data import Batches, ImageDataModule
 from mnist_lab.data.facts import test_facts
 from mnist_lab.environment import code_state, cores, most_memory, package_versions, processor
+from mnist_lab.errors import UserError, brief
 from mnist_lab.experiment import Experiment
-from mnist_lab.files import marked, write_whole
+from mnist_lab.files import marked, plain, write_whole
 from mnist_lab.models import NeuronForwardPass
 from mnist_lab.result import SCHEMA_VERSION, Result
+from mnist_lab.schema import RESULT, mismatch
 from mnist_lab.show.tensorboard import CHARTS
 from mnist_lab.training import Classifier, ending
 from mnist_lab.training.loggers import log_config, tensorboard_of
@@ -206,12 +208,24 @@ def machine(trainer: L.Trainer) -> dict[str, Any]:
 
 
 def data_facts(cfg: DictConfig, data: L.LightningDataModule) -> dict[str, Any]:
-    """Return which data it really was. Another's DataModule says what its `describe()` returns."""
+    """Return which data it really was. Another's DataModule says what its `describe()` returns.
+
+    Raises:
+        UserError: that can't be recorded: it is no dict, or a value is of another type than `mnist_lab.schema` says.
+    """
     if not isinstance(data, ImageDataModule):
         name = f"{type(data).__module__}.{type(data).__qualname__}"
         unknown = dict.fromkeys(("fallback", "digest", "train", "val", "test", "val_from"))
         described = data.describe() if hasattr(data, "describe") else {}
-        return {"requested": name, "name": name, "files": {}, "classes": []} | unknown | described
+        facts = {"requested": name, "name": name, "files": {}, "classes": []} | unknown
+        try:
+            values: dict[str, Any] = json.loads(json.dumps(plain(facts | described)))
+            wrong = mismatch(values, RESULT["data"])
+        except (TypeError, ValueError) as error:
+            wrong = brief(error)
+        if wrong is not None:
+            raise UserError(f"data: what {name}.describe() returns can't be recorded: {wrong}")
+        return values
     images = data.images
     assert images is not None
     return {

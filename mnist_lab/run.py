@@ -19,7 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
 
-from mnist_lab.build import build_data, build_module, groups_used, is_module, load_module, read_tested
+from mnist_lab.build import build_data, build_module, check_size, groups_used, is_module, load_module, read_tested
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import Diverged, UserError, brief
 from mnist_lab.experiment import Experiment, build_experiment, check_module
@@ -200,6 +200,8 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
         UserError: the checkpoint is of another network or can't be read, or the data can't be had.
     """
     quieten()
+    saved = read_checkpoint(checkpoint)
+    check_size(cfg, checkpoint, saved)
     data = build_data(cfg)
     if isinstance(data, ImageDataModule):
         read_tested(data, run_dir)
@@ -208,7 +210,7 @@ def test_again(cfg: DictConfig, run_dir: Path, checkpoint: Path) -> dict[str, fl
     cfg.trainer.devices, cfg.trainer.num_nodes, cfg.trainer.strategy = 1, 1, "auto"
     trainer = build_trainer(cfg, run_dir, [])
     check_module(cfg, module, data, trainer)
-    load_module(module, checkpoint, read_checkpoint(checkpoint))
+    load_module(module, checkpoint, saved)
     found = test(trainer, module, data)
     if not found:
         raise UserError(f"{type(module).__name__} has no test_step")

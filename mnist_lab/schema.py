@@ -81,7 +81,7 @@ SWEEP: dict[Any, Any] = {
 
 
 def mismatch(value: Any, kind: Any, key: str = "") -> str | None:
-    """Return which of a JSON file's values is of another type than `RESULT` declares; None where none is.
+    """Return which of a file's values is of another type than `RESULT`, or the like, declares; None where none is.
 
     Args:
         value: a value of the file.
@@ -109,14 +109,18 @@ def mismatch(value: Any, kind: Any, key: str = "") -> str | None:
             float: "a number",
             bool: "true or false",
         }
-        what = names.get(kind if isinstance(kind, type) else type(kind), "null") if kind is not COUNT else COUNT
+        what = (
+            names.get(kind if isinstance(kind, type) else type(kind), "null" if kind is None else "a tensor")
+            if kind is not COUNT
+            else COUNT
+        )
         return f"{key.rstrip('.') or 'the whole'} is not {what}"
     return next(filter(None, (mismatch(*part) for part in parts)), None)
 
 
 def _is(value: Any, kind: Any) -> bool:
     if kind is COUNT:
-        return type(value) is int and value >= 0
+        return type(value) is int and 0 <= value < 2**63
     if kind is float:
         return type(value) in (int, float) and abs(value) < 1e100
     return value is None if kind is None else type(value) is kind

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from mnist_lab.build import build, build_data, build_module, load_module, load_weights
+from mnist_lab.build import build, build_data, build_module, check_size, load_module, load_weights
 from mnist_lab.data import ImageDataModule
 from mnist_lab.data.evaluation import evaluation_transform
 from mnist_lab.errors import UserError, brief, printable
@@ -188,6 +188,7 @@ def load_run(
     saved = read_checkpoint(path)
     # Its first weights are not the caller's random numbers.
     with errors_in_one_line(cfg), isolate_rng(include_cuda=False):
+        check_size(cfg, path, saved)
         why = no_probabilities(cfg)
         facts = saved.get("ImageDataModule")
         if not isinstance(facts, dict) or not UNKNOWN.keys() <= facts.keys():

@@ -18,9 +18,47 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from mnist_lab.errors import UserError, brief
 from mnist_lab.files import sync_folder
 from mnist_lab.processes import is_helper_process
+from mnist_lab.schema import COUNT, mismatch
 from mnist_lab.terminal import relative
 
 log = logging.getLogger(__name__)
+PROGRESS = {"total": {str: COUNT}, "current": {str: COUNT}}
+CHECKPOINT: dict[Any, Any] = {
+    "epoch": COUNT,
+    "global_step": COUNT,
+    "state_dict": {},
+    "loops?": {
+        "fit_loop": {
+            "epoch_loop.state_dict": {},
+            "epoch_loop.batch_progress": PROGRESS,
+            "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": PROGRESS}},
+            "epoch_loop.manual_optimization.optim_step_progress": PROGRESS,
+            "epoch_progress": PROGRESS,
+        }
+    },
+    "callbacks?": {"History?": {"rows": [{}], "elapsed": float}, "Checkpoints?": {"over": (COUNT, {}, None)}},
+    "optimizer_states?": [{}],
+    "lr_schedulers?": [{}],
+    "ImageDataModule?": {
+        "digest?": str,
+        "fallback?": (str, None),
+        "finished?": bool,
+        "shape?": [COUNT],
+        "class_names?": [str],
+        **dict.fromkeys(("shift?", "divisor?"), torch.Tensor),
+    },
+    "processes?": [COUNT],
+    "progress?": [COUNT],
+    "within_epoch?": bool,
+    "accumulated?": COUNT,
+    "frozen?": [str],
+    "resume_from?": ({}, None),
+    "random?": ([{}], {}),
+    "metrics?": [{}],
+    "plateau?": {},
+    "counted?": {},
+}
+"""The types of what is read of a checkpoint, declared as in `mnist_lab.schema.RESULT`."""
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -167,8 +205,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} can't be read as a checkpoint, it is damaged: {damaged}")
     try:
         saved = read(path)
-        if not isinstance(saved["state_dict"], dict):
-            raise TypeError("its state_dict is none")
+        if (wrong := mismatch(saved, CHECKPOINT)) is not None:
+            raise TypeError(wrong)
+        if not all(isinstance(name, str) for name in saved["state_dict"]):
+            raise TypeError("state_dict has names that are no texts")
     except Exception as error:  # torch raises what its unpickler and its zip reader raise
         code = _code(error)
         why = f"it holds code, {code}, which was not run" if code else brief(error)
