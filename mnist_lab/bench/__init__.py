@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 
-from mnist_lab.bench.contenders import BEST_OF, CONTENDERS, MEASURED, NEEDS, NETWORKS
+from mnist_lab.bench.contenders import BEST_OF, CONTENDERS, MEASURED, NEEDS, NETWORKS, end_with_parent
 from mnist_lab.errors import UserError, no_such
 
 USAGE = (
@@ -185,7 +185,11 @@ def measure(number: int, network: str, name: str, epochs: int, root: Path) -> Ro
         start, most = time.perf_counter(), 0
         with output.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", *words], env=environment, stdout=file, stderr=subprocess.STDOUT
+                [sys.executable, "-m", *words],
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                preexec_fn=end_with_parent,
             )
             try:
                 while process.poll() is None:

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from mnist_lab.bench.contenders import MEASURED, RECORD
+from mnist_lab.bench.contenders import MEASURED, RECORD, end_with_parent
 from mnist_lab.environment import cores, package_versions, processor
 from mnist_lab.errors import UserError
 from mnist_lab.files import write_whole
@@ -75,7 +75,13 @@ def _train(runner: str, seed: int, root: Path) -> Run:
                 "report=false",
             ]
         environment = {**os.environ, "BENCH_DATA": str(root), "MNIST_LAB_DATA": str(root)}
-        done = subprocess.run([sys.executable, "-m", *words], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            env=environment,
+            capture_output=True,
+            text=True,
+            preexec_fn=end_with_parent,
+        )
         if done.returncode != 0:
             raise UserError(f"{runner} failed with seed {seed}:\n{(done.stdout + done.stderr)[-2000:]}")
         if runner == "ours":
