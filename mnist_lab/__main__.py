@@ -37,9 +37,11 @@ def main() -> None:
     prepare_process()
     try:
         verb, words = divide(sys.argv[1:])
-        if verb in OF_ALL_PROCESSES or not is_helper_process():
-            getattr(import_module(VERBS.get(verb, "mnist_lab.cli")), verb)(words)
-        sys.stdout.flush()
+        try:
+            if verb in OF_ALL_PROCESSES or not is_helper_process():
+                getattr(import_module(VERBS.get(verb, "mnist_lab.cli")), verb)(words)
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe is handled; --help ends the program by SystemExit
     except (ProcessLost, UserError) as error:
         fail(error)
     except KeyboardInterrupt:

@@ -169,10 +169,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "compare run dir=.",
         "test run=run",
         "predict run=run images=a.png",
-        pytest.param(
-            "--help",
-            marks=pytest.mark.xfail(strict=True, reason="Hydra ends the program, and the pipe's error comes then"),
-        ),
+        "--help",
     ],
 )
 def test_a_closed_pipe_ends_the_command_quietly(words: str, run: Path, tmp_path: Path) -> None:
