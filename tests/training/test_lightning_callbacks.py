@@ -1,5 +1,6 @@
 """Each callback that Lightning exports works with either classifier, or is refused in one line that says why."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,7 +64,6 @@ DOES: dict[str, tuple[str, Holds]] = {
     "ModelSummary": ("max_depth: 2", same_numbers),
     "RichModelSummary": ("max_depth: 2", same_numbers),
     "RichProgressBar": ("refresh_rate: 2", same_numbers),
-    "SpikeDetection": ("warmup: 2", same_numbers),
     "StochasticWeightAveraging": ("swa_lrs: 0.01, swa_epoch_start: 1", other_numbers),
     "TQDMProgressBar": ("refresh_rate: 2", same_numbers),
     "ThroughputMonitor": (
@@ -74,7 +74,7 @@ DOES: dict[str, tuple[str, Holds]] = {
     "WeightAveraging": ("use_buffers: true", other_numbers),
 }
 ABSTRACT = {"BaseFinetuning", "BasePredictionWriter", "Callback", "Checkpoint", "ProgressBar"}
-ELSEWHERE = {"BackboneFinetuning", "BatchSizeFinder", "OnExceptionCheckpoint"}  # below
+ELSEWHERE = {"BackboneFinetuning", "BatchSizeFinder", "OnExceptionCheckpoint", "SpikeDetection"}  # below
 
 
 def test_each_callback_that_lightning_exports_is_tried() -> None:
@@ -98,6 +98,13 @@ def test_a_checkpoint_is_written_when_a_callback_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="len"):
         train(*WORDS, *words, run_dir=tmp_path / "run")
     assert list((tmp_path / "kept").glob("*.ckpt"))
+
+
+def test_a_spike_of_the_loss_ends_the_run_and_its_batch_is_noted(tmp_path: Path) -> None:
+    arguments = f"rtol: 0, exclude_batches_path: {tmp_path}"  # each loss above the mean of those before
+    with pytest.raises(UserError, match="TrainingSpikeException"):
+        train(*WORDS, f"+callbacks.it={{_target_: {CALLBACKS}.SpikeDetection, {arguments}}}", run_dir=tmp_path / "run")
+    assert json.loads((tmp_path / "skip_batches.json").read_text())
 
 
 def test_device_stats_without_psutil_say_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+import torch
 from conftest import Command
 from recorded import tested
 
@@ -49,7 +50,7 @@ TAKEN: dict[str, tuple[str, Callable[[TrainedRun], bool]]] = {
     "min_epochs": ("2", steps(10)),
     "max_steps": ("7", steps(7)),
     "min_steps": ("3", steps(10)),
-    "max_time": ("{hours: 1}", same_numbers),
+    "max_time": ("{microseconds: 1}", steps(1)),
     "limit_train_batches": ("3", steps(6)),
     "limit_val_batches": ("1", validated(1, 2)),
     "limit_test_batches": ("1", lambda run: run.result.test["n"] < 1000),
@@ -64,8 +65,8 @@ TAKEN: dict[str, tuple[str, Callable[[TrainedRun], bool]]] = {
     "accumulate_grad_batches": ("2", steps(6)),
     "gradient_clip_val": ("0.001", other_numbers),
     "gradient_clip_algorithm": ("value", same_numbers),
-    "deterministic": ("warn", same_numbers),
-    "benchmark": ("true", same_numbers),
+    "deterministic": ("warn", lambda run: torch.is_deterministic_algorithms_warn_only_enabled()),
+    "benchmark": ("true", lambda run: torch.backends.cudnn.benchmark),
     "inference_mode": ("false", same_numbers),
     "profiler": (
         "simple",
@@ -99,9 +100,20 @@ def test_an_argument_that_lightning_lacks_is_refused(word: str) -> None:
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_an_argument_has_lightnings_meaning(name: str, tmp_path: Path) -> None:
+def test_an_argument_has_lightnings_meaning(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     value, holds = TAKEN[name]
-    assert holds(train(*WORDS, *NOTHING, f"trainer.{name}={value}", run_dir=tmp_path / "run"))
+    try:
+        assert holds(train(*WORDS, *NOTHING, f"trainer.{name}={value}", run_dir=tmp_path / "run"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(("words", "ended"), [([], 5), (["trainer.min_epochs=2"], 10), (["trainer.min_steps=8"], 10)])
+def test_a_minimum_holds_against_early_stopping(words: list[str], ended: int, tmp_path: Path) -> None:
+    at_once = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, stopping_threshold: 100}"
+    words = [f"+callbacks.it={at_once}", "trainer.max_epochs=3", *words]
+    assert steps(ended)(train(*WORDS, *NOTHING, *words, run_dir=tmp_path / "run"))
 
 
 def test_without_a_model_summary_no_layers_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
