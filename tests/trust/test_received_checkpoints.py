@@ -1,7 +1,7 @@
 """A checkpoint that somebody else has made: values of wrong types, or a config whose network fills the memory."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,13 @@ VERBS: dict[str, Callable[[Path], Any]] = {
     "resume": lambda run: resume([str(run), "trainer.max_epochs=4"]),
     "predict, draw and export": load_run,
 }
+
+
+@pytest.fixture(autouse=True)
+def _denormal_numbers_as_before() -> Iterator[None]:
+    """A command flushes them, in the process that it has for itself."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture
