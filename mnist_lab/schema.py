@@ -81,11 +81,11 @@ SWEEP: dict[Any, Any] = {
 
 
 def mismatch(value: Any, kind: Any, key: str = "") -> str | None:
-    """Return which of a file's values is of another type than `RESULT`, or the like, declares; None where none is.
+    """Return which of a file's values is of another type than `kind` declares; None where none is.
 
     Args:
         value: a value of the file.
-        kind: its type.
+        kind: its type, declared as in `RESULT`.
         key: where it stands, with a point at its end.
     """
     if isinstance(kind, tuple):
@@ -108,12 +108,9 @@ def mismatch(value: Any, kind: Any, key: str = "") -> str | None:
             int: "a whole number",
             float: "a number",
             bool: "true or false",
+            type(None): "null",
         }
-        what = (
-            names.get(kind if isinstance(kind, type) else type(kind), "null" if kind is None else "a tensor")
-            if kind is not COUNT
-            else COUNT
-        )
+        what = COUNT if kind is COUNT else names.get(kind if isinstance(kind, type) else type(kind), "a tensor")
         return f"{key.rstrip('.') or 'the whole'} is not {what}"
     return next(filter(None, (mismatch(*part) for part in parts)), None)
 

@@ -54,7 +54,7 @@ def start(
         environment: variables beside those of this process.
         helpers: number of processes, MODULES, that it may start itself and that are forked as well; more are fresh.
         open_end: of a pipe, which is closed when the command and its helpers have ended.
-        module: another one.
+        module: the module to run, if not mnist_lab.
     """
     variables = {**os.environ, **(environment or {})}
     process = FORKS.Process(target=_front_door, args=([module, *words], cwd, shown, variables, helpers, open_end))

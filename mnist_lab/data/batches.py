@@ -232,7 +232,10 @@ class WorkerBatches(Batches):
 
 
 def _start_method() -> str:
-    """Return how to start processes: as Python does, whose default joblib's workers replace by one of their own."""
+    """Return the start method for worker processes.
+
+    In a worker process of joblib the default is joblib's own method, which a `DataLoader` can't use.
+    """
     known = get_all_start_methods()  # the system's default comes first
     return current if (current := get_start_method()) in known else known[0]
 

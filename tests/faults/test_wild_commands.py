@@ -163,15 +163,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "words",
-    [
-        "compare run dir=.",
-        "test run=run",
-        "predict run=run images=a.png",
-        "--help",
-    ],
-)
+@pytest.mark.parametrize("words", ["compare run dir=.", "--help", "test run=run", "predict run=run images=a.png"])
 def test_a_closed_pipe_ends_the_command_quietly(words: str, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     Image.linear_gradient("L").save(tmp_path / "a.png")

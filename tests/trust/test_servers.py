@@ -85,15 +85,19 @@ def test_the_own_page_and_a_link_to_it_are_answered(drawing: tuple[Server, int])
 def asked_by(user: int, port: int) -> bytes:
     """What a process of another user is answered."""
     reader, writer = os.pipe()
-    if os.fork() == 0:
-        os.setuid(user)
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            os.write(writer, connection.recv(10_000))
-        os._exit(0)
+    if (process := os.fork()) == 0:
+        try:
+            os.setuid(user)
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                os.write(writer, connection.recv(10_000))
+        finally:
+            os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        return pipe.read()
+        answer = pipe.read()
+    os.waitpid(process, 0)
+    return answer
 
 
 @pytest.mark.skipif(not (sys.platform == "linux" and os.getuid() == 0), reason="only root can become another user")

@@ -48,7 +48,7 @@ from mnist_lab.targets import with_current_names
 from mnist_lab.terminal import to_go_on
 
 AT_ONCE = 50
-"""Jobs that Hydra's basic launcher is given: of each it keeps 0.3 MB until the last one has ended."""
+"""Most jobs in one launch of Hydra's basic launcher, which keeps 0.3 MB of each until the launch ends."""
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
