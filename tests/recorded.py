@@ -15,7 +15,7 @@ from mnist_lab.result import Result
 
 
 @cache
-def tested(*words: str) -> dict[str, Any]:
+def found_by_test(*words: str) -> dict[str, Any]:
     """Return what the test of a run finds. Runs of the same words are made once."""
     with TemporaryDirectory() as folder:
         return train(*words, run_dir=Path(folder) / "run").result.test

@@ -14,12 +14,14 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from multiprocessing import get_context, set_start_method
+from multiprocessing import forkserver, get_context, set_start_method
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import pytest
 
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(["warmed"])
@@ -57,6 +59,7 @@ def start(
         module: the module to run, if not mnist_lab.
     """
     variables = {**os.environ, **(environment or {})}
+    _serve()
     process = FORKS.Process(target=_front_door, args=([module, *words], cwd, shown, variables, helpers, open_end))
     process.start()
     return process
@@ -81,6 +84,13 @@ def lab(
         return told(process, shown)
 
 
+def _serve() -> None:
+    """Start the process that forks, which imports `warmed`: it looks in PYTHONPATH, and gets no sys.path to look in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
+
+
 def told(process: BaseProcess, shown: Path) -> Done:
     """How a process has ended, which is killed if it hasn't, and what it showed."""
     if process.is_alive():
@@ -97,6 +107,7 @@ def _front_door(
 ) -> None:
     import resource
 
+    assert "warmed" in sys.modules, "everything would be imported for each command"
     import torch
 
     if not torch.cuda.is_available():  # which needs addresses without end

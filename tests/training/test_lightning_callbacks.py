@@ -8,7 +8,7 @@ import lightning.pytorch.callbacks
 import pytest
 import torch
 from conftest import Command, outcome
-from recorded import tested
+from recorded import found_by_test
 from torch import Tensor, nn
 
 from mnist_lab import UserError, train
@@ -29,7 +29,7 @@ def columns(run: TrainedRun) -> set[str]:
 
 
 def same_numbers(run: TrainedRun) -> bool:
-    return run.result.test == tested(*WORDS)
+    return run.result.test == found_by_test(*WORDS)
 
 
 def other_numbers(run: TrainedRun) -> bool:

@@ -10,7 +10,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import Command
-from recorded import tested
+from recorded import found_by_test
 
 from mnist_lab import UserError, compose, train
 from mnist_lab.keys import IN_BASE, OF_TRAINER, SET_ELSEWHERE, WITHOUT_EFFECT
@@ -32,7 +32,7 @@ def validated(*epochs: int) -> Callable[[TrainedRun], bool]:
 
 
 def same_numbers(run: TrainedRun) -> bool:
-    return run.result.test == tested(*WORDS, *NOTHING)
+    return run.result.test == found_by_test(*WORDS, *NOTHING)
 
 
 def other_numbers(run: TrainedRun) -> bool:
