@@ -203,6 +203,7 @@ def test_the_benchmark_answers_mistakes_in_a_line(lab: Command, word: str, answe
     assert done.returncode == 2 and answer in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @needs_mnist
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

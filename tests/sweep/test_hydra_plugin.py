@@ -42,6 +42,7 @@ def test_the_basic_launcher_gets_few_jobs_at_a_time(
         assert [[job.overrides for job in part] for part in sweep.returns] == [[["bar=1"], ["bar=2"]], [["bar=3"]]]
 
 
+@pytest.mark.slow  # each is a fresh process
 @pytest.mark.parametrize("task_launcher_cfg, extra_flags", [({}, ["-m", "hydra/sweeper=study"])])
 class TestApplications(IntegrationTestSuite):
     @pytest.mark.xfail(strict=True, reason="runs two programs into one folder; a sweep that is finished stays finished")
