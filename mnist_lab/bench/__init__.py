@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 
-from mnist_lab.bench.contenders import BEST_OF, CONTENDERS, MEASURED, NEEDS, NETWORKS, end_with_parent
+from mnist_lab.bench.contenders import BEST_OF, CONTENDERS, MEASURED, NEEDS, NETWORKS, running
 from mnist_lab.errors import UserError, no_such
 
 USAGE = (
@@ -183,21 +183,13 @@ def measure(number: int, network: str, name: str, epochs: int, root: Path) -> Ro
             environment["KERAS_BACKEND"] = name.removeprefix("keras_")
         output = Path(scratch) / "output"
         start, most = time.perf_counter(), 0
-        with output.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *words],
-                env=environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                preexec_fn=end_with_parent,
-            )
-            try:
-                while process.poll() is None:
-                    most = max(most, _most_memory(process.pid))
-                    time.sleep(0.05)
-            finally:  # stopped by a signal
-                process.kill()
-                process.wait()
+        with (
+            output.open("wb") as file,
+            running(words, env=environment, stdout=file, stderr=subprocess.STDOUT) as process,
+        ):
+            while process.poll() is None:
+                most = max(most, _most_memory(process.pid))
+                time.sleep(0.05)
         took = time.perf_counter() - start
         printed = output.read_text(errors="replace")
         if process.returncode != 0:

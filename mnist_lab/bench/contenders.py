@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 NETWORKS = ("A3", "B", "C", "D")
 CONTENDERS = {
@@ -22,10 +26,29 @@ BEST_OF = ("pytorch", "keras_tensorflow", "keras_jax")
 NEEDS = {"keras_tensorflow": ("keras", "tensorflow"), "keras_jax": ("keras", "jax")}
 
 
-def end_with_parent() -> None:
-    """Have Linux kill this process when its parent ends, even if the parent is killed.
+@contextmanager
+def running(words: list[str], **how: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Run `python -m WORDS` in a process that ends with the block; on Linux also with this process, if it is killed.
 
-    For `preexec_fn`: the programs that are measured import nothing for it.
+    Args:
+        words: module and arguments.
+        how: arguments of `subprocess.Popen`.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    signals = {signal.SIGINT, signal.SIGTERM}
+
+    def prepare() -> None:  # the programs that are measured import nothing for it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # an exception of a signal's handler is lost while Python forks
+    try:
+        process = subprocess.Popen([sys.executable, "-m", *words], preexec_fn=prepare, **how)
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)

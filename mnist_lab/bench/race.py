@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean, median, stdev
+from subprocess import PIPE
 
-from mnist_lab.bench.contenders import MEASURED, RECORD, end_with_parent
+from mnist_lab.bench.contenders import MEASURED, RECORD, running
 from mnist_lab.environment import cores, package_versions, processor
 from mnist_lab.errors import UserError
 from mnist_lab.files import write_whole
@@ -75,19 +74,14 @@ def _train(runner: str, seed: int, root: Path) -> Run:
                 "report=false",
             ]
         environment = {**os.environ, "BENCH_DATA": str(root), "MNIST_LAB_DATA": str(root)}
-        done = subprocess.run(
-            [sys.executable, "-m", *words],
-            env=environment,
-            capture_output=True,
-            text=True,
-            preexec_fn=end_with_parent,
-        )
-        if done.returncode != 0:
-            raise UserError(f"{runner} failed with seed {seed}:\n{(done.stdout + done.stderr)[-2000:]}")
+        with running(words, env=environment, stdout=PIPE, stderr=PIPE, text=True) as process:
+            shown, errors = process.communicate()
+        if process.returncode != 0:
+            raise UserError(f"{runner} failed with seed {seed}:\n{(shown + errors)[-2000:]}")
         if runner == "ours":
             result = Result.load(Path(scratch) / "run")
             return Run(seed, "fast99", runner, result.seconds["train"], result.test["acc"])
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = json.loads(shown.splitlines()[-1])
         return Run(seed, "fast99", runner, found["seconds"], found["acc"])
 
 

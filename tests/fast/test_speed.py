@@ -4,6 +4,8 @@ import csv
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from base64 import b64decode
 from pathlib import Path
@@ -230,6 +232,21 @@ def test_a_stopped_benchmark_leaves_nothing_running(number: signal.Signals, tmp_
     for process in left:
         os.kill(int(process), signal.SIGKILL)
     assert not left
+
+
+STOPPED = """
+import os, signal, sys, time
+from mnist_lab.bench.contenders import running
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+with running(["mnist_lab.bench.contenders"]):
+    time.sleep(30)
+"""
+
+
+def test_a_signal_while_a_program_is_started_stops_the_benchmark() -> None:
+    assert subprocess.run([sys.executable, "-c", STOPPED], timeout=25).returncode == 143
 
 
 @pytest.mark.parametrize("networks", [["A3"], ["A3", "D"]])
