@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from mnist_lab.errors import UserError, closest, one_line
@@ -50,8 +50,12 @@ def compose_config(overrides: list[str]) -> DictConfig:
     with hydra_with() as hydra:
         cfg = compose_with(hydra, with_plus_signs(overrides))
         settle(cfg, overrides)
-        ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-        cfg.merge_with(OmegaConf.to_container(ours, resolve=True))  # while it is known what ${hydra:...} means
+        for key in [str(key) for key in cfg if key != "hydra"]:  # while it is known what ${hydra:...} means
+            value = cfg[key]
+            if isinstance(value, Container):
+                OmegaConf.resolve(value)
+            if OmegaConf.is_interpolation(cfg, key):
+                cfg[key] = value
         return cfg
 
 

@@ -29,6 +29,11 @@ SHORT = ["trainer.limit_train_batches=4", "trainer.limit_val_batches=1", "traine
 SHORT += ["trainer.max_epochs=1", "data.fallback=mnist_5k", "report=false"]
 
 
+def readmes_first(lines: list[str]) -> list[Any]:
+    """The lines as parameters: those that the README doesn't have are left to the whole test run."""
+    return [line if line in README else pytest.param(line, marks=pytest.mark.slow) for line in lines]
+
+
 def of_verb(verb: str) -> list[str]:
     return [line for line in LINES if words_of(line)[:1] == [verb]]
 
@@ -61,7 +66,7 @@ def test_every_command_is_of_a_kind_that_is_tried_here() -> None:
             assert re.match(r"pip install |eval |(FAULTS\w*=\d+ )*pytest( |$)", line), line
 
 
-@pytest.mark.parametrize("line", TRAINING)
+@pytest.mark.parametrize("line", readmes_first(TRAINING))
 def test_a_training_command_is_understood(
     line: str, hydra: Hydra, examples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +110,7 @@ def test_what_replaces_a_templates_words_is_understood(
             check_command(read_command(["-m", "model=mlp,cnn", "data.val=random", word]))
 
 
-@pytest.mark.parametrize("line", [*of_verb("articles"), *of_verb("bench")])
+@pytest.mark.parametrize("line", readmes_first([*of_verb("articles"), *of_verb("bench")]))
 def test_a_measurement_is_understood(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is checked before the first training."""
 

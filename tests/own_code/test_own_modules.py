@@ -59,7 +59,7 @@ OWN = {
 """Of each example its words, the metric that it is judged by, and all that it logs in an epoch."""
 
 
-IN_BRIEF = [name if name in ("scored", "gan", "pairs") else pytest.param(name, marks=pytest.mark.slow) for name in OWN]
+IN_BRIEF = [name if name in ("gan", "pairs") else pytest.param(name, marks=pytest.mark.slow) for name in OWN]
 
 
 def words_of(name: str) -> list[str]:
@@ -132,10 +132,8 @@ def test_the_best_checkpoint_has_the_best_value_of_the_monitor(name: str, whole:
     assert best["epoch"] == values.index(max(values))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name == "pairs" else pytest.param(name, marks=pytest.mark.slow) for name in OWN],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OWN)
 def test_ones_own_module_is_resumed_after_a_kill_to_the_same_numbers(name: str, whole: Any) -> None:
     folder, _ = whole(name)
     words = [*words_of(name), KILLABLE, "report=false", "hydra.run.dir=again"]

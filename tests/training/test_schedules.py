@@ -34,7 +34,7 @@ RATES = {
 }
 
 
-@pytest.mark.parametrize("module", ["classifier", "textbook"])
+@pytest.mark.parametrize("module", ["classifier", pytest.param("textbook", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("schedule", "rates"), RATES.items())
 def test_interval_frequency_and_monitor_of_a_schedule_have_lightnings_meaning(
     schedule: str, rates: list[float], module: str, tmp_path: Path
