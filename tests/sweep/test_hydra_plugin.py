@@ -18,11 +18,13 @@ def _defaults_that_the_suites_expect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VersionBase.instance(), "version_base", _UNSPECIFIED_)  # whatever tests before have set
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher_name, overrides", [("basic", ["hydra/sweeper=study"])])
 class TestJobs(LauncherTestSuite):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher_name, overrides", [("basic", ["hydra/sweeper=study", "+hydra.sweeper.at_a_time=2"])])
 class TestBatches(BatchedSweeperTestSuite):
     pass

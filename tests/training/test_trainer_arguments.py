@@ -21,6 +21,9 @@ WORDS = ["model=mlp", "model.hidden=[8]", "data=mnist_5k", "data.train_size=100"
 WORDS += ["data.val=random", "data.val_size=100", "report=false", "trainer=cpu", "trainer.max_epochs=2"]
 NOTHING = ["logger=none"]
 
+OFTEN = ("accelerator", "devices", "precision", "fast_dev_run", "max_epochs", "max_steps", "limit_train_batches")
+"""Arguments that the default run tries, too."""
+
 
 def steps(count: int) -> Callable[[TrainedRun], bool]:
     """Five steps an epoch are ten in all, where nothing else is asked for."""
@@ -99,7 +102,9 @@ def test_an_argument_that_lightning_lacks_is_refused(word: str) -> None:
         compose("model=mlp", word)
 
 
-@pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in TAKEN]
+)
 def test_an_argument_has_lightnings_meaning(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     value, holds = TAKEN[name]
