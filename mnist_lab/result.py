@@ -183,6 +183,8 @@ def _conflict(values: dict[str, Any]) -> str | None:
         return f"it has {epochs} epochs, and none of them was tested"
     if test["n"] == 0 or (test.get("correct") or 0) > (test["n"] or 0):
         return f"test.correct is {test.get('correct')}, of {test['n']} images"
+    if (mode := values["config"].get("mode")) not in (None, "min", "max"):
+        return f"config.mode is {mode!r}, not min or max"
     try:
         shlex.split(values["command"])
     except ValueError:

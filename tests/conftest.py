@@ -27,10 +27,9 @@ if TYPE_CHECKING:  # torch takes seconds to import: only the tests that need it 
     from mnist_lab.data import DatasetImages
     from mnist_lab.result import Result
 
-# Tests that run side by side share the cores: more threads than cores wait for each other most of the time. Set before
-# torch is imported, which reads it once; the commands that tests run inherit it.
-if (SIDE_BY_SIDE := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // SIDE_BY_SIDE)))
+# One thread. A process hangs that is forked from one with more and computes with them, and tests that run side by side
+# share the cores anyhow. Set before torch is imported, which reads it once; the commands that tests run inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent
 Command = Callable[..., warm.Done | subprocess.CompletedProcess[str]]

@@ -107,15 +107,16 @@ def _metric(results: Sequence[Result], asked: str) -> str:
 
 
 def _mode(results: Sequence[Result], metric: str, asked: str) -> Mode:
-    """Return whether the metric is to be small or large: as asked, as the runs' configs say, or as its name does."""
+    """Return whether the metric is to be small or large: as asked, as its name says, or as the runs' configs do."""
     if asked:
         return mode_of(metric, asked)
+    if (named := known_mode(metric)) is not None:
+        return named
     configs = [result.config for result in results]
-    found = {known_mode(metric, config.get("mode"), config.get("monitor")) for config in configs}
-    modes = [mode for mode in found if mode is not None]
-    if len(modes) != 1:
+    found = {known_mode(metric, config.get("mode"), config.get("monitor")) for config in configs} - {None}
+    if len(found) != 1:
         raise UserError(f"metric={metric}: is it to be small or large? Add mode=min or mode=max")
-    return modes[0]
+    return found.pop()  # type: ignore[return-value]
 
 
 def _below(folders: Sequence[Path], name: str) -> list[Path]:

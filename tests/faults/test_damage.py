@@ -105,6 +105,8 @@ def damaged(whole: Path, tmp_path: Path, chance: random.Random, known: dict[str,
         what = f"{VERBS[verb]}, {damage(chance.choice(files), chance)}"
         done = lab(VERBS[verb].split(), folder)
         assert "Traceback" not in done.stdout + done.stderr, (what, done)
+        if re.search("^left out: .* is damaged", done.stderr, re.M):  # a trial among others
+            return False
         if done.returncode == 0:
             assert numbers(verb, folder, done) == right, (what, done)
             return True

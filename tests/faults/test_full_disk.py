@@ -121,7 +121,7 @@ def test_a_run_on_a_full_disk_is_resumed_when_there_is_room(kilobytes: int, disk
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kilobytes", [60, 700])
+@pytest.mark.parametrize("kilobytes", [60, 356, 700])
 def test_a_sweep_on_a_full_disk_is_resumed_when_there_is_room(kilobytes: int, disk: Disk, whole: Path) -> None:
     fills(disk, kilobytes, SWEEP, whole)
 

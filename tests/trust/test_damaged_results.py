@@ -28,6 +28,7 @@ WRONG += [
 ]
 WRONG += [("config.trainer.limit_val_batches", "1"), ("model.parameters", 10**60), ("command", "a 'b"), ("notes", None)]
 WRONG += [("machine.cores", 1.5), ("data.classes", [[]]), ("code.commit", 1), ("seconds.train", 1e200), ("extras", 1)]
+WRONG += [("config.mode", "up")]
 
 
 def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -86,6 +87,15 @@ def test_a_comparison_names_a_damaged_result_and_goes_on(tmp_path: Path, capsys:
     assert "90.00 %" in said.out
     with pytest.raises(UserError, match=r"no finished run"):
         compare([str(tmp_path / "damaged")])
+
+
+def test_a_mode_that_contradicts_the_metrics_name_stops_no_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, mode in (("ours", None), ("stranger's", "min")):
+        save(tmp_path / name, ("config", "mode"), mode)
+    compare([str(tmp_path), f"dir={tmp_path}"])
+    assert "test/acc, best first" in capsys.readouterr().out
 
 
 def test_an_ensemble_names_a_damaged_result(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_lab.environment import cores
 from mnist_lab.errors import UserError, closest
-from mnist_lab.files import CONF_DIR, folder_lock, is_locked, is_sweep
+from mnist_lab.files import CONF_DIR, disk_fault, folder_lock, is_locked, is_sweep
 from mnist_lab.hydra_adapter import read_configs_once
 from mnist_lab.metrics import MONITOR, mode_of
 from mnist_lab.processes import fail
@@ -246,6 +246,8 @@ class StudySweeper(Sweeper):
                         found.append(returned)
                         self._record_returned(todo, returned)
             except Exception as error:  # a launcher's own: one of its processes was killed, say
+                if disk_fault(error) is not None:
+                    raise
                 stopped = error
                 print(f"the launcher stopped: {type(error).__name__}: {error}", file=sys.stderr)
             after = self._states()
