@@ -28,8 +28,15 @@ OF_ALL_PROCESSES = ("train", "resume", "rerun")
 
 
 def main() -> None:
-    """Run the verb that the command line names, and end the program."""
-    from mnist_lab.errors import ProcessLost, UserError
+    """Run the verb that the command line names, and end the program: with status 130 on Ctrl-C."""
+    try:
+        _run_verb()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run_verb() -> None:
+    from mnist_lab.errors import ProcessLost, UserError, interrupted
     from mnist_lab.files import disk_fault
     from mnist_lab.processes import fail, is_helper_process
     from mnist_lab.startup import leave, prepare_process  # first: it takes the time
@@ -44,12 +51,12 @@ def main() -> None:
             sys.stdout.flush()  # here, where a closed pipe is handled; --help ends the program by SystemExit
     except (ProcessLost, UserError) as error:
         fail(error)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenPipeError:  # whoever read the output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
+        if interrupted(error):
+            raise KeyboardInterrupt from error
         if (fault := disk_fault(error)) is not None:
             fail(UserError(f"{fault.filename or 'the disk'}: {fault.strerror}"))
         from mnist_lab.user_code import explain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from traceback import extract_tb
 
 CONTROLS = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -21,6 +21,20 @@ class ProcessLost(Exception):
 
 class Diverged(UserError):
     """A training whose loss is infinite or no number: what comes after it means nothing."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, its cause, that one's cause and so on, through the errors that libraries add."""
+    seen: set[int] = set()  # TensorBoard raises one error repeatedly, which makes a cycle of causes
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+
+
+def interrupted(error: BaseException) -> bool:
+    """Return whether Ctrl-C is behind an error: OmegaConf fails in turn at putting back what is half made."""
+    return any(isinstance(cause, KeyboardInterrupt) for cause in causes(error))
 
 
 def no_such(key: str, word: str, what: str, known: Sequence[str]) -> UserError:

@@ -18,7 +18,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-from mnist_lab.errors import UserError, printable
+from mnist_lab.errors import UserError, causes, printable
 
 FAULTS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM),
@@ -52,12 +52,9 @@ def disk_fault(error: BaseException | None, folder: Path | None = None) -> OSErr
         error: what was raised.
         folder: a folder whose absence, or the absence of something in it, counts as a fault too.
     """
-    seen: set[int] = set()  # TensorBoard raises one error repeatedly, which makes a cycle of causes
-    while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and (error.errno in FAULTS or (folder is not None and _lost(error, folder))):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
+    for cause in causes(error):
+        if isinstance(cause, OSError) and (cause.errno in FAULTS or (folder is not None and _lost(cause, folder))):
+            return cause
     return None
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich import get_console
 
-from mnist_lab.errors import ProcessLost, UserError, printable
+from mnist_lab.errors import ProcessLost, UserError, interrupted, printable
 
 if TYPE_CHECKING:
     import lightning as L
@@ -65,11 +65,13 @@ def refuse_launcher(what: str) -> None:
 
 
 def fail(error: Exception) -> NoReturn:
-    """End the program with an error's message; HYDRA_FULL_ERROR=1 shows where it was raised.
+    """End the program with an error's message; HYDRA_FULL_ERROR=1 shows where it was raised. After Ctrl-C say nothing.
 
     Args:
         error: a mistake of the user, exit status 2; or ProcessLost, exit status 1.
     """
+    if interrupted(error):
+        sys.exit(130)
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
     if not is_helper_process():  # the first says the same; what is wrong in this process alone, `helping` says

@@ -18,6 +18,8 @@ from mnist_lab import train
 from mnist_lab.__main__ import VERBS, divide
 from mnist_lab.composing import compose_config
 from mnist_lab.errors import UserError
+from mnist_lab.hydra_adapter import Hydra
+from mnist_lab.processes import fail
 
 MISTAKES = {
     "model=mlpp": "Did you mean mlp?",
@@ -316,6 +318,23 @@ def test_a_mistake_in_a_config_file_of_ones_own_is_told_as_well(
     (tmp_path / "my_conf/experiment/mine.yaml").write_text(f"# @package _global_\n{lines}\n")
     done = lab("--config-dir", "my_conf", "experiment=mine", "--cfg", "job", "--resolve")
     assert said in (done.stdout if said == "lr: 0.5" else done.stderr), done.stderr
+
+
+def test_an_error_that_comes_of_ctrl_c_ends_the_command_as_ctrl_c_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut_off(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:  # as OmegaConf, which puts back a flag of a config that is not whole
+            raise AttributeError("'NoneType' object has no attribute '_invalidate_flags_cache'")
+
+    monkeypatch.setattr(Hydra, "compose_config", cut_off)
+    with pytest.raises(UserError) as raised:
+        compose_config(["model=mlp"])
+    with pytest.raises(SystemExit) as end:
+        fail(raised.value)
+    assert end.value.code == 130 and capsys.readouterr().err == ""
 
 
 def test_hydra_full_error_shows_the_traceback_of_a_mistake(lab: Command) -> None:
