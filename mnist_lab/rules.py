@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from mnist_lab.errors import CONTROLS, UserError, closest, one_line
+from mnist_lab.files import plain
 from mnist_lab.keys import SET_ELSEWHERE, keys_of
 from mnist_lab.metrics import metric_conflicts
 from mnist_lab.targets import logger_sections, writes_tensorboard
@@ -325,20 +326,22 @@ def _value(cfg: DictConfig, key: str) -> Any:
     """Return the value of a key, resolved, with lists and sections as Python's own.
 
     Raises:
-        UserError: the value is missing, or an interpolation in it can't be resolved.
+        UserError: the value is missing, an interpolation in it can't be resolved, or a number is too large.
     """
     try:
         value = OmegaConf.select(cfg, key, throw_on_missing=True)
         if isinstance(value, DictConfig):
             return OmegaConf.to_container(value)
-        return OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
+        value = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
+        plain(value)  # as a run's files record it
+        return value
     except MissingMandatoryValue:
         raise UserError(f"{key} must be given: {key}=...") from None
     except InterpolationResolutionError as error:
         # OmegaConf keeps of the resolver's own error only its text, in its first line.
         message = str(error).splitlines()[0].rpartition("while resolving interpolation: ")[2]
         raise UserError(message if message.startswith("data.") else f"{key}: {message}") from None
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{key}: " + one_line(error)) from error
 
 

@@ -129,6 +129,8 @@ def _front_door(
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
+    except KeyboardInterrupt:  # before the command has begun
+        status = 130
     # The end of a Python. That of `multiprocessing` waits for child processes before it has told them to end.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()

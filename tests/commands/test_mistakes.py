@@ -76,6 +76,8 @@ MISTAKES = {
     "optimizer.lr='0.003'": "As it stands it is a text: ${oc.decode:...}",
     "model=mlp explore": "the verb comes first, python -m mnist_lab explore",
     "trainer.max_steps=0": "1 or more, or -1",
+    "trainer.gradient_clip_val=999999999999999999999": "a number of more than 64 bits",
+    "model.hidden=[8,999999999999999999999]": "a number of more than 64 bits",
     "trainer.speed=1": "trainer.speed: there is no such option",
     "~test_checkpoint": "test_checkpoint can't be left out: set it, test_checkpoint=VALUE",
     "~model.dropuot": "model.dropuot: there is no such option. Did you mean model.dropout?",

@@ -10,6 +10,8 @@ from conftest import Tally, outcome
 from PIL import Image
 from warm import Done, lab
 
+from mnist_lab.result import Result
+
 RUN = ["data=mnist_5k", "data.train_size=500", "data.val=random", "trainer.accelerator=cpu", "trainer.max_epochs=3"]
 RUN += ["model=mlp", "model.hidden=[8]", "report=false"]
 VERBS = {
@@ -69,7 +71,8 @@ def numbers(verb: str, folder: Path, done: Done) -> object:
         return "reproduced: " in done.stdout
     if verb.startswith("sweep"):
         # Of what is finished the checkpoints are not read, and a damaged one is not noticed.
-        return [outcome(folder / "sweep" / number)[:2] for number in "01"]
+        found = [Result.load(folder / "sweep" / number) for number in "01"]
+        return [(result.test, [row["val/loss"] for row in result.history]) for result in found]
     return [line for line in done.stdout.splitlines() if re.search(r"\d", line) and "damaged" not in line]
 
 
