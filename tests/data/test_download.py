@@ -74,7 +74,10 @@ BAD: dict[str, tuple[Behaviour, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
+SLOW = ("hanging in the middle", "dripping", "dripping headers")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else kind for kind in BAD])
 def test_a_failing_mirror_is_followed_by_the_next_or_named_with_the_reason(kind: str, tmp_path: Path) -> None:
     behaviour, reason = BAD[kind]
     limits = Limits(0.5, 1000.0, (0.0,), 1_000_000)

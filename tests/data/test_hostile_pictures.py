@@ -81,7 +81,9 @@ GOOD: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", [pytest.param("huge bomb", marks=pytest.mark.slow), *list(BAD)[1:]])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if "bomb" in kind else kind for kind in BAD]
+)
 def test_a_hostile_picture_in_a_class_folder_is_named_in_one_line(kind: str, tmp_path: Path) -> None:
     make, reason = BAD[kind]
     for name in ("a", "b"):

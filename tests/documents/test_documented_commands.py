@@ -110,7 +110,8 @@ def test_what_replaces_a_templates_words_is_understood(
             check_command(read_command(["-m", "model=mlp,cnn", "data.val=random", word]))
 
 
-@pytest.mark.parametrize("line", readmes_first([*of_verb("articles"), *of_verb("bench")]))
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [*of_verb("articles"), *of_verb("bench")])
 def test_a_measurement_is_understood(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is checked before the first training."""
 

@@ -200,6 +200,7 @@ def test_meta_tensors_leave_nothing_behind() -> None:
     assert type(layers(torch.ones(7, 1024)).sum().item()) is float
 
 
+@pytest.mark.slow
 def test_networks_can_be_exported_traced_and_copied() -> None:
     net = nn.Sequential(ConvPool2d(1, 30, 5, 2), Dropout(0.2), nn.Flatten(), Linear(4320, 300)).eval()
     images = torch.randn(16, 1, 28, 28)

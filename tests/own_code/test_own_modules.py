@@ -121,6 +121,7 @@ def test_a_run_says_once_what_is_different_for_ones_own_module(whole: Any) -> No
     assert shown.count("after a stop within an epoch, what VAE logs of training is of the epoch's rest\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_BRIEF)
 def test_the_best_checkpoint_has_the_best_value_of_the_monitor(name: str, whole: Any) -> None:
     folder, _ = whole(name)
@@ -209,6 +210,7 @@ def test_runs_are_compared_by_what_they_log(whole: Any) -> None:
     assert means[:2] == losses and means[2] != means[2], "the smallest first, and last what has none"
 
 
+@pytest.mark.slow
 def test_a_subclass_of_our_classifier_predicts(whole: Any) -> None:
     folder, _ = whole("scored")
     Image.new("L", (28, 28)).save(folder.parent / "a.png")

@@ -108,6 +108,7 @@ def test_a_checkpoint_chosen_by_the_test_set_is_noted(lab: Command, tmp_path: Pa
     assert any("chose the epoch" in note for note in result_in(tmp_path).notes)
 
 
+@pytest.mark.slow
 def test_a_training_leaves_the_callers_random_numbers_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def test_data_sets_of_one_name_with_other_digests_are_compared_apart(lab: Comman
     assert [(row["n"], row["data.name"]) for row in rows] == [("1", "mnist (00000000)"), ("1", "mnist (11111111)")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("metric", "decides"), [("test/loss", "a"), ("seconds", "a"), ("test/acc", "b")])
 def test_importance_is_that_for_the_best_runs_be_the_metric_high_or_low(metric: str, decides: str) -> None:
     value = {(a, b): 0.1 if a == 0 else 0.9 if b == 5 else 0.5 for a in range(6) for b in range(6)}

@@ -60,6 +60,7 @@ def test_a_grid_is_the_product_of_its_axes(sizes: list[int]) -> None:
     assert len(found) == len(set(found)) == int(torch.tensor(sizes).prod()) and found == sorted(found)
 
 
+@pytest.mark.slow
 def test_a_quasi_random_search_fills_the_space_more_evenly_than_a_random_one() -> None:
     from scipy.stats.qmc import discrepancy
 

@@ -121,6 +121,7 @@ def test_a_minimum_holds_against_early_stopping(words: list[str], ended: int, tm
     assert steps(ended)(train(*WORDS, *NOTHING, *words, run_dir=tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_without_a_model_summary_no_layers_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for asked in ("true", "false"):
         train(*WORDS, *NOTHING, f"trainer.enable_model_summary={asked}", run_dir=tmp_path / asked)
