@@ -24,7 +24,7 @@ class Diverged(UserError):
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, its cause, that one's cause and so on, through the errors that libraries add."""
+    """Yield an error and the chain of errors that led to it, the latest first."""
     seen: set[int] = set()  # TensorBoard raises one error repeatedly, which makes a cycle of causes
     while error is not None and id(error) not in seen:
         yield error
@@ -33,7 +33,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def interrupted(error: BaseException) -> bool:
-    """Return whether Ctrl-C is behind an error: OmegaConf fails in turn at putting back what is half made."""
+    """Return whether Ctrl-C caused an error. OmegaConf's cleanup raises another one when a config is half built."""
     return any(isinstance(cause, KeyboardInterrupt) for cause in causes(error))
 
 

@@ -65,10 +65,11 @@ def refuse_launcher(what: str) -> None:
 
 
 def fail(error: Exception) -> NoReturn:
-    """End the program with an error's message; HYDRA_FULL_ERROR=1 shows where it was raised. After Ctrl-C say nothing.
+    """End the program with an error's message; HYDRA_FULL_ERROR=1 shows where it was raised.
 
     Args:
-        error: a mistake of the user, exit status 2; or ProcessLost, exit status 1.
+        error: a mistake of the user, exit status 2; or ProcessLost, exit status 1. One that Ctrl-C has caused is not
+            shown, exit status 130.
     """
     if interrupted(error):
         sys.exit(130)

@@ -333,7 +333,7 @@ def _value(cfg: DictConfig, key: str) -> Any:
         if isinstance(value, DictConfig):
             return OmegaConf.to_container(value)
         value = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
-        plain(value)  # as a run's files record it
+        plain(value)  # raises ValueError for what a run's files can't hold
         return value
     except MissingMandatoryValue:
         raise UserError(f"{key} must be given: {key}=...") from None

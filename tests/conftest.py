@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # torch takes seconds to import: only the tests that need it 
     from mnist_lab.data import DatasetImages
     from mnist_lab.result import Result
 
-# One thread. A process hangs that is forked from one with more and computes with them, and tests that run side by side
-# share the cores anyhow. Set before torch is imported, which reads it once; the commands that tests run inherit it.
+# One OpenMP thread. The commands of tests are forked: a child of a process that has computed with several threads hangs
+# when it computes. Tests that run side by side share the cores in any case. torch reads this once, when it is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent

@@ -59,7 +59,7 @@ def start(
         module: the module to run, if not mnist_lab.
     """
     variables = {**os.environ, **(environment or {})}
-    _serve()
+    _start_fork_server()
     process = FORKS.Process(target=_front_door, args=([module, *words], cwd, shown, variables, helpers, open_end))
     process.start()
     return process
@@ -84,8 +84,8 @@ def lab(
         return told(process, shown)
 
 
-def _serve() -> None:
-    """Start the process that forks, which imports `warmed`: it looks in PYTHONPATH, and gets no sys.path to look in."""
+def _start_fork_server() -> None:
+    """Start the fork server if it isn't running. It finds `warmed` by PYTHONPATH: it ignores the parent's sys.path."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         forkserver.ensure_running()
@@ -107,7 +107,7 @@ def _front_door(
 ) -> None:
     import resource
 
-    assert "warmed" in sys.modules, "everything would be imported for each command"
+    assert "warmed" in sys.modules, "the fork server has imported nothing: each command would import everything"
     import torch
 
     if not torch.cuda.is_available():  # which needs addresses without end

@@ -1,4 +1,4 @@
-"""The networks and the programs that the verb `bench` measures, and the names of the files it writes."""
+"""The networks and the programs that the verb `bench` measures, how it runs them, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def running(words: list[str], **how: Any) -> Iterator[subprocess.Popen[Any]]:
         words: module and arguments.
         how: arguments of `subprocess.Popen`.
     """
-    signals = {signal.SIGINT, signal.SIGTERM}
 
-    def prepare() -> None:  # the programs that are measured import nothing for it
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # an exception of a signal's handler is lost while Python forks
+    # Python drops an exception that a signal handler raises during a fork: deliver signals afterwards.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         process = subprocess.Popen([sys.executable, "-m", *words], preexec_fn=prepare, **how)
         try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             yield process
         finally:
             process.kill()
             process.wait()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

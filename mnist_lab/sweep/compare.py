@@ -11,7 +11,7 @@ from mnist_lab.bench.contenders import MEASURED, PEERS
 from mnist_lab.errors import UserError, closest, no_such, printable
 from mnist_lab.files import read_text, write_whole
 from mnist_lab.folders import check_folder
-from mnist_lab.metrics import ALL, MONITOR, Mode, known_mode, mode_of
+from mnist_lab.metrics import ALL, MODES, MONITOR, Mode, known_mode, mode_of, split
 from mnist_lab.result import Result
 from mnist_lab.rules import one_of
 from mnist_lab.sweep.groups import Peer, grouped
@@ -107,16 +107,20 @@ def _metric(results: Sequence[Result], asked: str) -> str:
 
 
 def _mode(results: Sequence[Result], metric: str, asked: str) -> Mode:
-    """Return whether the metric is to be small or large: as asked, as its name says, or as the runs' configs do."""
+    """Return whether the metric is to be small or large.
+
+    As asked; for a metric of `MODES`, as its name says, which no run's config may contradict; else as the configs say.
+    """
     if asked:
         return mode_of(metric, asked)
-    if (named := known_mode(metric)) is not None:
+    if (named := MODES.get(split(metric)[1])) is not None:
         return named
     configs = [result.config for result in results]
-    found = {known_mode(metric, config.get("mode"), config.get("monitor")) for config in configs} - {None}
-    if len(found) != 1:
+    found = [known_mode(metric, config.get("mode"), config.get("monitor")) for config in configs]
+    modes = {mode for mode in found if mode is not None}
+    if len(modes) != 1:
         raise UserError(f"metric={metric}: is it to be small or large? Add mode=min or mode=max")
-    return found.pop()  # type: ignore[return-value]
+    return modes.pop()
 
 
 def _below(folders: Sequence[Path], name: str) -> list[Path]:

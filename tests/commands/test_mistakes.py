@@ -168,7 +168,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, P
 
 
 FIRST = {answer: words for words, answer in reversed(MISTAKES.items())}
-"""The first words with each answer: the default run leaves the others out."""
+"""For each answer the first command that gets it. The default test run includes only these."""
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def composed(group: str, option: str) -> DictConfig:
 
 
 OFTEN = ("model", "data", "optimizer", "schedule", "trainer")
-"""Groups that the default run tries, too."""
+"""Groups that the default test run includes."""
 
 
 @pytest.mark.parametrize(

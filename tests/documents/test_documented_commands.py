@@ -29,8 +29,8 @@ SHORT = ["trainer.limit_train_batches=4", "trainer.limit_val_batches=1", "traine
 SHORT += ["trainer.max_epochs=1", "data.fallback=mnist_5k", "report=false"]
 
 
-def readmes_first(lines: list[str]) -> list[Any]:
-    """The lines as parameters: those that the README doesn't have are left to the whole test run."""
+def slow_unless_in_readme(lines: list[str]) -> list[Any]:
+    """Return the lines as parameters. Those that are not in the top README are marked slow."""
     return [line if line in README else pytest.param(line, marks=pytest.mark.slow) for line in lines]
 
 
@@ -66,7 +66,7 @@ def test_every_command_is_of_a_kind_that_is_tried_here() -> None:
             assert re.match(r"pip install |eval |(FAULTS\w*=\d+ )*pytest( |$)", line), line
 
 
-@pytest.mark.parametrize("line", readmes_first(TRAINING))
+@pytest.mark.parametrize("line", slow_unless_in_readme(TRAINING))
 def test_a_training_command_is_understood(
     line: str, hydra: Hydra, examples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +149,7 @@ def test_a_network_is_measured_as_a_document_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_readmes_first_command_trains(tmp_path: Path) -> None:
+def test_the_slow_unless_in_readme_command_trains(tmp_path: Path) -> None:
     done = run(LINES[0], tmp_path)
     (result,) = tmp_path.rglob("result.json")
     assert done.returncode == 0 and Result.load(result.parent).test["acc"] > 0.9, done.stderr

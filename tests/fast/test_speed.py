@@ -240,7 +240,7 @@ from mnist_lab.bench.contenders import running
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
-with running(["mnist_lab.bench.contenders"]):
+with running(["json.tool", "--help"]):
     time.sleep(30)
 """
 

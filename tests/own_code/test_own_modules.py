@@ -122,7 +122,7 @@ def test_a_run_says_once_what_is_different_for_ones_own_module(whole: Any) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", IN_BRIEF)
+@pytest.mark.parametrize("name", OWN)
 def test_the_best_checkpoint_has_the_best_value_of_the_monitor(name: str, whole: Any) -> None:
     folder, _ = whole(name)
     monitor = OWN[name][1]

@@ -22,7 +22,7 @@ WORDS += ["data.val=random", "data.val_size=100", "report=false", "trainer=cpu",
 NOTHING = ["logger=none"]
 
 OFTEN = ("accelerator", "devices", "precision", "fast_dev_run", "max_epochs", "max_steps", "limit_train_batches")
-"""Arguments that the default run tries, too."""
+"""Arguments that the default test run includes."""
 
 
 def steps(count: int) -> Callable[[TrainedRun], bool]:

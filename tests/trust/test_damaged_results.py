@@ -98,6 +98,17 @@ def test_a_mode_that_contradicts_the_metrics_name_stops_no_comparison(
     assert "test/acc, best first" in capsys.readouterr().out
 
 
+def test_a_config_says_how_a_metric_of_ones_own_is_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for margin in (1, 2):
+        values = copy.deepcopy(VALUES)
+        values["config"] |= {"monitor": "val/margin_loss", "mode": "max", "optimizer": {"lr": margin}}
+        values["test"]["metrics"] = {"margin_loss": float(margin)}
+        (tmp_path / str(margin)).mkdir()
+        (tmp_path / str(margin) / "result.json").write_text(json.dumps(values))
+    compare([str(tmp_path), "metric=test/margin_loss", f"dir={tmp_path}"])
+    assert f"best     {tmp_path}/2" in capsys.readouterr().out
+
+
 def test_an_ensemble_names_a_damaged_result(tmp_path: Path) -> None:
     for name in "ab":
         shutil.copytree(ROOT / "tests/old_runs/finished", tmp_path / name)
