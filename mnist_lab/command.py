@@ -92,7 +92,7 @@ def quoted(path: Path) -> str:
     return QuotedString(str(path), Quote.single).with_quotes()
 
 
-def check_command(command: Command, fresh: bool = True) -> tuple[Path, Path]:
+def check_command(command: Command, fresh: bool = True) -> tuple[DictConfig, Path, Path]:
     """Check everything that a command asks for, before anything is imported or written for it.
 
     Args:
@@ -100,7 +100,8 @@ def check_command(command: Command, fresh: bool = True) -> tuple[Path, Path]:
         fresh: whether its folder must be empty or new.
 
     Returns:
-        The command's own folder, and the deepest on the way to it that exists already.
+        The config, of a multirun one with the first value of each sweep; the command's own folder; the deepest folder
+        on the way to it that exists already.
 
     Raises:
         UserError: with the first mistake found.
@@ -112,10 +113,10 @@ def check_command(command: Command, fresh: bool = True) -> tuple[Path, Path]:
         compose = partial(compose_with, hydra, config_name=args.config_name or "config")
         if command.multirun:
             return _check_multirun(hydra, compose, args.overrides, fresh)
-        composed = compose(args.overrides).hydra
-        if composed.mode == RunMode.MULTIRUN:
+        cfg = compose(args.overrides)
+        if cfg.hydra.mode == RunMode.MULTIRUN:
             raise UserError("hydra.mode=MULTIRUN is not allowed in a config: -m makes a command a multirun")
-        return _folder("hydra.run.dir", composed.run.dir, fresh)
+        return cfg, *_folder("hydra.run.dir", cfg.hydra.run.dir, fresh)
 
 
 def _folder(key: str, named: str | None, fresh: bool) -> tuple[Path, Path]:
@@ -126,7 +127,7 @@ def _folder(key: str, named: str | None, fresh: bool) -> tuple[Path, Path]:
 
 def _check_multirun(
     hydra: Hydra, compose: Callable[[list[str]], DictConfig], overrides: list[str], fresh: bool
-) -> tuple[Path, Path]:
+) -> tuple[DictConfig, Path, Path]:
     """Check a multirun value by value: each option of each swept group once, with the first values of the others."""
     try:
         parsed = OverridesParser.create(hydra.config_loader).parse_overrides(overrides)
@@ -147,7 +148,7 @@ def _check_multirun(
                 RULES[key].check(key, other.value())
     for mistake in _sweep_conflicts(parsed, cfg):
         raise UserError(mistake)
-    return folders
+    return cfg, *folders
 
 
 def _sweep_conflicts(overrides: list[Override], cfg: DictConfig) -> Iterator[str]:

@@ -21,7 +21,7 @@ from mnist_lab.composing import run_config
 from mnist_lab.errors import ProcessLost, UserError, one_line
 from mnist_lab.files import CONF_DIR, folder_lock, is_sweep
 from mnist_lab.folders import remove_on_failure
-from mnist_lab.hydra_adapter import let_errors_through, take_mode_from_words
+from mnist_lab.hydra_adapter import let_errors_through, run_composed, take_mode_from_words
 from mnist_lab.processes import end_with, fail, helping, is_helper_process, refuse_launcher
 from mnist_lab.rules import check
 
@@ -49,13 +49,19 @@ def launch(words: list[str], fresh: bool = True) -> None:
         refuse_launcher("a multirun")
     folder, existing = Path.cwd(), None
     if not command.shows_help:
-        folder, existing = check_command(command, fresh and command.runs)
-    if command.runs and not is_helper_process():
-        words = [*words, f"hydra.{'sweep' if command.multirun else 'run'}.dir={quoted(folder)}"]
-    sys.argv = [sys.argv[0], *words]
-    job = Job(command, existing)
+        cfg, folder, existing = check_command(command, fresh and command.runs)
     let_errors_through()
     take_mode_from_words()
+    added: list[str] = []
+    if command.runs and not is_helper_process():
+        added = [f"hydra.{'sweep' if command.multirun else 'run'}.dir={quoted(folder)}"]
+    if command.runs and not command.multirun:
+        OmegaConf.set_readonly(cfg.hydra, False)
+        cfg.hydra.run.dir = str(folder)
+        cfg.hydra.overrides.hydra += [*added, "hydra.mode=RUN"]
+        run_composed(cfg)
+    sys.argv = [sys.argv[0], *words, *added]
+    job = Job(command, existing)
     with remove_on_failure(folder, until=existing if command.runs and fresh else None):
         try:
             hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
@@ -116,7 +122,8 @@ class Job:
             started = startup.STARTED
         lock = helping() if is_helper_process() else folder_lock(run_dir, str(run_dir))
         with lock, errors_in_one_line(cfg, run_dir):
-            check(cfg)  # how its values fit together: alone they have been checked
+            if self.command.multirun:
+                check(cfg)  # how its values fit together: alone they have been checked
             run(run_config(cfg, _overrides()), run_dir, _overrides(), words, started, report=report)
 
     def _trial(self, cfg: DictConfig, run_dir: Path) -> None:

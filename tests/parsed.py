@@ -1,9 +1,11 @@
-"""What each command reads again, parsed once: configs by their text, and the digits of mnist_5k."""
+"""What each command reads again, parsed once: configs and interpolations by their text, and the digits of mnist_5k."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import omegaconf
 from omegaconf import OmegaConf
 
 CONFIGS: dict[str, Any] = {}
@@ -30,3 +32,5 @@ def parse_once() -> None:
         return TABLES[path]
 
     OmegaConf.load, np.loadtxt = config, table  # type: ignore[assignment]
+    for module in (omegaconf.base, omegaconf._utils):
+        module.parse = cache(module.parse)  # type: ignore[attr-defined]

@@ -73,7 +73,7 @@ class Live:
         states = [STATES[trial.state.name] for trial in trials_of(self.study)]
         total = self.options["trials"] or len(states)
         found = ", ".join(f"{states.count(state)} {state}" for state in STATES.values() if state in states)
-        return f"{total} trials" + (f", {found}" if found else "")
+        return f"{total} trial{'s' * (total != 1)}" + (f", {found}" if found else "")
 
     def _watch(self) -> None:
         while not self._over.wait(1.0):

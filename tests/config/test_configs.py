@@ -14,10 +14,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 import mnist_lab
-from mnist_lab.composing import compose_config, run_config
+from mnist_lab.composing import compose_config, compose_with, run_config
 from mnist_lab.data import ImageDataModule
 from mnist_lab.errors import UserError
 from mnist_lab.files import CONF_DIR
+from mnist_lab.hydra_adapter import hydra_with, run_composed
 from mnist_lab.keys import OF_TRAINER, keys_of
 from mnist_lab.models import layers
 from mnist_lab.rules import ACTIVATIONS, EMNIST_CLASSES, RULES
@@ -180,6 +181,14 @@ def test_every_model_validates_on_a_random_part_of_the_training_images(model: st
 def test_fast99_smooths_its_labels_and_early_stopping_waits_three_epochs() -> None:
     cfg: Any = compose_config(["experiment=fast99", "callbacks=early_stopping", "data.val=random"])
     assert cfg.loss.label_smoothing == 0.1 and cfg.callbacks.early_stopping.patience == 3
+
+
+def test_hydra_runs_a_composed_config_once() -> None:
+    with hydra_with() as hydra:
+        composed = compose_with(hydra, ["seed=1"])
+        run_composed(composed)
+        assert compose_with(hydra, ["seed=3"]) is composed
+        assert compose_with(hydra, ["seed=3"]).seed == 3
 
 
 def test_trainer_debug_trains_one_epoch() -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import needs_mnist
 from documents import CONF, LAB, LINES, README, blocks, words_of, write_examples
 from warm import Done, lab
 
@@ -141,15 +140,7 @@ def test_articles_are_run_as_a_document_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@needs_mnist
-def test_a_network_is_measured_as_a_document_says(tmp_path: Path) -> None:
-    line = next(line for line in of_verb("bench") if "contenders=ours" in line)
-    done = lab(words_of(line), tmp_path, 300, helpers=1)
-    assert done.returncode == 0 and (tmp_path / "outputs/bench/table.md").exists(), done.stderr
-
-
-@pytest.mark.slow
-def test_the_slow_unless_in_readme_command_trains(tmp_path: Path) -> None:
+def test_the_readmes_first_command_trains(tmp_path: Path) -> None:
     done = run(LINES[0], tmp_path)
     (result,) = tmp_path.rglob("result.json")
     assert done.returncode == 0 and Result.load(result.parent).test["acc"] > 0.9, done.stderr

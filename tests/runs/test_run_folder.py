@@ -86,6 +86,9 @@ def test_the_configs_and_the_overrides_are_there(folder: Path) -> None:
     assert cfg.model.hidden == [512]
     assert cfg == OmegaConf.create(result_in(folder).config)
     assert OmegaConf.load(run_dir(folder) / ".hydra/overrides.yaml") == list(RUN)
+    where, hydra = str(run_dir(folder)), OmegaConf.load(run_dir(folder) / ".hydra/hydra.yaml").hydra
+    assert hydra.run.dir == hydra.runtime.output_dir == where and hydra.mode == "RUN"
+    assert hydra.overrides.hydra == [f"hydra.run.dir='{where}'", "hydra.mode=RUN"]
 
 
 def test_history_csv_has_a_row_an_epoch(folder: Path) -> None:

@@ -30,14 +30,20 @@ def weights_in(folder: Path) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", [[], CLASSES, ["+loss.ignore_index=3"]], ids=["images", "class weights", "ignored"])
 @pytest.mark.parametrize(
-    ("images", "size", "group"),
-    [(640, 128, 4), (700, 100, 3), (650, 128, 4), (90, 1, 8)],
-    ids=["a last group of one", "a last group of one, unequal", "a small last mini-batch", "single images"],
+    ("images", "size", "group", "loss"),
+    [
+        pytest.param(640, 128, 4, [], id="a last group of one"),
+        pytest.param(700, 100, 3, CLASSES, id="a last group of one, unequal, weights of classes"),
+        pytest.param(650, 128, 4, [], id="a small last mini-batch"),
+        pytest.param(650, 128, 4, CLASSES, id="a small last mini-batch, weights of classes"),
+        pytest.param(650, 128, 4, ["+loss.ignore_index=3"], id="a small last mini-batch, a class ignored"),
+        pytest.param(90, 1, 8, CLASSES, id="single images, weights of classes"),
+        pytest.param(90, 1, 8, ["+loss.ignore_index=3"], id="single images, a class ignored"),
+    ],
 )
 def test_accumulated_gradients_are_those_of_one_large_batch(
-    loss: list[str], images: int, size: int, group: int, tmp_path: Path
+    images: int, size: int, group: int, loss: list[str], tmp_path: Path
 ) -> None:
     words = [*WORDS, *loss, f"data.train_size={images}", "optimizer.lr=0.05"]
     one = train(*words, f"data.batch_size={size * group}", run_dir=tmp_path / "one").result

@@ -27,7 +27,7 @@ from mnist_lab.folders import run_folder
 from mnist_lab.result import Result
 from mnist_lab.training import Checkpoints, Divergence
 
-MLP = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer.max_epochs=8", "report=false"]
+MLP = ["data=mnist_5k", "model=mlp_784_32", "data.val=random", "trainer.max_epochs=5", "report=false"]
 CNN = [*MLP, "model=cnn", "model.filters=4"]  # whose epochs of 3,500 images are two training steps
 RECIPES = {
     "momentum, cosine": [*MLP, "optimizer=sgd", "optimizer.momentum=0.9", "schedule=cosine"],

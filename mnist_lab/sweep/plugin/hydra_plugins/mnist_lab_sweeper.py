@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import nan, prod
 from pathlib import Path
 from types import FrameType
@@ -113,6 +113,7 @@ class StudySweeper(Sweeper):
         self.options["space"] = params | (self.options["space"] or {})
         self.parts = self._divide(arguments)
         self.axes = [part for part in self.parts if not isinstance(part, str)]
+        self.configs: dict[tuple[str, ...], DictConfig] = {}
         if self.options["objective"] is None:
             self.options["objective"] = self._default_objective() if self.ours else "returned"
         if self.options["direction"] is None:
@@ -178,7 +179,7 @@ class StudySweeper(Sweeper):
         if not self.ours:
             found = ["minimize" for _ in objectives]
         else:
-            config = self.loader.load_sweep_config(self.base, self._words([one.extremes()[0] for one in self.axes]))
+            config = self._config(one.extremes()[0] for one in self.axes)
             found = [f"{mode_of(name, config.get('mode'), config.get('monitor'))}imize" for name in objectives]
         return found if len(found) > 1 else found[0]
 
@@ -193,7 +194,7 @@ class StudySweeper(Sweeper):
         for n, one in enumerate(self.axes):
             if self.loader.get_group_options(one.name) or one.name == "data.val":
                 asked += [[*first[:n], word, *first[n + 1 :]] for word in one.extremes()[1:]]
-        configs = [self.loader.load_sweep_config(self.base, self._words(words)) for words in asked]
+        configs = [self._config(words) for words in asked]
         monitor = str(configs[0].get("monitor", MONITOR))
         if not monitor.startswith("val/") or all(config.data.get("val") != "none" for config in configs):
             return monitor
@@ -286,11 +287,15 @@ class StudySweeper(Sweeper):
         subdir = str(pattern).replace("${hydra.job.num}", str(trial.number)).replace("'", r"\'")
         return [*words, f"hydra.sweep.subdir='{subdir}'"]
 
+    def _config(self, words: Iterable[str]) -> DictConfig:
+        """Return the config of the trial with these overrides of the axes, composed once: that takes 0.2 s."""
+        if (of_axes := tuple(words)) not in self.configs:
+            self.configs[of_axes] = self.loader.load_sweep_config(self.base, self._words(of_axes))
+        return self.configs[of_axes]
+
     def _composed(self, words: list[str]) -> dict[str, Any]:
         """Return the config of the trial with these overrides of the axes, without what a sweep may change."""
-        config: Any = OmegaConf.to_container(
-            self.loader.load_sweep_config(self.base, self._words(words)), resolve=False
-        )
+        config: Any = OmegaConf.to_container(self._config(words), resolve=False)
         kept: dict[str, Any] = with_current_names({k: v for k, v in config.items() if k not in ("hydra", "sweep")})
         return kept
 
