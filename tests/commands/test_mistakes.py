@@ -12,6 +12,7 @@ import pytest
 from conftest import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from some import some
 from warm import Done
 
 from mnist_lab import train
@@ -171,13 +172,7 @@ FIRST = {answer: words for words, answer in reversed(MISTAKES.items())}
 """For each answer the first command that gets it. The default test run includes only these."""
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        words if FIRST[answer] == words else pytest.param(words, marks=pytest.mark.slow)
-        for words, answer in MISTAKES.items()
-    ],
-)
+@pytest.mark.parametrize("words", some(MISTAKES, lambda words: FIRST[MISTAKES[words]] == words))
 def test_a_mistake_is_answered_in_one_or_two_lines_and_leaves_nothing(
     words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,7 +256,7 @@ NEEDS_TORCH = {
 }
 
 
-@pytest.mark.parametrize("words", NEEDS_TORCH)
+@pytest.mark.parametrize("words", some(NEEDS_TORCH, 8))
 def test_a_mistake_that_only_the_libraries_can_see_is_one_line_and_leaves_nothing(words: str, tmp_path: Path) -> None:
     if "gpu" in words:
         import torch
@@ -315,13 +310,19 @@ def test_a_key_of_ones_own_is_allowed_where_an_option_refers_to_it() -> None:
 
 @pytest.mark.parametrize(
     ("lines", "said"),
-    [
-        ("optimiser: {lr: 0.5}", "optimiser: nothing reads this. Did you mean optimizer?"),
-        ("test_chekpoint: best", "Did you mean test_checkpoint?"),
-        ("seeds: {ordr: 3}", "seeds.ordr: nothing reads this."),
-        ("hydra: {mode: MULTIRUN}", "-m makes a command a multirun"),
-        ("notes: {by: me}\nrate: 0.5\nseeds: {mine: 3}\noptimizer: {lr: '${rate}', mine: '${seeds.mine}'}", "lr: 0.5"),
-    ],
+    some(
+        [
+            ("optimiser: {lr: 0.5}", "optimiser: nothing reads this. Did you mean optimizer?"),
+            ("test_chekpoint: best", "Did you mean test_checkpoint?"),
+            ("seeds: {ordr: 3}", "seeds.ordr: nothing reads this."),
+            ("hydra: {mode: MULTIRUN}", "-m makes a command a multirun"),
+            (
+                "notes: {by: me}\nrate: 0.5\nseeds: {mine: 3}\noptimizer: {lr: '${rate}', mine: '${seeds.mine}'}",
+                "lr: 0.5",
+            ),
+        ],
+        2,
+    ),
 )
 def test_a_mistake_in_a_config_file_of_ones_own_is_told_as_well(
     lines: str, said: str, lab: Command, tmp_path: Path

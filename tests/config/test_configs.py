@@ -12,6 +12,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from some import some
 
 import mnist_lab
 from mnist_lab.composing import compose_config, compose_with, run_config
@@ -93,7 +94,7 @@ OFTEN = ("model", "data", "optimizer", "schedule", "trainer")
 
 @pytest.mark.parametrize(
     ("group", "option"),
-    [one if one[0] in OFTEN else pytest.param(*one, marks=pytest.mark.slow) for one in OPTIONS],
+    some(OPTIONS, lambda one: one[0] in OFTEN),
 )
 def test_an_option_makes_what_it_describes(group: str, option: str, tmp_path: Path) -> None:
     cfg = run_config(composed(group, option))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import Command, result_in
 from PIL import Image
+from some import some
 
 import mnist_lab
 from mnist_lab.build import build_data
@@ -120,26 +121,29 @@ def test_a_wrong_image_size_is_refused(word: str, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("words", "here"),
-    [
-        ("ckpt_path=logs/last.ckpt", "resume RUN"),
-        ("+ckpt_path=logs/last.ckpt", "resume RUN"),
-        ("hparams_search=mnist_optuna", "-m sweep=tpe"),
-        ("data.num_workers=4 data.pin_memory=true", "data.workers=N"),
-        ("data.data_dir=x", "data.root=DIR"),
-        ("model.optimizer.lr=0.1", "Did you mean optimizer.lr"),
-        ("model.scheduler.factor=0.1", "schedule.OPTION"),
-        ("callbacks.early_stopping.patience=3", "Add callbacks=early_stopping"),
-        ("logger=null", "such as none"),
-        ("logger=[]", "such as logger=none"),
-        ("logger=[tensorboard,cvs]", "Did you mean csv"),
-        ("model=[mlp,cnn]", "-m model=mlp,cnn"),
-        ("paths.data_dir=data", "data.root"),
-        ("task_name=mine", "name=NAME"),
-        ("optimized_metric=val/acc", "sweep.objective"),
-        ("debug=default", "trainer=debug"),
-        ("epochs=3", "trainer.max_epochs"),
-        ("train=false", "test run=RUN"),
-    ],
+    some(
+        [
+            ("ckpt_path=logs/last.ckpt", "resume RUN"),
+            ("+ckpt_path=logs/last.ckpt", "resume RUN"),
+            ("hparams_search=mnist_optuna", "-m sweep=tpe"),
+            ("data.num_workers=4 data.pin_memory=true", "data.workers=N"),
+            ("data.data_dir=x", "data.root=DIR"),
+            ("model.optimizer.lr=0.1", "Did you mean optimizer.lr"),
+            ("model.scheduler.factor=0.1", "schedule.OPTION"),
+            ("callbacks.early_stopping.patience=3", "Add callbacks=early_stopping"),
+            ("logger=null", "such as none"),
+            ("logger=[]", "such as logger=none"),
+            ("logger=[tensorboard,cvs]", "Did you mean csv"),
+            ("model=[mlp,cnn]", "-m model=mlp,cnn"),
+            ("paths.data_dir=data", "data.root"),
+            ("task_name=mine", "name=NAME"),
+            ("optimized_metric=val/acc", "sweep.objective"),
+            ("debug=default", "trainer=debug"),
+            ("epochs=3", "trainer.max_epochs"),
+            ("train=false", "test run=RUN"),
+        ],
+        6,
+    ),
 )
 def test_words_of_other_frameworks_are_answered_with_ours(words: str, here: str) -> None:
     with pytest.raises(UserError) as raised:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Command
+from some import some
 
 import mnist_lab
 from mnist_lab.command import check_kind
@@ -13,29 +14,32 @@ from mnist_lab.errors import UserError
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [
-        ("+measures.f1._target_=torchmetrics.F1Score", r"\+measures.f1._target_: nothing reads this"),
-        ("+measures={f1:{_target_:torchmetrics.F1Score}}", r"\+measures: nothing reads this"),
-        ("+x.sweep.sampler=tpe", r"\+x.sweep.sampler: nothing reads this. Did you mean sweep.sampler\?"),
-        ("++x.optimizer.lr=1", r"Did you mean optimizer.lr\?"),
-        ("+x=1", r"\+x: nothing reads this"),
-        ("+x.y.z=1", r"\+x.y.z: nothing reads this"),
-        ("+own.b=1 +own.c=${own.b}", r"\+own.c: nothing reads this"),
-        ("+checkpoint.a.b=1", "checkpoint.a: nothing reads this"),
-        ("+trainer.limit_predict_batches=1", "doesn't predict"),
-        ("+trainer.use_distributed_sampler=true", "without a sampler"),
-        ("+trainer.model_registry=a/b", "uploads checkpoints"),
-        ("+logger.csv.version=one", r"logger.csv names no class of a logger: \+logger.csv._target_=CLASS"),
-        ("logger=none +logger.csv=true", "logger.csv names no class of a logger"),
-        ("logger=${oc.select:seed}", "logger=.*: not understood"),
-        ("hydra.mode=${oc.env:HOME}", "hydra.mode: "),
-        ("hydra.run=${seed}", "hydra.run is a section"),
-        ("hydra.launcher=x", "hydra/launcher=OPTION"),
-        ("hydra.output_subdir=", "or null"),
-        ("sweep.space=on", "sweep.space=on is not allowed"),
-        ("sweep.objective=[]", "sweep.objective=.* is not allowed"),
-        ("sweep.direction=[]", "sweep.direction=.* is not allowed"),
-    ],
+    some(
+        [
+            ("+measures.f1._target_=torchmetrics.F1Score", r"\+measures.f1._target_: nothing reads this"),
+            ("+measures={f1:{_target_:torchmetrics.F1Score}}", r"\+measures: nothing reads this"),
+            ("+x.sweep.sampler=tpe", r"\+x.sweep.sampler: nothing reads this. Did you mean sweep.sampler\?"),
+            ("++x.optimizer.lr=1", r"Did you mean optimizer.lr\?"),
+            ("+x=1", r"\+x: nothing reads this"),
+            ("+x.y.z=1", r"\+x.y.z: nothing reads this"),
+            ("+own.b=1 +own.c=${own.b}", r"\+own.c: nothing reads this"),
+            ("+checkpoint.a.b=1", "checkpoint.a: nothing reads this"),
+            ("+trainer.limit_predict_batches=1", "doesn't predict"),
+            ("+trainer.use_distributed_sampler=true", "without a sampler"),
+            ("+trainer.model_registry=a/b", "uploads checkpoints"),
+            ("+logger.csv.version=one", r"logger.csv names no class of a logger: \+logger.csv._target_=CLASS"),
+            ("logger=none +logger.csv=true", "logger.csv names no class of a logger"),
+            ("logger=${oc.select:seed}", "logger=.*: not understood"),
+            ("hydra.mode=${oc.env:HOME}", "hydra.mode: "),
+            ("hydra.run=${seed}", "hydra.run is a section"),
+            ("hydra.launcher=x", "hydra/launcher=OPTION"),
+            ("hydra.output_subdir=", "or null"),
+            ("sweep.space=on", "sweep.space=on is not allowed"),
+            ("sweep.objective=[]", "sweep.objective=.* is not allowed"),
+            ("sweep.direction=[]", "sweep.direction=.* is not allowed"),
+        ],
+        9,
+    ),
 )
 def test_a_setting_without_effect_is_refused(words: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as raised:

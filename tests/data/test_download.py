@@ -42,6 +42,7 @@ from mirrors import (
     without_length,
     without_ranges,
 )
+from some import some
 
 from mnist_lab.data import Archive, DataUnavailableError, fetch
 from mnist_lab.data.download import Limits
@@ -77,7 +78,7 @@ BAD: dict[str, tuple[Behaviour, str]] = {
 SLOW = ("hanging in the middle", "dripping", "dripping headers")
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else kind for kind in BAD])
+@pytest.mark.parametrize("kind", some(BAD, lambda kind: kind not in SLOW))
 def test_a_failing_mirror_is_followed_by_the_next_or_named_with_the_reason(kind: str, tmp_path: Path) -> None:
     behaviour, reason = BAD[kind]
     limits = Limits(0.5, 1000.0, (0.0,), 1_000_000)

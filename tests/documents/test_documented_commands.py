@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from documents import CONF, LAB, LINES, README, blocks, words_of, write_examples
+from some import some
 from warm import Done, lab
 
 from mnist_lab.__main__ import VERBS
@@ -26,11 +27,6 @@ OF_A_RUN = ("test", "report", "predict", "draw", "export", "resume", "rerun", "c
 TRAINING = [line for line in LINES if LAB in line and words_of(line)[:1] != [] and words_of(line)[0] not in VERBS]
 SHORT = ["trainer.limit_train_batches=4", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
 SHORT += ["trainer.max_epochs=1", "data.fallback=mnist_5k", "report=false"]
-
-
-def slow_unless_in_readme(lines: list[str]) -> list[Any]:
-    """Return the lines as parameters. Those that are not in the top README are marked slow."""
-    return [line if line in README else pytest.param(line, marks=pytest.mark.slow) for line in lines]
 
 
 def of_verb(verb: str) -> list[str]:
@@ -65,7 +61,7 @@ def test_every_command_is_of_a_kind_that_is_tried_here() -> None:
             assert re.match(r"pip install |eval |(FAULTS\w*=\d+ )*pytest( |$)", line), line
 
 
-@pytest.mark.parametrize("line", slow_unless_in_readme(TRAINING))
+@pytest.mark.parametrize("line", some(TRAINING, lambda line: line in README))
 def test_a_training_command_is_understood(
     line: str, hydra: Hydra, examples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

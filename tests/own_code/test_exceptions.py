@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, outcome, result_in
+from some import some
 
 import mnist_lab
 from mnist_lab.errors import UserError
@@ -161,9 +162,7 @@ MISTAKES = {
 QUICK = ("a network in training", "a network that gives no logits", "a callback", "a loss", "a transform", "no data")
 
 
-@pytest.mark.parametrize(
-    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in MISTAKES]
-)
+@pytest.mark.parametrize("case", some(MISTAKES, lambda case: case in QUICK))
 def test_an_exception_in_ones_own_code_is_one_line_and_leaves_no_folder(case: str, own: Path, lab: Command) -> None:
     words, said = MISTAKES[case]
     done = lab(*words, *SMALL)

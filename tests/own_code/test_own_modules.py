@@ -15,6 +15,7 @@ import torch
 import warm
 from conftest import ROOT, Command, outcome
 from PIL import Image
+from some import some
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_lab import load_run
@@ -59,7 +60,7 @@ OWN = {
 """Of each example its words, the metric that it is judged by, and all that it logs in an epoch."""
 
 
-IN_BRIEF = [name if name in ("gan", "pairs") else pytest.param(name, marks=pytest.mark.slow) for name in OWN]
+IN_BRIEF = some(OWN, lambda name: name in ("gan", "pairs"))
 
 
 def words_of(name: str) -> list[str]:

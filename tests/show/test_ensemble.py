@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import Command, in_memory
 from PIL import Image
+from some import some
 
 import mnist_lab
 from mnist_lab.data import mnist_5k
@@ -54,13 +55,16 @@ def test_an_image_gets_the_class_of_the_highest_mean_probability(runs: Path, lab
 
 @pytest.mark.parametrize(
     ("words", "answer"),
-    [
-        ([], "use: python -m mnist_lab ensemble"),
-        (["nowhere"], "nowhere: there is no such folder"),
-        (["RUNS/0"], "1 finished run"),
-        (["RUNS", "optimizer.lrr=1"], "optimizer.lrr: the run has no such option"),
-        (["RUNS", "optimizer.lrr=" + 300 * "1"], "optimizer.lrr: the run has no such option"),
-    ],
+    some(
+        [
+            ([], "use: python -m mnist_lab ensemble"),
+            (["nowhere"], "nowhere: there is no such folder"),
+            (["RUNS/0"], "1 finished run"),
+            (["RUNS", "optimizer.lrr=1"], "optimizer.lrr: the run has no such option"),
+            (["RUNS", "optimizer.lrr=" + 300 * "1"], "optimizer.lrr: the run has no such option"),
+        ],
+        3,
+    ),
 )
 def test_runs_that_make_no_ensemble_are_refused_in_one_line(
     words: list[str], answer: str, runs: Path, lab: Command

@@ -11,6 +11,7 @@ import torch
 import warm
 from conftest import ROOT, Command
 from hydra.utils import instantiate
+from some import some
 
 from mnist_lab.build import build_tested
 from mnist_lab.composing import compose_config, run_config
@@ -144,15 +145,18 @@ def test_a_wrong_exported_file_is_removed(lab: Command, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [
-        ([], "which run?"),
-        (["run=nowhere"], "there is no such folder"),
-        (["run=RUN", "format=onx"], "one of onnx, torch_export, safetensors"),
-        (["run=RUN", "checkpoint=best"], "there is no such checkpoint"),
-        (["run=RUN", "to=."], "is a folder"),
-        (["run=RUN", "to=RUN/config.yaml/x.onnx"], "config.yaml is a file"),
-        (["run=RUN", "formt=onnx"], "the run has no such option"),
-    ],
+    some(
+        [
+            ([], "which run?"),
+            (["run=nowhere"], "there is no such folder"),
+            (["run=RUN", "format=onx"], "one of onnx, torch_export, safetensors"),
+            (["run=RUN", "checkpoint=best"], "there is no such checkpoint"),
+            (["run=RUN", "to=."], "is a folder"),
+            (["run=RUN", "to=RUN/config.yaml/x.onnx"], "config.yaml is a file"),
+            (["run=RUN", "formt=onnx"], "the run has no such option"),
+        ],
+        4,
+    ),
 )
 def test_a_mistake_is_told_in_a_line_or_two(words: list[str], said: str, run_dir: Path, lab: Command) -> None:
     done = lab("export", *(word.replace("RUN", str(run_dir)) for word in words))

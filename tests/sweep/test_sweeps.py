@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 import pytest
 from conftest import Command
+from some import some
 from sweeps import SMALL, states
 
 from mnist_lab.errors import UserError
@@ -141,29 +142,38 @@ def test_a_dry_run_lists_and_checks_every_job_and_leaves_nothing(lab: Command, t
 
 @pytest.mark.parametrize(
     ("words", "answer"),
-    [
-        (["-m", "sweep=tpe"], "there is nothing to search"),
-        (["-m", "optimizer.lr=interval(0.1,0.2)"], "a grid needs values that can be counted"),
-        (["-m", "seed=0,1", "sweep.objective=acc"], "sweep.objective=acc is not allowed"),
-        (["-m", "seed=0,1", "data.val=none", "sweep.pruner=median"], "and test/acc is known when a run is over"),
-        (["-m", "seed=0,1", "sweep.pruner=median", "sweep.objective=seconds"], "looks at each epoch, and seconds is"),
-        (
-            ["-m", "seed=0,1", "data.val=random", "sweep.pruner=median", "trainer=ddp"],
-            "sweep.pruner=median can't end one trial of trainer.devices=2 processes",
-        ),
-        (["-m", "sweep=random", "optimizer.lr=interval(-1,1)"], "optimizer.lr=-1.0 is not allowed"),
-        (["-m", "sweep=random", "optimizer.lr=interval(1,0.1)"], "from a smaller number to a greater"),
-        (["-m", "sweep=random", "optimizer.lr=tag(Log,interval(0.1,1))"], "there is no such tag as Log"),
-        (["-m", "seed=0,1", "+hydra.sweeper.trails=3"], "hydra.sweeper.trails: there is no such option. Did you mean"),
-        (
-            ["-m", "seed=0,1", "sweep.objective=[val/acc,parameters]", "sweep.direction=maximize"],
-            "has 2, so give as many",
-        ),
-        (["-m", "seed=0,1", "sweep=gridd"], "Did you mean grid?"),
-        (["resume", "nowhere"], "there is no such folder"),
-        (["compare", "nowhere"], "there is no such folder"),
-        (["compare", ".", "metric=test/acd"], "Did you mean test/acc?"),
-    ],
+    some(
+        [
+            (["-m", "sweep=tpe"], "there is nothing to search"),
+            (["-m", "optimizer.lr=interval(0.1,0.2)"], "a grid needs values that can be counted"),
+            (["-m", "seed=0,1", "sweep.objective=acc"], "sweep.objective=acc is not allowed"),
+            (["-m", "seed=0,1", "data.val=none", "sweep.pruner=median"], "and test/acc is known when a run is over"),
+            (
+                ["-m", "seed=0,1", "sweep.pruner=median", "sweep.objective=seconds"],
+                "looks at each epoch, and seconds is",
+            ),
+            (
+                ["-m", "seed=0,1", "data.val=random", "sweep.pruner=median", "trainer=ddp"],
+                "sweep.pruner=median can't end one trial of trainer.devices=2 processes",
+            ),
+            (["-m", "sweep=random", "optimizer.lr=interval(-1,1)"], "optimizer.lr=-1.0 is not allowed"),
+            (["-m", "sweep=random", "optimizer.lr=interval(1,0.1)"], "from a smaller number to a greater"),
+            (["-m", "sweep=random", "optimizer.lr=tag(Log,interval(0.1,1))"], "there is no such tag as Log"),
+            (
+                ["-m", "seed=0,1", "+hydra.sweeper.trails=3"],
+                "hydra.sweeper.trails: there is no such option. Did you mean",
+            ),
+            (
+                ["-m", "seed=0,1", "sweep.objective=[val/acc,parameters]", "sweep.direction=maximize"],
+                "has 2, so give as many",
+            ),
+            (["-m", "seed=0,1", "sweep=gridd"], "Did you mean grid?"),
+            (["resume", "nowhere"], "there is no such folder"),
+            (["compare", "nowhere"], "there is no such folder"),
+            (["compare", ".", "metric=test/acd"], "Did you mean test/acc?"),
+        ],
+        6,
+    ),
 )
 def test_a_mistake_in_a_sweep_is_one_line_and_leaves_nothing(
     words: list[str], answer: str, lab: Command, tmp_path: Path

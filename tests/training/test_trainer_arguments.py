@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import Command
 from recorded import found_by_test
+from some import some
 
 from mnist_lab import UserError, compose, train
 from mnist_lab.keys import IN_BASE, OF_TRAINER, SET_ELSEWHERE, WITHOUT_EFFECT
@@ -102,9 +103,7 @@ def test_an_argument_that_lightning_lacks_is_refused(word: str) -> None:
         compose("model=mlp", word)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in TAKEN]
-)
+@pytest.mark.parametrize("name", some(TAKEN, lambda name: name in OFTEN))
 def test_an_argument_has_lightnings_meaning(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     value, holds = TAKEN[name]

@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import ROOT
 from omegaconf import OmegaConf
+from some import some
 
 from mnist_lab import evaluate
 from mnist_lab.errors import UserError
@@ -71,7 +72,7 @@ WRONG: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value"), WRONG)
+@pytest.mark.parametrize(("key", "value"), some(WRONG, 6))
 def test_a_wrong_type_in_a_checkpoint_is_named(key: str, value: Any, run: Path) -> None:
     path = run / "checkpoints/last.ckpt"
     saved = torch.load(path, weights_only=True)
