@@ -35,15 +35,7 @@ from mnist_lab.rules import check
 from mnist_lab.sweep.optuna_adapter import set_attr, set_state
 from mnist_lab.sweep.planning import complete, plan
 from mnist_lab.sweep.space import Axis, axis
-from mnist_lab.sweep.study import (
-    code_digests,
-    differences,
-    is_own,
-    load_asked,
-    open_study,
-    save_asked,
-    trials_of,
-)
+from mnist_lab.sweep.study import code_digests, differences, is_own, load_asked, open_study, save_asked, trials_of
 from mnist_lab.targets import with_current_names
 from mnist_lab.terminal import to_go_on
 
