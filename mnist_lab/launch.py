@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from traceback import extract_tb
@@ -53,16 +54,17 @@ def launch(words: list[str], fresh: bool = True) -> None:
     let_errors_through()
     take_mode_from_words()
     added: list[str] = []
+    composed: AbstractContextManager[None] = nullcontext()
     if command.runs and not is_helper_process():
         added = [f"hydra.{'sweep' if command.multirun else 'run'}.dir={quoted(folder)}"]
     if command.runs and not command.multirun:
         OmegaConf.set_readonly(cfg.hydra, False)
         cfg.hydra.run.dir = str(folder)
         cfg.hydra.overrides.hydra += [*added, "hydra.mode=RUN"]
-        run_composed(cfg)
+        composed = run_composed(cfg)
     sys.argv = [sys.argv[0], *words, *added]
     job = Job(command, existing)
-    with remove_on_failure(folder, until=existing if command.runs and fresh else None):
+    with remove_on_failure(folder, until=existing if command.runs and fresh else None), composed:
         try:
             hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(job)()
         except (HydraException, OmegaConfBaseException, ValueError) as error:

@@ -187,8 +187,11 @@ def test_fast99_smooths_its_labels_and_early_stopping_waits_three_epochs() -> No
 def test_hydra_runs_a_composed_config_once() -> None:
     with hydra_with() as hydra:
         composed = compose_with(hydra, ["seed=1"])
-        run_composed(composed)
-        assert compose_with(hydra, ["seed=3"]) is composed
+        with run_composed(composed):
+            assert compose_with(hydra, ["seed=3"]) is composed
+            assert compose_with(hydra, ["seed=3"]).seed == 3
+        with run_composed(composed):
+            pass
         assert compose_with(hydra, ["seed=3"]).seed == 3
 
 

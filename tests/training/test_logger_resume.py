@@ -34,7 +34,6 @@ class DrawsSteps(Draws):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         module.log("own/step", float(trainer.global_step))
 '''
-CSV = ["logger=none", "+logger._target_=lightning.pytorch.loggers.CSVLogger"]
 RECIPES = {
     "by step": [
         *("+callbacks.own._target_=own.DrawsSteps", "+trainer.log_every_n_steps=1", "checkpoint.every=4 steps"),
