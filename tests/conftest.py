@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import re
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -32,7 +31,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: only the tests that need it 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent
-Command = Callable[..., warm.Done | subprocess.CompletedProcess[str]]
+Command = Callable[..., warm.Done]
 QUICK = ["model=mlp_784_32", "data=mnist_5k", "data.train_size=300", "data.val=random", "data.val_size=100"]
 QUICK += ["trainer=cpu", "logger=none", "report=false"]
 # An address of this machine where nothing listens: every download fails, whatever network there is.
@@ -100,24 +99,12 @@ def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Command:
-    """Runs `python -m mnist_lab WORDS` in an empty folder, without a terminal.
+    """Runs `python -m mnist_lab WORDS` in an empty folder, without a terminal."""
 
-    Forked from a Python that has imported everything, unless its environment is read before that.
-    """
-
-    def command(*words: str, **environment: str) -> warm.Done | subprocess.CompletedProcess[str]:
-        if not environment.keys() & {"PYTHONIOENCODING", "OMP_DISPLAY_ENV"}:
-            helpers = 2 if any(re.search("devices|ddp", word) for word in words) else 0
-            helpers = 4 if "hydra/launcher=joblib" in words else helpers
-            return warm.lab(list(words), tmp_path, 600, environment, helpers)
-        return subprocess.run(
-            [sys.executable, "-m", "mnist_lab", *words],
-            cwd=tmp_path,
-            env={**os.environ, "COLUMNS": "120", **environment},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+    def command(*words: str, **environment: str) -> warm.Done:
+        helpers = 2 if any(re.search("devices|ddp", word) for word in words) else 0
+        helpers = 4 if "hydra/launcher=joblib" in words else helpers
+        return warm.lab(list(words), tmp_path, 600, environment, helpers)
 
     return command
 

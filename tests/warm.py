@@ -117,7 +117,8 @@ def _front_door(
         handle = os.open(f"{shown}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, number)
         os.close(handle)
-    sys.stdout = os.fdopen(1, "w", closefd=False)  # which knows whether it is a pipe
+    encoding = environment.get("PYTHONIOENCODING")
+    sys.stdout = os.fdopen(1, "w", closefd=False, encoding=encoding)  # which knows whether it is a pipe
     sys.path[:0] = [str(cwd), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     environment |= {"COLUMNS": "120"}
     if helpers:

@@ -4,14 +4,14 @@ import gzip
 import hashlib
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import warm
 from conftest import Command, result_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -243,26 +243,29 @@ for _ in range(others):
 """
 
 
-def fetching(folder: Path, url: str, processes: int = 1) -> subprocess.Popen[bytes]:
+def fetching(folder: Path, url: str, processes: int = 1) -> BaseProcess:
     """Starts processes that all fetch the same at once: the one that is returned, and others that it has forked."""
-    words = [sys.executable, "-c", FETCH, url, hashlib.md5(PACKED).hexdigest(), str(processes)]
-    return subprocess.Popen(words, cwd=folder)
+    (folder / "fetching.py").write_text(FETCH)
+    words = [url, hashlib.md5(PACKED).hexdigest(), str(processes)]
+    return warm.start(words, folder, folder / "shown", module="fetching")
 
 
 @pytest.mark.slow
 def test_one_of_ten_processes_downloads_and_the_others_wait(tmp_path: Path) -> None:
     def when_all_wait(request: Request, content: bytes) -> None:
         for _ in range(100):
-            if sum(path.stat().st_size > 0 for path in tmp_path.glob("*.err")) == 9:
+            if sum(path.stat().st_size > 0 for path in tmp_path.glob("[0-9]*.err")) == 9:
                 break
             time.sleep(0.05)
         whole(request, content)
 
     with Mirror(PACKED, when_all_wait) as mirror:
-        assert fetching(tmp_path, mirror.url, 10).wait(120) == 0
+        process = fetching(tmp_path, mirror.url, 10)
+        process.join(120)
+        assert process.exitcode == 0
         assert len(mirror.asked) == 1 and mirror.sent == len(PACKED)
     assert [path.read_bytes() == PIXELS for path in tmp_path.glob("*.got")] == [True] * 10
-    told = sorted(path.read_text() for path in tmp_path.glob("*.err"))
+    told = sorted(path.read_text() for path in tmp_path.glob("[0-9]*.err"))
     assert told == ["", *["waiting for another process, which is downloading set to data/Set/raw\n"] * 9]
     assert sorted(p.name for p in (tmp_path / "data/Set/raw").iterdir()) == ["a", "a.gz"]
 
@@ -278,10 +281,10 @@ def test_a_killed_download_is_continued_by_the_next_process(tmp_path: Path) -> N
     with Mirror(PACKED, half, whole) as mirror:
         process = fetching(tmp_path, mirror.url)
         while not (part.exists() and part.stat().st_size):
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.02)
         process.kill()
-        process.wait(10)
+        process.join(10)
         came = part.stat().st_size
         assert not (part.parent / "a").exists() and 0 < came <= 70_000
         assert got(tmp_path / "data", mirror.url) == PIXELS

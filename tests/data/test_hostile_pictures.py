@@ -3,7 +3,6 @@
 import json
 import os
 import struct
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from conftest import Command, in_memory
 from PIL import Image
 from some import some
@@ -134,7 +134,8 @@ def test_a_picture_of_kilobytes_never_takes_gigabytes(
     """One that is refused takes nothing; the largest that is read, at most what two copies of it do."""
     black(tmp_path / "x.png", side, colour, depth)
     assert (tmp_path / "x.png").stat().st_size < 1_000_000
-    done = subprocess.run([sys.executable, "-c", READ, str(tmp_path / "x.png")], capture_output=True, text=True)
+    (tmp_path / "reading.py").write_text(READ)
+    done = warm.lab([str(tmp_path / "x.png")], tmp_path, module="reading")
     said, taken = done.stdout.splitlines()
     assert said.startswith("larger than" if side > 10_000 else "nothing is drawn")
     assert float(taken) < most

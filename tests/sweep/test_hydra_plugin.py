@@ -1,12 +1,12 @@
 """Hydra's own test suites for plugins, run on `hydra/sweeper=study` in applications that are not ours."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from hydra.core.plugins import Plugins
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
 from hydra.version import _UNSPECIFIED_, VersionBase
@@ -70,8 +70,7 @@ distance()
 def test_the_sweeper_minimizes_what_another_application_returns(tmp_path: Path) -> None:
     (tmp_path / "distance.py").write_text(APPLICATION)
     search = ["hydra/sweeper=study", "+hydra.sweeper.sampler=tpe", "+hydra.sweeper.trials=40", "hydra.sweep.dir=found"]
-    words = [sys.executable, "distance.py", "-m", *search, "+x=interval(-10,10)"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = warm.lab(["-m", *search, "+x=interval(-10,10)"], tmp_path, module="distance")
     assert done.returncode == 0, done.stderr
     (line,) = re.findall(r"trial 39 .* best (\S+) \(trial", done.stdout)
     assert float(line) < 0.3, done.stdout
