@@ -264,7 +264,7 @@ def _log_row(logger: TensorBoardLogger, result: Result) -> None:
     from torch.utils.tensorboard import FileWriter
     from torch.utils.tensorboard.summary import hparams
 
-    config = result.config
+    config, composed = result.config, OmegaConf.create(result.config)
     chosen = {
         "name": result.name,
         "data": result.data["name"],
@@ -284,14 +284,14 @@ def _log_row(logger: TensorBoardLogger, result: Result) -> None:
     for word in result.overrides:
         key, _, text = word.lstrip("+").partition("=")
         if key != "report" and not key.startswith("callbacks.dashboard"):  # which change no number
-            value = OmegaConf.select(OmegaConf.create(config), key) if "." in key else text
+            value = OmegaConf.select(composed, key) if "." in key else text
             chosen.setdefault(key, text if value is None else value)
     chosen = {
         key: value if isinstance(value, int | float | str) else str(value)
         for key, value in chosen.items()
         if value is not None
     }
-    logger.experiment.add_text("config", "```yaml\n" + OmegaConf.to_yaml(OmegaConf.create(config)) + "```")
+    logger.experiment.add_text("config", "```yaml\n" + OmegaConf.to_yaml(composed) + "```")
     logger.experiment.add_text("command", f"`{result.command}`")
     logger.finalize("success")
     logger.save()

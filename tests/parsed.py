@@ -1,4 +1,4 @@
-"""What each command reads again, parsed once: configs and interpolations by their text, and the digits of mnist_5k."""
+"""What commands do over and over, done once or only where it is used, so that tests take less time."""
 
 from functools import cache
 from pathlib import Path
@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import omegaconf
-from omegaconf import OmegaConf
+from hydra._internal import defaults_list
+from hydra.core.default_element import InputDefault
+from omegaconf import DictConfig, OmegaConf
 
 CONFIGS: dict[str, Any] = {}
 TABLES: dict[str, Any] = {}
 
 
 def parse_once() -> None:
-    """Have this process, and those that are forked from it, remember what they have parsed."""
+    """Have this process, and those that are forked from it, remember what they have parsed, and not prepare in vain."""
     load_config, load_table = OmegaConf.load, np.loadtxt
 
     def config(file: Any) -> Any:
@@ -32,5 +34,12 @@ def parse_once() -> None:
         return TABLES[path]
 
     OmegaConf.load, np.loadtxt = config, table  # type: ignore[assignment]
+    choices = defaults_list._create_interpolation_map
+
+    def choices_if_used(overrides: Any, entries: list[InputDefault], self_added: bool) -> DictConfig | None:
+        """Hydra makes this map for each file, and reads it where a defaults list has an interpolation."""
+        return choices(overrides, entries, self_added) if any(entry.is_interpolation() for entry in entries) else None
+
+    defaults_list._create_interpolation_map = choices_if_used  # type: ignore[assignment]
     for module in (omegaconf.base, omegaconf._utils):
         module.parse = cache(module.parse)  # type: ignore[attr-defined]

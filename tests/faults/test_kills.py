@@ -101,7 +101,7 @@ def undisturbed(recipe: str, cwd: Path) -> tuple[dict[str, dict[str, Any]], floa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["adam", "best", "sweep"])
+@pytest.mark.parametrize("recipe", ["best", "sweep"])
 def test_a_run_or_sweep_that_is_killed_twice_ends_as_an_undisturbed_one(recipe: str, tmp_path: Path) -> None:
     expected, seconds = undisturbed(recipe, tmp_path)
     disturbed(recipe, tmp_path, seconds, 2, random.Random(recipe))
