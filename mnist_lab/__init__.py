@@ -29,7 +29,7 @@ __all__ = ["UserError", "compose", "load_run", "train"]
 
 
 def compose(*overrides: str) -> DictConfig:
-    """The config of a run, resolved and checked.
+    """Compose, check and resolve the config of a run.
 
     Args:
         overrides: such as `"model=cnn", "optimizer.lr=0.01"`.
@@ -43,7 +43,7 @@ def compose(*overrides: str) -> DictConfig:
 
 
 def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
-    """Trains and tests a network, and leaves a run's folder behind as the command does.
+    """Train and test a network, and leave a run's folder behind as the command does.
 
     Args:
         overrides: as for `compose`.
@@ -99,7 +99,7 @@ def train(*overrides: str, run_dir: str | Path | None = None) -> TrainedRun:
 def load_run(
     run_dir: str | Path, checkpoint: str | None = None, overrides: Sequence[str] = (), device: str | None = None
 ) -> TrainedRun:
-    """Loads the network of a run from its folder: `mnist_lab.trained.load_run`, which says what it takes and raises."""
+    """Load the network of a run from its folder, as `mnist_lab.trained.load_run`, which lists arguments and errors."""
     from mnist_lab import trained
 
     return trained.load_run(run_dir, checkpoint, overrides, device)

@@ -111,12 +111,12 @@ def _rows(results: Sequence[Result]) -> list[list[str]]:
 
 
 def percent(mean: float, spread: float | None) -> str:
-    """`98.02 ± 0.17 %`, of fractions; without a spread `98.02 %`."""
+    """Return mean and spread of fractions as `98.02 ± 0.17 %`; without a spread `98.02 %`."""
     return f"{100 * mean:.2f} %" if spread is None else f"{100 * mean:.2f} ± {100 * spread:.2f} %"
 
 
 def number(mean: float, spread: float | None) -> str:
-    """`0.0623 ± 0.0026`; without a spread `0.0623`."""
+    """Return mean and spread as `0.0623 ± 0.0026`; without a spread `0.0623`."""
     return f"{mean:.4f}" if spread is None else f"{mean:.4f} ± {spread:.4f}"
 
 

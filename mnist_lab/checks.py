@@ -30,7 +30,7 @@ from mnist_lab.training.schedules import Plateau, make_schedule, split_options
 
 
 def check_time_left(trainer: L.Trainer, states: dict[str, Any]) -> None:
-    """Refuses to go on where the time that the training may take is used up.
+    """Refuse to resume where the training has used up its time limit.
 
     Args:
         trainer: before its `fit`.
@@ -50,7 +50,7 @@ def check_time_left(trainer: L.Trainer, states: dict[str, Any]) -> None:
 
 
 def check_processes(cfg: DictConfig, trainer: L.Trainer) -> None:
-    """Refuses what leaves processes waiting for others that will never come, or has each do the whole run.
+    """Refuse a number of processes that would leave some waiting, or have each do the whole run.
 
     Raises:
         UserError: torchrun or SLURM has started another number of processes than the run is for, or has to.
@@ -69,7 +69,7 @@ def check_processes(cfg: DictConfig, trainer: L.Trainer) -> None:
 
 
 def check_device(cfg: DictConfig, trainer: L.Trainer) -> None:
-    """Refuses what the device can't do, where Lightning or PyTorch would do something else or fail halfway.
+    """Refuse what the device cannot do, where Lightning or PyTorch would do something else or fail halfway.
 
     Raises:
         UserError: a precision without arithmetic on the device, or a compilation without its compiler.
@@ -105,7 +105,7 @@ def check_device(cfg: DictConfig, trainer: L.Trainer) -> None:
 
 
 def check_fit(cfg: DictConfig, net: nn.Module, loss: Any, data: ImageDataModule) -> list[str]:
-    """Sends two blank images through the network, and what it gives through the loss; and through the augmentation.
+    """Pass two blank images through the network, its outputs through the loss, and images through the augmentation.
 
     Returns:
         What works, but is hardly meant.
@@ -171,7 +171,7 @@ def check_batches(net: nn.Module, data: ImageDataModule, trainer: L.Trainer) -> 
 
 
 def check_optimizer(net: nn.Module, optimizer: Any, schedule: Any) -> None:
-    """Makes both once, for nothing: Lightning makes them only when the training begins.
+    """Make the optimiser and the schedule once: Lightning makes them only when the training begins.
 
     Raises:
         UserError: one of them doesn't take what the config gives it.
@@ -230,7 +230,7 @@ def check_resumed(cfg: DictConfig, saved: dict[str, Any], trainer: L.Trainer, ru
 
 
 def check_regrouped(saved: dict[str, Any], processes: int, run_dir: Path) -> None:
-    """Refuses to go on in the middle of an epoch with another number of processes.
+    """Refuse to resume in the middle of an epoch with another number of processes.
 
     What has been counted of an epoch, and the random numbers' state, are each process's own.
 

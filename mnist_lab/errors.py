@@ -38,12 +38,12 @@ def interrupted(error: BaseException) -> bool:
 
 
 def no_such(key: str, word: str, what: str, known: Sequence[str]) -> UserError:
-    """The mistake that `key=word` names a `what` that isn't among those known."""
+    """Return the error that `key=word` names an unknown `what`."""
     return UserError(f"{key}={word}: there is no such {what}.{closest(word, known)}\nThey are: {', '.join(known)}")
 
 
 def closest(word: str, candidates: Iterable[str]) -> str:
-    """The candidate most like `word` as ` Did you mean ...?`, or an empty string where none is like it.
+    """Return the candidate most like `word` as ` Did you mean ...?`; an empty string where none is like it.
 
     The first that begins with it is most like it, then one of the same letters.
     """

@@ -9,7 +9,7 @@ USAGE = "use: python -m mnist_lab test run=DIR [checkpoint=last|best] [key=value
 
 
 def test(words: list[str]) -> None:
-    """Tests a run's checkpoint and shows the outcome beside the recorded one.
+    """Test a run's checkpoint, and show the metrics beside the recorded ones.
 
     Args:
         words: `run=DIR`, `checkpoint=last` or `checkpoint=best` (default: the one that the run was tested with), and

@@ -36,7 +36,7 @@ ASKED = "sweep.json"
 
 
 def is_the_users(path: str | Path) -> bool:
-    """Whether a file of code is the user's own: neither Python's, nor of an installed package, nor of this one."""
+    """Return whether a file of code is the user's own: not Python's, an installed package's or this package's."""
     paths = sysconfig.get_paths()
     others = [paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
     others += [*site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parent)]
@@ -46,7 +46,7 @@ def is_the_users(path: str | Path) -> bool:
 
 
 def disk_fault(error: BaseException | None, folder: Path | None = None) -> OSError | None:
-    """The disk fault that caused an error, found through the errors that libraries add; None if there is none.
+    """Return the disk fault that caused an error, found through the errors that libraries add; None if there is none.
 
     Args:
         error: what was raised.
@@ -66,12 +66,12 @@ def _lost(error: OSError, folder: Path) -> bool:
 
 
 def cache_dir() -> Path:
-    """The user's cache folder, for what can be made again."""
+    """Return the user's cache folder, for files that can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist_lab"
 
 
 def digests(paths: Sequence[Path]) -> list[str]:
-    """SHA-256 of each file, in hexadecimal.
+    """Return the SHA-256 of each file, in hexadecimal.
 
     A file is read only once: its digest is cached in the user's cache folder and used as long as the file's path, size,
     modification times and inode stay the same.
@@ -181,18 +181,18 @@ MARK = "# the SHA-256 of the lines above: "
 
 
 def marked(text: str) -> str:
-    """A text with a last line added that shows later whether the text has changed."""
+    """Return a text with a last line added that shows later whether the text has changed."""
     return f"{text}{MARK}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
 def unchanged(text: str) -> bool:
-    """Whether a text is still as `marked` returned it, or has no mark."""
+    """Return whether a text is still as `marked` returned it, or has no mark."""
     above, mark, _ = text.rpartition(MARK)
     return not mark or text == marked(above)
 
 
 def write_whole(path: Path, content: str | bytes | Iterable[bytes]) -> None:
-    """Writes a file whole or not at all: readers see the old content or the new, never a part.
+    """Write a file as a whole or not at all: readers see the old content or the new, never a part.
 
     Args:
         path: the file.

@@ -23,7 +23,7 @@ _large = threading.Lock()
 
 
 def read_image(file: Path | IO[bytes], draft: int | None = None, largest: float = math.inf) -> Image.Image:
-    """Reads a picture in any format that Pillow knows; if it has several frames, the first.
+    """Read a picture in any format that Pillow knows; of several frames the first.
 
     Args:
         file: the file, or an open one.
@@ -165,8 +165,9 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Files in a folder and those below it that are called as images are which Pillow reads; but none that are hidden,
-    as copies and what systems keep beside a file are.
+    """Return the files in a folder, and below it, whose names end as images that Pillow reads.
+
+    Hidden files are left out: systems keep copies and notes in them.
     """
     read = _formats()
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in read}

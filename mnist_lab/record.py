@@ -155,7 +155,7 @@ def notes(
     measured: Sequence[Mapping[str, float | None]],
     processes: Sequence[int] = (),
 ) -> list[str]:
-    """What nobody who reads the numbers may miss.
+    """Return what a reader of the numbers must know.
 
     Args:
         cfg: the run's config.
@@ -190,7 +190,7 @@ def cut_short(seen: int, there: int, epochs: int) -> list[str]:
 
 
 def machine(trainer: L.Trainer) -> dict[str, Any]:
-    """What it ran on."""
+    """Return a description of the machine and of the devices that the run used."""
     device = trainer.strategy.root_device
     on_gpu = device.type == "cuda"
     return {
@@ -243,7 +243,7 @@ def data_facts(cfg: DictConfig, data: L.LightningDataModule) -> dict[str, Any]:
 
 
 def extras(trainer: L.Trainer) -> dict[str, Any]:
-    """What only some networks have: the output of the article's neuron."""
+    """Return results that only some networks have: the output of the article's neuron."""
     passes = [c for c in trainer.callbacks if isinstance(c, NeuronForwardPass)]  # type: ignore[attr-defined]
     return {"forward_pass": passes[0].output} if passes else {}
 

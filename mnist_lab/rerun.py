@@ -83,7 +83,7 @@ def _numbers(result: Result, before: Result) -> dict[str, Any]:
 
 
 def _circumstances(result: Result, before: Result) -> dict[str, Any]:
-    """What numbers may depend on, besides the config; of the code what `before`, which may be older, has recorded."""
+    """Return what numbers may depend on besides the config; of the code only what `before` has recorded."""
     machine = {key: value for key, value in result.machine.items() if "memory" not in key}
     code = {key: value for key, value in result.code.items() if key in before.code}
     if "own_repositories" in code:  # whatever folder they are in

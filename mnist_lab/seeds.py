@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 
 def seed_of(kind: str, *numbers: int) -> int:
-    """A seed for one kind of randomness, independent of the seeds of other kinds and other numbers.
+    """Return a seed for one kind of randomness, independent of the seeds of other kinds and other numbers.
 
     Without it, seed 0 would give the order of the batches and the dropout masks the same random numbers, and seed 1 in
     epoch 2 could equal seed 2 in epoch 1.

@@ -121,13 +121,13 @@ def _all_callbacks(cfg: DictConfig, run_dir: Path, callbacks: list[Callback], st
 
 
 def limits_of(cfg: DictConfig) -> dict[str, Any]:
-    """The values of the options that end a training."""
+    """Return the values of the options that end a training."""
     limits = {key: cfg.trainer.get(key) for key in ("max_epochs", "max_steps", "max_time")}
     return OmegaConf.to_container(OmegaConf.create(limits))  # type: ignore[return-value]
 
 
 def precision_of(cfg: DictConfig) -> str:
-    """The precision by Lightning's name: for auto bf16-mixed where the device has arithmetic for it, else 32-true."""
+    """Return the precision by Lightning's name; for auto bf16-mixed where the device computes in it, else 32-true."""
     if cfg.trainer.precision != "auto":
         return str(cfg.trainer.precision)
     on_gpu = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
@@ -136,7 +136,7 @@ def precision_of(cfg: DictConfig) -> str:
 
 
 def distributed_arguments(cfg: DictConfig) -> dict[str, Any]:
-    """The Trainer's arguments for a run of several processes, as torchrun or SLURM has started them or we shall."""
+    """Return the Trainer's arguments for a run of several processes, started by torchrun, SLURM or us."""
     asked: dict[str, Any] = {}
     if cfg.trainer.strategy == "ddp":
         asked["strategy"] = DDPStrategy(timeout=timedelta(minutes=ANSWER_WITHIN))

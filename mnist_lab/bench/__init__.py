@@ -202,7 +202,7 @@ def measure(number: int, network: str, name: str, epochs: int, root: Path) -> Ro
 
 
 def _report(printed: str) -> str:
-    """The line that `Clock.report` printed, among bars and logs."""
+    """Return the line that `Clock.report` printed, which stands among bars and logs."""
     return printed[printed.rindex('{"epochs"') :].splitlines()[0]
 
 
@@ -247,7 +247,7 @@ def _chosen(key: str, own: dict[str, str], known: tuple[str, ...]) -> list[str]:
 
 
 def _medians(rows: list[Row]) -> dict[tuple[str, str], Row]:
-    """The medians over the rounds for each network and contender."""
+    """Return the medians over the rounds for each network and contender."""
     found = {}
     for key in dict.fromkeys((row.network, row.contender) for row in rows):
         of = [row for row in rows if (row.network, row.contender) == key]
@@ -270,7 +270,7 @@ def _ratios(rows: list[Row], network: str, others: tuple[str, ...]) -> list[floa
 
 
 def table(rows: list[Row], flops: float) -> Iterator[str]:
-    """The measurements as lines of Markdown.
+    """Yield the measurements as lines of Markdown.
 
     Args:
         rows: all measurements.

@@ -71,7 +71,7 @@ class LitClassifier(L.LightningModule):
         self.log("val/acc", self.val_acc, on_step=False, on_epoch=True, prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser of the network's article."""
+        """Return the optimiser that the network's article uses."""
         if network == "A3":
             return torch.optim.RMSprop(self.parameters(), lr=0.001, alpha=0.9, eps=1e-7)
         if network == "C":
@@ -86,11 +86,11 @@ class Ticks(L.Callback):
     """Tells the clock when epochs begin and training ends."""
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """An epoch begins."""
+        """Record the start of an epoch."""
         clock.tick()
 
     def on_train_end(self, *_: Any) -> None:
-        """The last epoch has ended."""
+        """Record the end of the last epoch."""
         clock.tick()
 
 

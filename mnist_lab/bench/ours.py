@@ -24,19 +24,19 @@ class EpochClock(Callback):
         self.evaluations: list[float] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """An epoch begins."""
+        """Record the start of an epoch."""
         self.moments.append(time.perf_counter())
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A validation begins."""
+        """Record the start of a validation."""
         self.evaluations.append(time.perf_counter())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A validation has ended."""
+        """Replace the start of the validation by its duration in seconds."""
         self.evaluations[-1] = time.perf_counter() - self.evaluations[-1]
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The last epoch has ended."""
+        """Record the end of the last epoch, and write the file."""
         self.moments.append(time.perf_counter())
         epochs = [end - start for start, end in zip(self.moments, self.moments[1:], strict=False)]
         accuracy = float(trainer.callback_metrics["val/acc"])

@@ -86,7 +86,7 @@ def _train(runner: str, seed: int, root: Path) -> Run:
 
 
 def table(runs: list[Run]) -> str:
-    """The race as Markdown, with the ratio of the seconds in each round."""
+    """Return the race as Markdown, with the ratio of the seconds in each round."""
     times_of: dict[str, list[float]] = {}
     lines = ["| | test accuracy, mean ± std | seconds to train, median (range) | n |", "|---|---|---|---|"]
     for runner, what in RUNNERS.items():

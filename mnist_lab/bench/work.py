@@ -17,7 +17,7 @@ OURS = {"A3": "mlp", "B": "cnn", "C": "mlp_784_32", "D": "mlp_512"}
 
 
 def overrides(network: str) -> list[str]:
-    """The overrides with which our command does the same work."""
+    """Return the overrides with which our command does the same work."""
     return [f"model={OURS[network]}", "data.val=test", "data.fallback=null", "name=bench"]
 
 
@@ -43,7 +43,7 @@ class Clock:
         self.moments: list[float] = []
 
     def tick(self, *_: Any) -> None:
-        """An epoch begins, or the last has ended."""
+        """Record the start of an epoch, or the end of the last."""
         self.moments.append(time.perf_counter())
 
     def report(self, evaluate: Callable[[], float]) -> None:

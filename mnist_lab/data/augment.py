@@ -45,7 +45,7 @@ class Augment:
         like: Any = {"dtype": images.dtype, "device": images.device}
 
         def draw(*shape: int) -> Tensor:
-            """Numbers from −1 to 1."""
+            """Return uniform random numbers from −1 to 1."""
             return torch.rand(shape, generator=generator, **like) * 2 - 1
 
         if self.shift or self.rotate or self.scale or self.elastic:
@@ -78,11 +78,11 @@ class Augment:
 
     @staticmethod
     def _middles(length: int, like: Any) -> Tensor:
-        """Of `length` pixels the middles, (length,), from −1 to 1 at the outer edges."""
+        """Return the centres of `length` pixels, (length,), in coordinates from −1 to 1 at the outer edges."""
         return (torch.arange(length, **like) * 2 + 1) / length - 1
 
     @staticmethod
     def _between(middles: Tensor) -> Tensor:
-        """How much each of 7 points from −1 to 1 counts at each place: (places, 7), linear interpolation."""
+        """Return the weights of linear interpolation between 7 points from −1 to 1: (places, 7)."""
         points = torch.linspace(-1, 1, 7, dtype=middles.dtype, device=middles.device)
         return (1 - (middles[:, None] - points).abs() * 3).clamp_min(0)

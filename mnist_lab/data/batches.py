@@ -41,11 +41,11 @@ class EpochOrder:
         self._made: tuple[int, Tensor] | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of this epoch, counted from 0."""
+        """Set the epoch, counted from 0, whose order is asked for."""
         self.epoch = 0 if self.fixed else epoch
 
     def __call__(self) -> Tensor:
-        """The positions in the order of the epoch: int64 (N,)."""
+        """Return the positions in the order of the epoch: int64 (N,)."""
         if self.seed is None:
             return self.index
         if self._made is None or self._made[0] != self.epoch:
@@ -116,7 +116,7 @@ class Batches:
         return -(-len(self.sampler.index) // self.batch_size)
 
     def mini_batch_size(self, number: int) -> int:
-        """How many images the mini-batch of this number, from 0, has over all processes."""
+        """Return the size of the mini-batch of this number, from 0, over all processes."""
         return min(self.batch_size, len(self.sampler.index) - number * self.batch_size)
 
     def labels_of(self, first: int, end: int) -> Tensor:
@@ -287,7 +287,7 @@ def _operand(values: Tensor, neutral: float, device: torch.device) -> Tensor | f
 
 
 def _streamed(found: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same tensors on a CUDA device: while it works on some, the next are gathered and on their way."""
+    """Yield the same tensors on a CUDA device; the next ones are copied while it computes."""
     compute, copy = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     sent: tuple[Tensor, Tensor] | None = None
     for images, labels in found:

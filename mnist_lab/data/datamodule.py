@@ -115,7 +115,7 @@ class ImageDataModule(L.LightningDataModule):
         """Why the fallback stands in, or None where the data is what was asked for."""
 
     def prepare_data(self) -> None:
-        """Downloads what is missing and reads the images; `setup` reads them where Lightning doesn't call this."""
+        """Download missing files and read the images; where Lightning skips this call, `setup` reads them."""
         self.read(download=True)
 
     def read(self, download: bool) -> None:
@@ -163,7 +163,7 @@ class ImageDataModule(L.LightningDataModule):
         return images
 
     def use_fallback(self, reason: str) -> None:
-        """Takes the data that stands in, without looking for what was asked for.
+        """Use the fallback data, without looking for the data that was asked for.
 
         Args:
             reason: why, in words for the user.
@@ -172,7 +172,7 @@ class ImageDataModule(L.LightningDataModule):
         self.images = mnist_5k(self.root, False)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the images and divides them, once. Lightning calls this in every process, and before each stage.
+        """Read the images and divide them, once. Lightning calls this in every process, and before each stage.
 
         Raises:
             UserError: the data can't be had, is not of the configured shape, or can't be divided as configured.
@@ -256,7 +256,7 @@ class ImageDataModule(L.LightningDataModule):
         return self._batches("train", order, self.batch_size)
 
     def val_dataloader(self, whole: bool = False) -> Batches | list[Batches]:
-        """Batches of the validation part, in order; an empty list where there is none.
+        """Return batches of the validation part, in order; an empty list where there is none.
 
         Args:
             whole: all images in every process, instead of a share for each, one mini-batch at a time.
@@ -269,7 +269,7 @@ class ImageDataModule(L.LightningDataModule):
         return self._batches("train", order, self.eval_batch_size, whole)
 
     def test_dataloader(self, whole: bool = False) -> Batches:
-        """Batches of the test set, in order.
+        """Return batches of the test set, in order.
 
         Args:
             whole: all images in every process, instead of a share for each, one mini-batch at a time.
@@ -279,7 +279,7 @@ class ImageDataModule(L.LightningDataModule):
         return self._batches("test", order, self.eval_batch_size, whole)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must say for its network to be used without the training data, or trained on with it."""
+        """Return what a checkpoint needs for its network to be used without the training data, or trained further."""
         assert self.images is not None
         return {
             "digest": self.images.digest,
@@ -313,7 +313,7 @@ class ImageDataModule(L.LightningDataModule):
         return (Batches if whole else self.make_batches)(images, labels, *how, rank, world_size)
 
     def _place(self, part: Literal["train", "test"], device: torch.device) -> tuple[Tensor | DatasetImages, Tensor]:
-        """Images and labels of a part on a device, moved there once however many loaders ask for them.
+        """Return images and labels of a part on a device; they are moved there once, for all loaders.
 
         Where more than half of a GPU's free memory would be taken they stay on the host, and batches are streamed.
         """
@@ -333,7 +333,7 @@ class ImageDataModule(L.LightningDataModule):
         return self._placed[part, device]
 
     def _evaluated(self, part: Literal["train", "test"], index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images and labels at some positions of a part, gone through `evaluation`, once, on a device."""
+        """Return images, transformed once by `evaluation`, and labels at some positions of a part, on a device."""
         key = f"evaluated {part}", device
         if key not in self._placed:
             images, labels = self._place(part, torch.device("cpu"))
@@ -353,7 +353,7 @@ class ImageDataModule(L.LightningDataModule):
         self.use_fallback(str(error))
 
     def _divide(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of the training and the validation images: two int64 tensors without a position in common."""
+        """Return the positions of the training and the validation images: two disjoint int64 tensors."""
         total = len(labels)
         generator = torch.Generator().manual_seed(seed_of("split", self.split_seed))
         held_out = 0
@@ -380,7 +380,7 @@ class ImageDataModule(L.LightningDataModule):
         return train, val
 
     def _scaling(self, images: Tensor | DatasetImages) -> tuple[Tensor, Tensor]:
-        """What to subtract from pixel values and to divide the rest by: float32 (C, 1, 1) each."""
+        """Return shift and divisor of pixel values: float32 (C, 1, 1) each."""
         channels = images.shape[1]
         if self.scale == "none":
             return torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)

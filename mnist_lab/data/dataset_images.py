@@ -157,7 +157,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def _known_labels(dataset: Any) -> Any:
-    """The labels where `__getitem__` is torchvision's own, which returns those of an attribute; else None."""
+    """Return the labels from an attribute where `__getitem__` is torchvision's own; else None."""
     if getattr(dataset, "target_transform", None) is not None:
         return None
     if type(dataset) in WITH_TARGETS:

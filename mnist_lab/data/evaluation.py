@@ -85,7 +85,7 @@ def evaluation_transform(
 
 
 def _preparation(transform: Transform, images: list[Any]) -> Transform | None:
-    """What of a transform isn't random; None: nothing.
+    """Return the part of a transform that is not random; None where all of it is.
 
     Raises:
         UserError: something random may be preparation, too.
@@ -107,7 +107,7 @@ def _preparation(transform: Transform, images: list[Any]) -> Transform | None:
 
 
 def _parts(transform: Transform) -> list[Transform]:
-    """The transforms of which one is composed, as torchvision's Compose or PyTorch's Sequential; else itself alone."""
+    """Return the parts of torchvision's Compose or PyTorch's Sequential; of any other transform itself."""
     if type(transform) is nn.Sequential:
         inner = list(transform)
     elif _is_torchvisions(transform) and type(transform).__name__ == "Compose":
@@ -122,7 +122,7 @@ def _is_torchvisions(transform: Transform) -> bool:
 
 
 def _is_augmentation(transform: Transform) -> bool:
-    """Whether this is a class of torchvision's that changes images, but not their type and scale."""
+    """Return whether a transform is a class of torchvision that changes images, but not their type and scale."""
     name = type(transform).__name__
     if not _is_torchvisions(transform) or not (name.startswith("Random") or name in AUGMENTATIONS):
         return False
@@ -130,7 +130,7 @@ def _is_augmentation(transform: Transform) -> bool:
 
 
 def _is_random(transform: Transform, images: list[Any]) -> bool:
-    """Whether a transform gives different results for the same images with different random numbers."""
+    """Return whether a transform gives different results for the same images with different seeds."""
     probability = getattr(transform, "p", 1.0)
     if _is_augmentation(transform) and isinstance(probability, float) and 0 < probability < 1:
         return True
@@ -169,7 +169,7 @@ def _require_images(images: list[Any], key: str) -> None:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two images, tensors or others, have the same values."""
+    """Return whether two images, tensors or others, have the same values."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.shape == other.shape and torch.equal(one, other)
     return np.array_equal(np.asarray(one), np.asarray(other))

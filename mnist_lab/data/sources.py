@@ -59,7 +59,7 @@ def qmnist(root: Path, download: bool) -> ImageSet:
 
 
 def emnist(root: Path, download: bool, split: str) -> ImageSet:
-    """Letters and digits, 28×28, turned upright: the files hold them transposed.
+    """Return letters and digits, 28×28, turned upright: the files hold them transposed.
 
     The labels of `letters` start from 0 here and from 1 in the files.
 
@@ -152,7 +152,7 @@ def mnist_5k(root: Path = Path(), download: bool = False) -> ImageSet:
 
 
 def image_folder(root: Path, download: bool, shape: Sequence[int], test_size: float) -> ImageSet:
-    """Images in class folders: DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* with a part held out.
+    """Read images in class folders: DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* with a part held out.
 
     Args:
         root: the folder.

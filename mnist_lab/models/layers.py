@@ -21,7 +21,7 @@ MONOTONIC = ("relu", "leaky_relu", "elu", "tanh", "sigmoid")
 
 
 def init_weights(net: nn.Module, init: str) -> None:
-    """Sets the first weights of every linear and convolutional layer of `net`, in place.
+    """Initialise the weights of every linear and convolutional layer of `net`, in place.
 
     Args:
         net: the network.
@@ -43,12 +43,12 @@ def init_weights(net: nn.Module, init: str) -> None:
 
 
 def dropout_layer(rate: float) -> list[nn.Module]:
-    """A dropout layer, or none at all where nothing is to be dropped."""
+    """Return a list of one dropout layer; an empty list for a rate of 0."""
     return [Dropout(rate)] if rate > 0 else []
 
 
 def flat_size(net: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """How many values `net` gives for one image of `input_shape` (C, H, W)."""
+    """Return the number of values that `net` gives for one image of `input_shape` (C, H, W)."""
     with torch.no_grad():
         output: Tensor = net(torch.zeros(1, *input_shape))
         return output.numel()

@@ -36,7 +36,7 @@ class Neuron(nn.Module):
         init_weights(self, init)
 
     def extra_repr(self) -> str:
-        """What it tells apart."""
+        """Return the digit, for the representation of the module."""
         return f"digit={self.digit}"
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Neuron(nn.Module):
         return torch.cat([torch.zeros_like(z), z], dim=1)
 
     def probability(self, inputs: Tensor) -> Tensor:
-        """The neuron's output sigmoid(z), (B,), in (0, 1), of inputs, float (B, *input_shape)."""
+        """Return the neuron's output sigmoid(z), (B,), in (0, 1), of inputs, float (B, *input_shape)."""
         logits: Tensor = self(inputs)
         return logits.softmax(1)[:, 1]
 

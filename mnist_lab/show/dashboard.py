@@ -22,7 +22,7 @@ USAGE = "use: python -m mnist_lab dashboard [dir=outputs] [port=6006] [host=127.
 
 
 def dashboard(words: list[str]) -> None:
-    """Serves TensorBoard until Ctrl-C, and opens it in a browser if there is a screen.
+    """Serve TensorBoard until Ctrl-C, and open it in a browser if there is a screen.
 
     Args:
         words: `dir=FOLDER` (outputs), `port=NUMBER` (6006; 0: any free one), `host=ADDRESS` (127.0.0.1, which only

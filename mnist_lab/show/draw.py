@@ -39,7 +39,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 
 def draw(words: list[str]) -> None:
-    """Serves the page until Ctrl-C.
+    """Serve the page until Ctrl-C.
 
     Args:
         words: `run=DIR`, and `checkpoint=`, `prepare=`, `port=` (0: any free one) and `host=`.
@@ -93,7 +93,7 @@ class Server(ThreadingHTTPServer):
             ) from error
 
     def serve(self, trained: TrainedRun, prepare: str = "auto") -> None:
-        """Prints the page's address, and answers requests until interrupted.
+        """Print the page's address, and answer requests until interrupted.
 
         Args:
             trained: the run.
@@ -111,7 +111,7 @@ class Server(ThreadingHTTPServer):
         self.serve_forever()
 
     def see(self, picture: bytes) -> dict[str, Any]:
-        """What the network sees in a picture.
+        """Return the network's prediction for a picture.
 
         Args:
             picture: the content of an image file.
@@ -153,7 +153,7 @@ class Server(ThreadingHTTPServer):
             self._connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignores connections that the browser closes before it has the answer."""
+        """Ignore connections that the browser closes before it has the answer."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
@@ -167,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # an answer leaves in one piece: a second would wait 40 ms for the first to be acknowledged
 
     def do_GET(self) -> None:
-        """Sends the page."""
+        """Send the page."""
         if not self._is_meant():
             return
         if self.path.partition("?")[0] == "/":
@@ -178,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        """Sends what the network sees in the image file in the request's body."""
+        """Send what the network sees in the image file in the request's body."""
         if not self._is_meant():
             return
         length = self.headers.get("Content-Length", "")
@@ -223,7 +223,7 @@ class Handler(BaseHTTPRequestHandler):
         return why is None
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Refuses a request, without reading the rest of it."""
+        """Refuse a request, without reading the rest of it."""
         self.close_connection = True
         reason = message or HTTPStatus(code).phrase
         self._answer(code, json.dumps({"error": reason}).encode(), "application/json")
@@ -242,4 +242,4 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Prints nothing."""
+        """Print nothing."""

@@ -33,7 +33,7 @@ SHADES = " .:-=+*#%@"
 
 
 def explore(words: list[str]) -> None:
-    """Prints what a data set contains, and writes pictures of it.
+    """Print what a data set contains, and write pictures of it.
 
     Args:
         words: `data=NAME` and values of its config, `seed=N`, and `--config-dir DIR`, as for training; `index=N`
@@ -112,7 +112,7 @@ class Parts:
         """int64 (N,)."""
 
     def scaled_range(self, images: Tensor) -> tuple[float, float]:
-        """The smallest and largest value of some images, (N, C, H, W), after scaling."""
+        """Return the smallest and largest value of some images, (N, C, H, W), after scaling."""
         if images.is_floating_point():
             return float(images.min()), float(images.max())
         # Per channel, whose order of values scaling keeps: converting all to float32 would take four times the memory.
@@ -122,7 +122,7 @@ class Parts:
 
 
 def _tell(parts: Parts, index: int) -> None:
-    """Prints the arrays before and after they are prepared for a network, the images per class, and a one-hot label."""
+    """Print the arrays before and after they are prepared for a network, the images per class, and a one-hot label."""
     import torch
     from rich import get_console
     from rich.box import SIMPLE_HEAD
@@ -174,7 +174,7 @@ def _title(parts: Parts, index: int) -> str:
 
 
 def _show_in_terminal(parts: Parts, index: int) -> None:
-    """Shows an image in the terminal: in colour two pixels per character, else two characters per pixel."""
+    """Show an image in the terminal: in colour two pixels per character, else two characters per pixel."""
     import numpy as np
     from PIL import Image
     from rich import get_console
@@ -213,7 +213,7 @@ def _show_in_terminal(parts: Parts, index: int) -> None:
 
 
 def _figures(parts: Parts, index: int, seed: int) -> dict[str, Figure]:
-    """The pictures, by file name."""
+    """Return the pictures by file name."""
     import torch
 
     from mnist_lab.show.style import canvas, draw, drawable, shortened, tiled, titled
@@ -241,7 +241,7 @@ def _figures(parts: Parts, index: int, seed: int) -> dict[str, Figure]:
 
 
 def _one(parts: Parts, index: int, values: bool = False) -> Figure:
-    """A training image under its title; with values, each pixel has its own printed over it, one line per channel."""
+    """Return a training image under its title; with `values`, pixels have theirs printed on them, a line a channel."""
     from mnist_lab.show.style import draw, drawable, subplots, tiled
 
     image = parts.train_images[index]
@@ -263,7 +263,7 @@ def _one(parts: Parts, index: int, values: bool = False) -> Figure:
 
 
 def _by_class(parts: Parts, names: list[str]) -> Figure:
-    """The first training images of each class, one row per class."""
+    """Return the first training images of each class, one row per class."""
     import torch
 
     from mnist_lab.show.style import canvas, draw, drawable, tiled

@@ -19,7 +19,7 @@ PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "torch_export": (), "
 
 
 def export(words: list[str]) -> None:
-    """Writes a run's network to a file, checks the file against the run on the whole test set, and shows how to use it.
+    """Write a run's network to a file, check the file against the run on the whole test set, and show how to use it.
 
     Args:
         words: `run=DIR`, `format=onnx` (default), `torch_export` or `safetensors`, `checkpoint=last` or `best`

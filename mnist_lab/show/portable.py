@@ -48,7 +48,7 @@ class Portable(nn.Module):
         self.register_buffer("divisor", divisor)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Computes probabilities, float32 (N, classes), from images, uint8 (N, C, H, W)."""
+        """Return probabilities, float32 (N, classes), of images, uint8 (N, C, H, W)."""
         logits: Tensor = self.net((images.float() - self.shift) / self.divisor)
         return logits.float().softmax(1)
 
@@ -71,7 +71,7 @@ class Format:
 
 
 def write_checked(run: TrainedRun, kind: str, target: Path | None) -> None:
-    """Writes a run's network, compares it with the run on the whole test set, and prints the outcome and the usage.
+    """Write a run's network, compare it with the run on the whole test set, and print the outcome and the usage.
 
     Args:
         run: the run, on the CPU.
@@ -145,7 +145,7 @@ def with_scaling_alone(run: TrainedRun) -> TrainedRun:
 
 
 def facts(run: TrainedRun) -> dict[str, str]:
-    """The facts that a file holds, each as JSON: classes, shape (C, H, W), shift and divisor per channel, and model."""
+    """Return what a file records as JSON: classes, shape (C, H, W), shift and divisor per channel, model."""
     return {
         "classes": json.dumps(run.class_names, ensure_ascii=False),
         "shape": json.dumps(run.shape),
@@ -156,7 +156,7 @@ def facts(run: TrainedRun) -> dict[str, str]:
 
 
 def compare(run: TrainedRun, predict: Callable[[Tensor], Tensor]) -> tuple[int, float, int]:
-    """Compares a run's predictions with a file's on every image of the run's test set.
+    """Compare a run's predictions with a file's on every image of the run's test set.
 
     Args:
         run: the run.
@@ -183,7 +183,7 @@ def compare(run: TrainedRun, predict: Callable[[Tensor], Tensor]) -> tuple[int, 
 
 
 def _exported(run: TrainedRun) -> ExportedProgram:
-    """The network as a graph of PyTorch's own operations, for any number of images."""
+    """Return the network as a graph of PyTorch's own operations, for any number of images."""
     model = Portable(run.net, run.shift, run.divisor).eval()
     images = torch.zeros(2, *run.shape, dtype=torch.uint8)
     program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim("N")},))
@@ -193,12 +193,12 @@ def _exported(run: TrainedRun) -> ExportedProgram:
 
 
 def write_torch_export(run: TrainedRun, facts: dict[str, str], path: Path) -> None:
-    """Writes a file for `torch.export.load`, with the facts as extra files."""
+    """Write a file for `torch.export.load`, with the facts as extra files."""
     torch.export.save(_exported(run), path, extra_files=dict(facts))
 
 
 def read_torch_export(path: Path) -> Callable[[Tensor], Tensor]:
-    """Reads the module in such a file."""
+    """Read the module in such a file."""
     with warnings.catch_warnings():  # PyTorch 2.11 warns when it reads its own file
         warnings.filterwarnings("ignore", "The given buffer is not writable")
         module: nn.Module = torch.export.load(path).module()
@@ -206,7 +206,7 @@ def read_torch_export(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def write_onnx(run: TrainedRun, facts: dict[str, str], path: Path) -> None:
-    """Writes an ONNX model with input `images`, output `probabilities` and the facts as metadata."""
+    """Write an ONNX model with input `images`, output `probabilities` and the facts as metadata."""
     program = torch.onnx.export(
         _exported(run),
         dynamo=True,
@@ -221,7 +221,7 @@ def write_onnx(run: TrainedRun, facts: dict[str, str], path: Path) -> None:
 
 
 def read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    """Opens such a file in ONNX Runtime."""
+    """Open such a file in ONNX Runtime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -229,14 +229,14 @@ def read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def write_safetensors(run: TrainedRun, facts: dict[str, str], path: Path) -> None:
-    """Writes the network's weights under their names in its state dict, with the facts as metadata."""
+    """Write the network's weights under their names in its state dict, with the facts as metadata."""
     from safetensors.torch import save_model
 
     save_model(run.net, str(path), metadata=facts)
 
 
 def read_safetensors(path: str | Path) -> Portable:
-    """Builds the network that a file describes, with its weights.
+    """Build the network that a file describes, with its weights.
 
     The file names the class to build: read only files from sources whose code you would run.
 

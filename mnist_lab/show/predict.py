@@ -64,7 +64,7 @@ class Prediction:
 
 
 def predict(words: list[str]) -> None:
-    """Prints the class, its probability and the runner-up for each image file, as a table or as JSON lines.
+    """Print the class, its probability and the runner-up for each image file, as a table or as JSON lines.
 
     Args:
         words: `run=DIR`, `images=FILE,FOLDER,...`, and optionally `checkpoint=`, `prepare=`, `save=FOLDER` for PNG
@@ -107,7 +107,7 @@ def predict(words: list[str]) -> None:
 
 
 def preparation(trained: TrainedRun, kind: str = "auto") -> Preparation:
-    """How pictures are prepared for a run's network.
+    """Return how pictures are prepared for a run's network.
 
     Args:
         trained: the run.
@@ -142,7 +142,7 @@ def preparation(trained: TrainedRun, kind: str = "auto") -> Preparation:
 def predictions(
     trained: TrainedRun, files: Sequence[Path], how: Preparation | None = None
 ) -> Iterator[Prediction | UserError]:
-    """What a network sees in image files: one answer per file, in their order.
+    """Yield a network's predictions for image files, one per file, in their order.
 
     Args:
         trained: the run, from `load_classifier`.
@@ -187,7 +187,7 @@ def predictions(
 
 
 def _files(words: str) -> tuple[dict[Path, Path], list[str]]:
-    """The image files that `images=` names, each with its name for `save=`; and error messages for the rest."""
+    """Return the image files that `images=` names, each with its name for `save=`, and error messages for the rest."""
     from mnist_lab.pictures import image_files
 
     files: dict[Path, Path] = {}
@@ -208,13 +208,13 @@ def _files(words: str) -> tuple[dict[Path, Path], list[str]]:
 
 
 def _matching(word: str) -> list[str]:
-    """The paths that a pattern such as scans/*.png stands for; the word itself where it is a path or matches none."""
+    """Return the paths that match a pattern such as scans/*.png; the word itself where it is a path or matches none."""
     found = [] if is_there(word) else glob(str(path_of(word)), recursive=True)  # noqa: PTH207 (pathlib's raises for a**b)
     return sorted(found, key=lambda path: _natural(Path(path))) or [word]
 
 
 def _natural(path: Path) -> list[list[tuple[int, str]]]:
-    """A sort key that puts 2.png before 10.png."""
+    """Return a sort key that puts 2.png before 10.png."""
     return [
         [(int(part), "") if n % 2 else (0, part) for n, part in enumerate(re.split("([0-9]+)", name))]
         for name in path.parts
@@ -233,7 +233,7 @@ def _print(
     classes: Sequence[str],
     as_json: bool,
 ) -> int:
-    """Prints the answers as they come and saves the pictures. Returns the number of files that were classified."""
+    """Print the answers as they come and save the pictures. Return the number of files that were classified."""
     from mnist_lab.show.style import shortened
 
     wide = max(len("file"), *(len(str(file)) for file in files))
@@ -270,7 +270,7 @@ def _print(
 
 
 def _save(pixels: NDArray[np.uint8], path: Path, taken: set[Path]) -> Path:
-    """Writes what a network saw as PNG, under another name if a picture of the same name was written before."""
+    """Write the network's input as PNG, under another name if one of the same name was written before."""
     from PIL import Image
 
     path, number = path.with_suffix(".png"), 1

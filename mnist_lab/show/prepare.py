@@ -54,7 +54,7 @@ class Preparation:
 
 
 def prepare(image: Image.Image, preparation: Preparation) -> tuple[NDArray[np.uint8], bool]:
-    """Prepares a picture for the network.
+    """Prepare a picture for the network.
 
     Args:
         image: the picture, of any size and mode.
@@ -97,12 +97,12 @@ def _resized(image: Image.Image, preparation: Preparation) -> Image.Image:
 
 
 def _margin(values: NDArray[np.uint8]) -> float:
-    """The median of the values at the edges of (H, W) or (H, W, C)."""
+    """Return the median of the values at the edges of (H, W) or (H, W, C)."""
     return float(np.median(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])))
 
 
 def _is_of_the_data_set(pixels: NDArray[np.uint8], preparation: Preparation, faintest: int) -> bool:
-    """Whether (H, W) pixels are already like the data set's: light on black, with ink of its size and position.
+    """Return whether (H, W) pixels are already like the data set's: light on black, ink of its size and position.
 
     Args:
         pixels: the picture.
@@ -120,7 +120,7 @@ def _is_of_the_data_set(pixels: NDArray[np.uint8], preparation: Preparation, fai
 
 
 def _ink(image: Image.Image, nearer: bool = True) -> tuple[Grey, bool]:
-    """The amount of ink at each pixel, 0 to 1, cropped to the ink; and whether the ink is darker than the paper.
+    """Return the amount of ink at each pixel, 0 to 1, cropped to the ink; and whether the ink is darker than the paper.
 
     A morphological closing estimates the paper: it fills everything that is dark and narrower than WIDEST_STROKE, and
     keeps the slopes and edges of shadows. Otsu's threshold (1979) separates ink from what else is darker than that.
@@ -169,7 +169,7 @@ def _ink(image: Image.Image, nearer: bool = True) -> tuple[Grey, bool]:
 
 
 def _paper(grey: Grey) -> tuple[Grey, bool]:
-    """How light the paper is at each pixel (H, W), all that is drawn being filled; and whether ink is darker than it.
+    """Return the lightness of the paper at each pixel, (H, W), and whether the ink is darker. Strokes are filled.
 
     Two signs tell ink from paper: ink is rare, and ink is narrow. Each is a log ratio of dark to light. Neither
     suffices: thin strokes are rare, but leave narrow paper between them; thick strokes in a tightly cropped picture are
@@ -209,7 +209,7 @@ def _quadratic(height: int, width: int) -> tuple[Grey, Grey]:
 
 
 def _otsu(values: Grey) -> float:
-    """The threshold that maximises the variance between the two sides."""
+    """Return the threshold that maximises the variance between the two sides."""
     low, high = float(values.min()), float(values.max())
     bins = ((values - low) * (255.999 / max(high - low, 1e-9))).astype(np.uint8)
     counts = np.bincount(bins.ravel(), minlength=256)
@@ -221,7 +221,7 @@ def _otsu(values: Grey) -> float:
 
 
 def _strokes(mask: Mask) -> Mask:
-    """The mask without specks, and without what touches the picture's edge with more than a stroke's width.
+    """Return the mask without specks, and without what touches the picture's edge with more than a stroke's width.
 
     What is most of the mask is kept.
     """

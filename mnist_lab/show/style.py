@@ -55,7 +55,7 @@ tr { break-inside: avoid }
 
 
 def document(title: str, parts: Sequence[str]) -> str:
-    """A self-contained HTML page.
+    """Return a self-contained HTML page.
 
     Args:
         title: the window's title, as plain text.
@@ -69,7 +69,7 @@ def document(title: str, parts: Sequence[str]) -> str:
 
 
 def image(drawing: str, what: str = "") -> str:
-    """An SVG drawing as an HTML element.
+    """Return an SVG drawing as an HTML element.
 
     Args:
         drawing: the SVG.
@@ -82,7 +82,7 @@ def image(drawing: str, what: str = "") -> str:
 def subplots(
     columns: int = 1, lines: int = 1, width: float = 9.0, height: float = 3.6, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes, row by row.
+    """Return a figure and its axes, row by row.
 
     Args:
         columns: columns of axes.
@@ -102,7 +102,7 @@ def subplots(
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure and invisible axes that fill it to its edges, for pictures.
+    """Return a figure and invisible axes that fill it to its edges, for pictures.
 
     Args:
         width: the figure's, in inches.
@@ -117,7 +117,7 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def svg(figure: Figure) -> str:
-    """A figure as SVG: the same figure gives the same file, and its text stays text."""
+    """Return a figure as SVG: the same figure gives the same file, and its text stays text."""
     import matplotlib
 
     content = io.StringIO()
@@ -128,7 +128,7 @@ def svg(figure: Figure) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as PNG, with 160 pixels per inch."""
+    """Return a figure as PNG, with 160 pixels per inch."""
     content = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):
         figure.savefig(content, format="png", dpi=160, metadata={"Software": None})
@@ -136,7 +136,7 @@ def png(figure: Figure) -> bytes:
 
 
 def tiled(images: Tensor, columns: int, gap: tuple[int, int]) -> np.ndarray[Any, Any]:
-    """Images side by side in one picture, row by row.
+    """Return images side by side in one picture, row by row.
 
     Args:
         images: uint8 or float (N, C, H, W), 0 to 255. Three channels are colours; of others the mean is drawn.
@@ -160,13 +160,13 @@ def tiled(images: Tensor, columns: int, gap: tuple[int, int]) -> np.ndarray[Any,
 
 
 def draw(ax: Axes, picture: np.ndarray[Any, Any]) -> None:
-    """Draws a picture that `tiled` made, without axes: grey as dark on white, each pixel a sharp square."""
+    """Draw a picture that `tiled` made, without axes: grey as dark on white, each pixel a sharp square."""
     ax.imshow(picture, cmap="Greys", vmin=0, vmax=255, interpolation="none")
     ax.set_axis_off()
 
 
 def shortened(names: Sequence[str], most: int) -> list[str]:
-    """Names with an ellipsis in place of their ends, or of their middles where they would be equal without the ends.
+    """Return names with an ellipsis for their ends, or for their middles where they would be equal without the ends.
 
     Args:
         names: any names.
@@ -181,7 +181,7 @@ def shortened(names: Sequence[str], most: int) -> list[str]:
 
 
 def titled(images: Tensor, columns: int, width: float, texts: Sequence[str], wrong: Sequence[bool] = ()) -> Figure:
-    """Images in a grid, each under its text, which is coloured for marked images.
+    """Return images in a grid, each under its text, which is coloured for marked images.
 
     Args:
         images: (n, C, H, W), 0 to 255.
@@ -212,7 +212,7 @@ def titled(images: Tensor, columns: int, width: float, texts: Sequence[str], wro
 
 
 def drawable(images: Tensor) -> Tensor:
-    """Images ready to be drawn: uint8 unchanged, floats stretched to 0 to 255, each by its own range.
+    """Return images ready to be drawn: uint8 unchanged, floats stretched to 0 to 255, each by its own range.
 
     Args:
         images: uint8 or float (N, C, H, W).

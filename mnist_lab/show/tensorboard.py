@@ -57,7 +57,7 @@ class Dashboard(Callback):
         self.embedding = embedding
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the network's graph."""
+        """Write the network's graph."""
         if (writer := _writer(trainer)) is None:
             return
         net = _net(pl_module).cpu().float()
@@ -68,7 +68,7 @@ class Dashboard(Callback):
             log.warning(f"TensorBoard gets no graph: {type(net).__name__} can't be traced ({error})")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes a figure of the worst mistakes."""
+        """Write a figure of the worst mistakes."""
         if (writer := _writer(trainer)) is None or self.mistakes == 0:
             return
         counted = _counted(trainer.val_dataloaders, trainer.num_val_batches)
@@ -77,7 +77,7 @@ class Dashboard(Callback):
             _draw(writer, "mistakes/validation", figures.least_probable(answers, self.mistakes), _step(trainer))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the histograms."""
+        """Write the histograms."""
         if (writer := _writer(trainer)) is None or not self.histograms:
             return
         for name, weight in pl_module.net.named_parameters():  # type: ignore[union-attr]
@@ -86,7 +86,7 @@ class Dashboard(Callback):
                     writer.add_histogram(f"{kind}/{name}", finite.float(), _step(trainer))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the confusion matrix, the precision-recall curves and the projector's images."""
+        """Write the confusion matrix, the precision-recall curves and the projector's images."""
         if (writer := _writer(trainer)) is None:
             return
         batches, step = _data(trainer).test_dataloader(whole=True), _step(trainer)
@@ -146,7 +146,7 @@ def _step(trainer: L.Trainer) -> int:
 
 
 def _net(module: L.LightningModule) -> nn.Module:
-    """A copy of the network in evaluation mode, not compiled."""
+    """Return a copy of the network in evaluation mode, not compiled."""
     net = copy.deepcopy(module.net)
     assert isinstance(net, nn.Module)
     return net.eval()

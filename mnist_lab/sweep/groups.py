@@ -232,7 +232,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _shown(
     results: Sequence[Result], flat: list[dict[str, Any]], differing: list[str], members: list[list[int]]
 ) -> list[dict[str, Any]]:
-    """What tells the groups apart, one dictionary per run: what was typed, or all that differs if that isn't enough."""
+    """Return the settings that tell groups apart, one dictionary per run: those typed, or all that differ if needed."""
     typed = [
         {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in result.overrides)}
         for result in results

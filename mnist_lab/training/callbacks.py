@@ -113,15 +113,15 @@ class EpochProgress(ProgressBar):
         self._task = TaskID(0)
 
     def disable(self) -> None:
-        """Called by Lightning in all processes but the first."""
+        """Show no bar. Lightning calls this in all processes but the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Shows the bar again."""
+        """Show the bar again."""
         self._enabled = True
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Opens the epoch's bar."""
+        """Open the epoch's bar."""
         if not self._enabled or not get_console().is_terminal:
             return
         self._bar = Progress(
@@ -149,22 +149,22 @@ class EpochProgress(ProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Moves the bar, a hundred times an epoch."""
+        """Move the bar, a hundred times an epoch."""
         if self._bar is not None and (batch_idx + 1) % self._every == 0:
             self._bar.update(self._task, completed=self._mini_batches(trainer, batch_idx + 1))
 
     @staticmethod
     def _mini_batches(trainer: L.Trainer, steps: int) -> int:
-        """How many mini-batches are in that many training steps."""
+        """Return the number of mini-batches in so many training steps."""
         batches = trainer.train_dataloader
         return min(batches.mini_batches, steps * batches.steps) if isinstance(batches, Batches) else steps
 
     def on_train_epoch_end(self, *_: Any) -> None:
-        """Takes the bar away."""
+        """Remove the bar."""
         self._close()
 
     def on_exception(self, *_: Any) -> None:
-        """Leaves the terminal as it was."""
+        """Remove the bar."""
         self._close()
 
     def _close(self) -> None:

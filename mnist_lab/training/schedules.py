@@ -70,7 +70,7 @@ def split_options(schedule: Callable[..., LRScheduler]) -> tuple[Callable[..., L
 def make_schedule(
     schedule: Callable[..., LRScheduler], optimizer: Optimizer, total_steps: int, epochs: float
 ) -> tuple[LRScheduler, bool]:
-    """The schedule of an optimiser, and whether it is stepped by epoch rather than by step.
+    """Return the schedule of an optimiser, and whether it is stepped by epoch rather than by step.
 
     Args:
         schedule: makes it, of the optimiser and, if it takes them, `total_steps` and `epochs`.
@@ -89,7 +89,7 @@ def make_schedule(
 
 
 def step(optimizer: Optimizer, total_steps: int, epochs: float, every: int, gamma: float) -> LRScheduler:
-    """The rate falls to `gamma` times itself after every `every` epochs.
+    """Multiply the rate by `gamma` after every `every` epochs.
 
     Args:
         optimizer: whose rates are set.
@@ -102,7 +102,7 @@ def step(optimizer: Optimizer, total_steps: int, epochs: float, every: int, gamm
 
 
 def cosine(optimizer: Optimizer, total_steps: int, epochs: float, warmup: float, final: float) -> LRScheduler:
-    """A linear rise, then half a cosine down (Loshchilov, Hutter 2016, eq. 5, without restarts).
+    """Raise the rate linearly, then lower it along half a cosine (Loshchilov, Hutter 2016, eq. 5, without restarts).
 
     Args:
         optimizer: whose rates are set.
