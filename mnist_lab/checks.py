@@ -1,4 +1,4 @@
-"""What config, network, data, device and checkpoint must fulfil together, checked before a run begins."""
+"""Checks of config, network, data, device and checkpoint against each other, before a run begins."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ WITHOUT_EFFECT = {
 }
 """Arguments of Lightning's Trainer that nothing here uses: the value that changes nothing, and why."""
 SET_ELSEWHERE = {"callbacks": "callbacks.NAME", "logger": "logger", "default_root_dir": "hydra.run.dir"}
-"""Those that are options of their own here."""
+"""Trainer arguments that are options of their own here."""
 OF_TRAINER = (
     *("min_epochs", "min_steps", "max_time", "fast_dev_run", "overfit_batches", "val_check_interval"),
     *("log_every_n_steps", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "inference_mode"),
@@ -31,7 +31,7 @@ IN_BASE = (
     *("gradient_clip_val", "accumulate_grad_batches", "check_val_every_n_epoch", "limit_train_batches"),
     *("limit_val_batches", "limit_test_batches", "detect_anomaly", "num_sanity_val_steps"),
 )
-"""Those that it has."""
+"""Arguments of Lightning's Trainer that conf/base.yaml has."""
 ELSEWHERE = {
     "ckpt_path": "resume RUN goes on with a run, test run=RUN checkpoint=best tests one",
     "hparams_search": "-m sweep=tpe and ranges, such as 'optimizer.lr=tag(log,interval(1e-4,0.1))'",
@@ -52,7 +52,7 @@ ELSEWHERE = {
 }
 """Words of other frameworks' command lines, and what does their work here."""
 OF_LOADERS = ("use_distributed_sampler",)
-"""Those of them that Lightning uses for loaders of somebody's own."""
+"""Arguments in WITHOUT_EFFECT that Lightning uses for a user's own loaders."""
 
 
 def keys_of(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -79,7 +79,7 @@ def launch(words: list[str], fresh: bool = True) -> None:
 
 @dataclass
 class Job:
-    """What Hydra calls for each job, in the folder that it has made: one run, or one trial of a sweep.
+    """The function that Hydra calls for each job, in the job's folder: one run, or one trial of a sweep.
 
     Attributes:
         command: the command that asks for it.

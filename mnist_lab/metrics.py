@@ -18,13 +18,13 @@ MODES: dict[str, Mode] = {
 }
 """Whether a metric is to be small or large, by the end of its name."""
 MONITOR = "val/acc"
-"""What a run is judged by unless its config says otherwise; configs of earlier versions have no `monitor`."""
+"""Metric that judges a run whose config names none; configs of earlier versions have no `monitor`."""
 OF_AN_EPOCH = ("train/loss", "train/acc", "val/loss", "val/acc")
-"""What our own modules log in each epoch."""
+"""Metrics that our own modules log in each epoch."""
 COSTS = ("seconds", "parameters")
-"""What every run has beside its metrics: seconds of training, and the number of the network's parameters."""
+"""Costs that every run has beside its metrics: seconds of training, and the number of the network's parameters."""
 ALL = ("test/acc", "test/loss", *OF_AN_EPOCH, *COSTS)
-"""What runs of our own modules can be judged by."""
+"""Metrics that can judge runs of our own modules."""
 NO_METRICS = ("epoch", "lr", "seconds")
 """Columns of a history that are no metrics."""
 PACKAGES = ("mnist_lab.", "lightning.", "torch.")

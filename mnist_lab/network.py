@@ -1,4 +1,4 @@
-"""What a network of the user's own must be: a module that gives logits, and can train on the run's mini-batches."""
+"""Requirements for a user's own network: it returns logits, and can train on the run's mini-batches."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ class _Helpers:
     def __init__(self, count: int, run_dir: Path, resume: str) -> None:
         command = [sys.executable, "-m", "mnist_lab", "resume", str(run_dir.absolute())]
         self.fate = ""
-        """What happened to the process that failed first, in words for the user; empty if none has."""
+        """How the first failed process ended, in words for the user; empty if none has failed."""
         self._resume = resume
         self._over, self._found = threading.Event(), threading.Event()
         self._processes = [

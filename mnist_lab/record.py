@@ -1,4 +1,4 @@
-"""What a run writes about itself: its config, its result, its row in TensorBoard's HParams."""
+"""The records of a run: its config, its result, its row in TensorBoard's HParams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run found: `result.json`, written once and read by everything that compares or shows runs."""
+"""The result of a run: `result.json`, written once and read by everything that compares or shows runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the values of a config may be, each alone and all together."""
+"""Rules for the values of a config, each alone and all together."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PRECISIONS = ("32-true", "auto", "bf16-mixed", "16-mixed", "bf16-true", "16-true
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value may be.
+    """A rule for a value.
 
     Attributes:
         allowed: the allowed values, in words for the user.

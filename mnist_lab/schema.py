@@ -59,7 +59,7 @@ RESULT: dict[Any, Any] = {
     "ended?": ({"by": str, "epochs": COUNT, "steps": COUNT}, {str: None}),
     "module?": ({"target": str, "steps": str, "why": (str, None)}, {str: None}),
 }
-"""Of each key of result.json its type; `?` marks keys that earlier versions lack. Other keys may be there, too.
+"""Type of each key of result.json; `?` marks keys that earlier versions lack. Other keys may be there, too.
 
 A list holds the type of its items; a dictionary that of each key, and under `str` that of any other; a tuple has types
 of which one is enough; `float` is any number.
@@ -77,7 +77,7 @@ SWEEP: dict[Any, Any] = {
     "config": {"data?": {}},
     "code": {str: str},
 }
-"""Of each key of sweep.json its type, as in `RESULT`."""
+"""Type of each key of sweep.json, as in `RESULT`."""
 
 
 def mismatch(value: Any, kind: Any, key: str = "") -> str | None:

@@ -1,4 +1,4 @@
-"""What a config's `_target_` names: classes that have moved since, and the arguments that a class takes."""
+"""Classes that a config's `_target_` names: those that have moved since, and the arguments of each."""
 
 from __future__ import annotations
 

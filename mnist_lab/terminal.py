@@ -1,4 +1,4 @@
-"""What the terminal shows and the run's log file keeps."""
+"""Output to the terminal and to the run's log file."""
 
 from __future__ import annotations
 

@@ -29,12 +29,12 @@ from mnist_lab.user_code import errors_in_one_line
 from mnist_lab.words import path_of
 
 UNKNOWN: dict[str, Any] = {"shape": (), "class_names": (), "shift": torch.zeros(()), "divisor": torch.ones(())}
-"""How images are prepared, where a checkpoint doesn't say: data of one's own prepares them itself."""
+"""Preparation of images where a checkpoint has none: a user's own data prepares them itself."""
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a run has learned.
+    """The network of a run, with all that is needed to use it.
 
     Attributes:
         run_dir: the run's folder.

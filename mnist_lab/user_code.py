@@ -28,7 +28,7 @@ _PACKAGE = Path(__file__).resolve().parent
 _OURS_TOO = ("mnist_lab", "torch", "lightning", "hydra", "omegaconf")
 """Packages that this program calls itself: of these only the named classes and functions are the user's."""
 _WORKER = "Original Traceback (most recent call last):"
-"""What PyTorch puts into the message of an exception that a DataLoader's worker process raised."""
+"""Text that PyTorch adds to the message of an exception in a DataLoader's worker process."""
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,7 @@ class ImageDataModule(L.LightningDataModule):
 
     @cached_property
     def evaluation(self) -> Callable[[Tensor], Tensor] | None:
-        """What validation and test images go through before they are scaled; None: nothing.
+        """Transform of validation and test images before they are scaled; None: there is none.
 
         Raises:
             UserError: that can't be told, see `mnist_lab.data.evaluation.evaluation_transform`.
@@ -225,7 +225,7 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def stand_in(self) -> str | None:
-        """What nobody may miss where other data stands in for what was asked for; None where none does."""
+        """Note for the result where fallback data was used; None where the data is what was asked for."""
         if self.fallback_reason is None:
             return None
         assert self.images is not None
@@ -245,7 +245,7 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def val_count(self) -> int:
-        """How many images validation looks at."""
+        """Number of validation images."""
         assert self.images is not None
         return len(self.images.test_labels) if self.val == "test" else len(self.val_index)
 

@@ -1,4 +1,4 @@
-"""What evaluation needs of a training transform: preparation is for all images, augmentation for training alone."""
+"""The part of a training transform that evaluation needs: preparation, which all images need, without augmentation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AUGMENTATIONS = {
 }
 """Classes of torchvision.transforms, beside those called Random..., that change images but not their scale."""
 GROUPS = ("RandomApply", "RandomChoice", "RandomOrder")
-"""Those that apply others at random."""
+"""Transforms that apply others at random."""
 WHERE = "validation, test, predict, export and report"
 TO_TENSOR = (
     "takes no tensors, which images are here: in its place use {_target_: torchvision.transforms.v2.ToDtype, dtype: "

@@ -1,4 +1,4 @@
-"""What a result records of the test set, so that only results of the same images and classes are compared."""
+"""Facts about the test set in a result, so that only results of the same images and classes are compared."""
 
 from __future__ import annotations
 

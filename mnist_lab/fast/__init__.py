@@ -1,4 +1,4 @@
-"""What exists only for speed: drop-ins for parts of PyTorch, which compute the same in less time.
+"""Parts that exist only for speed: drop-ins for parts of PyTorch, which compute the same in less time.
 
 A config without the `fast.` parts gives the same results, only slower. All private names of torch are in this package.
 `models` imports its layers; `training` and `data`, which it builds on, import nothing from here.

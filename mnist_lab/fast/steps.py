@@ -1,4 +1,4 @@
-"""How a `FastClassifier` makes its steps: several in one training step of Lightning's, or one at a time."""
+"""The steps of a `FastClassifier`: several in one training step of Lightning, or one at a time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SEVERAL, SINGLE = "several at a time", "one at a time"
 
 @dataclass(frozen=True)
 class StepPath:
-    """How steps are made, as results record it.
+    """The way in which steps are made, as results record it.
 
     Attributes:
         steps: "several at a time" or "one at a time".

@@ -1,4 +1,4 @@
-"""What the networks share: activations by name, initial weights, and small helpers."""
+"""Parts that the networks share: activations by name, initial weights, and small helpers."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What people look at: data, runs and their networks. It reads results, checkpoints and images and never trains."""
+"""Pages, pictures and predictions of data, runs and networks. This package reads results and never trains."""

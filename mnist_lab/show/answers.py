@@ -1,4 +1,4 @@
-"""What a network predicts for images, and the numbers that a report gives of it."""
+"""Predictions of a network for images, and the numbers of a report that follow from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network predicts for images.
+    """Predictions of a network for images.
 
     Attributes:
         probabilities: float (N, classes); NaN where training diverged.

@@ -22,7 +22,7 @@ from mnist_lab.training.metrics import precision_recall
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a network that classifies has to show.
+    """The parts of a report on a network that classifies.
 
     Attributes:
         answers: the network's predictions for the test images.

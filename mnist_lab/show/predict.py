@@ -44,7 +44,7 @@ AT_ONCE = 500
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network sees in a picture.
+    """The prediction of a network for a picture.
 
     Attributes:
         name: name of the most probable class.

@@ -33,7 +33,7 @@ THINNEST_STROKE = 1.4 / 20
 
 @dataclass(frozen=True)
 class Preparation:
-    """How pictures become images of a run's data set.
+    """Settings for turning pictures into images like those of a run's data set.
 
     Attributes:
         kind: "digit": ink is found, cut out and placed as in the data set; "resize": the whole picture is scaled.

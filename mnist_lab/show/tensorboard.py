@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run besides its scalars."""
+"""Graph, figures, histograms and tables of a run for TensorBoard."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ EARLIER: dict[str, Any] = {
     "data.resize": None,
     "data.channels": None,
 }
-"""What configs of earlier versions don't say."""
+"""Values of keys that configs of earlier versions lack."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a table in a terminal, and one line per trial elsewhere and in sweep.log."""
+"""Output of a running sweep: a table in a terminal, and one line per trial elsewhere and in sweep.log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens beside the training: a line and a row an epoch, a progress bar, a table of layers."""
+"""Callbacks that report a training: a line and a row an epoch, a progress bar, a table of layers."""
 
 from __future__ import annotations
 

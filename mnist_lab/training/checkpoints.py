@@ -1,4 +1,4 @@
-"""What is kept of a run while it runs, so that it goes on to the same numbers whatever stops it."""
+"""Checkpoints, from which a run that was stopped ends with the numbers of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Checkpoints(Checkpoint):
         self.signals = StopSignals(folder.parent)
         self._validated: dict[str, Tensor] | None = None
         self._unnamed: tuple[bool, bool] | None = None
-        """Of a checkpoint that is written: whether it is the best, and whether it is the last."""
+        """Whether the checkpoint being written is the best, and whether it is the last."""
         self._leave_with, self._epoch = 0, 0
         self._trained = False
 

@@ -1,4 +1,4 @@
-"""What ended a training: a limit, a callback that asked for it, or nothing yet."""
+"""The reason why a training ended: a limit, or a callback that asked for it."""
 
 from __future__ import annotations
 

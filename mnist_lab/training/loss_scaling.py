@@ -1,4 +1,4 @@
-"""How much each mini-batch's mean loss counts in a step of the optimiser."""
+"""Weights of the mini-batches' mean losses in a step of the optimiser."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Accuracy(MulticlassAccuracy):
 
 
 class Confusion(Metric):
-    """How many images of each class were taken for each: int64 (num_classes, num_classes), rows are the labels.
+    """Confusion matrix: int64 (num_classes, num_classes), rows are labels, columns are predictions.
 
     Unlike `torchmetrics.classification.MulticlassConfusionMatrix` it doesn't wait for the device at each mini-batch.
 

@@ -21,7 +21,7 @@ class Pace(Callback):
 
     def __init__(self) -> None:
         self.lr: float | None = None
-        """Of the last step; of several optimisers, the first one's; None without an optimiser."""
+        """The rate of the last step, of the first optimiser; None without an optimiser."""
         self._images, self._start, self._end = 0, 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

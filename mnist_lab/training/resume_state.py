@@ -35,7 +35,7 @@ class ResumeState(Checkpoint):
 
     def __init__(self) -> None:
         self.processes: list[int] = []
-        """How many train; where a resumed run has others than before, one number after the other."""
+        """Numbers of processes that have trained the run, one after the other where a resumed run changed it."""
         self.progress = (0, 0)
         """Mini-batches of the latest epoch, and how many it has."""
         self._saved: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What Hydra calls for `-m`: plans trials, has Hydra's launcher run them, and goes on until none is left.
+"""The sweeper, which Hydra calls for `-m`: it plans trials, and has Hydra's launcher run them until none is left.
 
 Hydra instantiates sweepers only from the namespace package `hydra_plugins`, to which the build maps this folder.
 """
