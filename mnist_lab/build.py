@@ -53,7 +53,7 @@ def build(cfg: DictConfig, section: str) -> Any:
 def build_data(cfg: DictConfig) -> L.LightningDataModule:
     """Make the LightningDataModule that `data` describes.
 
-    Keys that `conf/` gives every data set, such as `root`, are passed to a class of one's own only if it takes them; to
+    Keys that `conf/` gives every data set, such as `root`, are passed to a user's own class only if it takes them; to
     one made of `ImageDataModule` all but those that are null.
 
     Raises:
@@ -111,7 +111,7 @@ def check_size(cfg: DictConfig, path: Path, saved: dict[str, Any]) -> None:
             sum(value.numel() for value in values.values() if isinstance(value, Tensor))
             for values in (net.state_dict(), saved["state_dict"])
         )
-    except (UserError, NotImplementedError, RuntimeError):  # of a network of one's own that needs values
+    except (UserError, NotImplementedError, RuntimeError):  # of a user's own network that needs values
         return
     if needed > kept:
         raise UserError(
@@ -276,7 +276,7 @@ def load_weights(net: nn.Module, path: Path, saved: dict[str, Any], prefix: str 
 
 
 def load_module(module: L.LightningModule, path: Path, saved: dict[str, Any]) -> None:
-    """Give a module the weights of a checkpoint, and whatever else a module of one's own has kept in it.
+    """Give a module the weights of a checkpoint, and whatever else a user's own module has kept in it.
 
     Raises:
         UserError: they are of another module.

@@ -42,7 +42,7 @@ class TrainedRun:
         cfg: the run's config.
         net: float32 (B, C, H, W) → logits (B, classes), in evaluation mode, on `device`; of a run without class
             probabilities the LightningModule, or its network.
-        shape: (C, H, W) of the images that it takes; empty for data of one's own, as `class_names`.
+        shape: (C, H, W) of the images that it takes; empty for a user's own data, as `class_names`.
         class_names: in the order of the logits.
         shift: float32 (C, 1, 1), subtracted from pixel values.
         divisor: float32 (C, 1, 1), divides what remains.
@@ -137,7 +137,7 @@ def no_probabilities(cfg: DictConfig) -> str | None:
         if section in cfg and _is_class(cfg[section]._target_, object) and not _is_class(cfg[section]._target_, kind):
             return f"{section} is {cfg[section]._target_}, which is no {kind.__name__}"
     if _is_class(cfg.model._target_, L.LightningModule):
-        return f"model is {cfg.model._target_}, a LightningModule of one's own"
+        return f"model is {cfg.model._target_}, a LightningModule of your own"
     if cfg.trainer.get("enable_checkpointing") is False:
         return "trainer.enable_checkpointing=false kept no weights"
     return None

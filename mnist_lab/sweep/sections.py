@@ -43,7 +43,7 @@ class Section:
     def baseline(self) -> str:
         """Return the sentence about always answering the most frequent class.
 
-        Empty for runs without an accuracy, or on data of one's own, of which nothing is recorded.
+        Empty for runs without an accuracy, or on a user's own data, of which nothing is recorded.
         """
         if all(result.test["acc"] is None or result.data["digest"] is None for result in self.results):
             return ""
