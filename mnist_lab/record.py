@@ -155,7 +155,7 @@ def notes(
     measured: Sequence[Mapping[str, float | None]],
     processes: Sequence[int] = (),
 ) -> list[str]:
-    """Return what a reader of the numbers must know.
+    """Return the remarks that a reader of the numbers must know.
 
     Args:
         cfg: the run's config.

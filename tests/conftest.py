@@ -45,7 +45,8 @@ needs_mnist = pytest.mark.skipif(
 settings.register_profile("mnist_lab", deadline=None)  # how long an example takes depends on what else the machine does
 settings.load_profile("mnist_lab")
 sys.meta_path.insert(0, TorchmetricsWithoutSciPy())  # as every command does
-# At the very end of Python, triton's bindings list as leaked what the frozen heap keeps. Errors before are still shown.
+# When Python ends, triton's bindings report objects of the frozen heap as leaked. This hides that list: it runs after
+# the exit handlers of all that is imported later.
 atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
 gc.disable()  # until the tests are imported, which leaves next to nothing to collect: looking for it takes a second
 

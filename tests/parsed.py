@@ -1,4 +1,4 @@
-"""What commands do over and over, done once or only where it is used, so that tests take less time."""
+"""Shortcuts that make commands faster in tests: parse each text once, and prepare nothing that is not read."""
 
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ TABLES: dict[str, Any] = {}
 
 
 def parse_once() -> None:
-    """Have this process, and those that are forked from it, remember what they have parsed, and not prepare in vain."""
+    """Make this process and its forks keep what they parse, and skip maps that Hydra would not read."""
     load_config, load_table = OmegaConf.load, np.loadtxt
 
     def config(file: Any) -> Any:
@@ -37,7 +37,7 @@ def parse_once() -> None:
     choices = defaults_list._create_interpolation_map
 
     def choices_if_used(overrides: Any, entries: list[InputDefault], self_added: bool) -> DictConfig | None:
-        """Hydra makes this map for each file, and reads it where a defaults list has an interpolation."""
+        """Make the map of choices only where a defaults list has an interpolation: Hydra reads it nowhere else."""
         return choices(overrides, entries, self_added) if any(entry.is_interpolation() for entry in entries) else None
 
     defaults_list._create_interpolation_map = choices_if_used  # type: ignore[assignment]

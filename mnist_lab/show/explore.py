@@ -213,7 +213,7 @@ def _show_in_terminal(parts: Parts, index: int) -> None:
 
 
 def _figures(parts: Parts, index: int, seed: int) -> dict[str, Figure]:
-    """Return the pictures by file name."""
+    """Return the figures by file name."""
     import torch
 
     from mnist_lab.show.style import canvas, draw, drawable, shortened, tiled, titled
@@ -241,7 +241,7 @@ def _figures(parts: Parts, index: int, seed: int) -> dict[str, Figure]:
 
 
 def _one(parts: Parts, index: int, values: bool = False) -> Figure:
-    """Return a training image under its title; with `values`, pixels have theirs printed on them, a line a channel."""
+    """Return a figure of a training image; with `values`, pixels have theirs printed on them, a line a channel."""
     from mnist_lab.show.style import draw, drawable, subplots, tiled
 
     image = parts.train_images[index]
@@ -263,7 +263,7 @@ def _one(parts: Parts, index: int, values: bool = False) -> Figure:
 
 
 def _by_class(parts: Parts, names: list[str]) -> Figure:
-    """Return the first training images of each class, one row per class."""
+    """Return a figure of the first training images of each class, one row per class."""
     import torch
 
     from mnist_lab.show.style import canvas, draw, drawable, tiled

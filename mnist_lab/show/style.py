@@ -181,7 +181,7 @@ def shortened(names: Sequence[str], most: int) -> list[str]:
 
 
 def titled(images: Tensor, columns: int, width: float, texts: Sequence[str], wrong: Sequence[bool] = ()) -> Figure:
-    """Return images in a grid, each under its text, which is coloured for marked images.
+    """Return a figure of images in a grid, each under its text, which is coloured for marked images.
 
     Args:
         images: (n, C, H, W), 0 to 255.

@@ -89,7 +89,7 @@ def make_schedule(
 
 
 def step(optimizer: Optimizer, total_steps: int, epochs: float, every: int, gamma: float) -> LRScheduler:
-    """Multiply the rate by `gamma` after every `every` epochs.
+    """Return a schedule that multiplies the rate by `gamma` after every `every` epochs.
 
     Args:
         optimizer: whose rates are set.
@@ -102,7 +102,7 @@ def step(optimizer: Optimizer, total_steps: int, epochs: float, every: int, gamm
 
 
 def cosine(optimizer: Optimizer, total_steps: int, epochs: float, warmup: float, final: float) -> LRScheduler:
-    """Raise the rate linearly, then lower it along half a cosine (Loshchilov, Hutter 2016, eq. 5, without restarts).
+    """Return a linear rise, then half a cosine down (Loshchilov, Hutter 2016, eq. 5, without restarts).
 
     Args:
         optimizer: whose rates are set.
@@ -129,7 +129,7 @@ def one_cycle(
     initial: float,
     final: float,
 ) -> LRScheduler:
-    """Up to the optimiser's rate and down to almost nothing, along half cosines (Smith, Topin 2017).
+    """Return a rise to the optimiser's rate and a fall to almost 0, along half cosines (Smith, Topin 2017).
 
     Args:
         optimizer: whose rates are set.

@@ -19,7 +19,7 @@ from mnist_lab.files import CONF_DIR
 from mnist_lab.show.portable import FORMATS, facts
 from mnist_lab.trained import TrainedRun, load_run
 
-SAME = {"mlp_512", "mlp_1000"}  # as mlp but for their widths
+SAME = {"mlp_512", "mlp_1000"}  # as mlp_784_32, with one hidden layer
 MODELS = sorted({path.stem for path in (CONF_DIR / "model").glob("*.yaml")} - SAME)
 
 
